@@ -1,0 +1,56 @@
+"""The device and the number format that a command runs with."""
+
+from __future__ import annotations
+
+import torch
+
+from prologue.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+_REMEDY = {
+    "cuda": "no CUDA GPU is usable here (driver missing, or a torch build without CUDA): use --device cpu or auto",
+    "mps": "no Apple GPU is usable here (it needs macOS on Apple silicon): use --device cpu or auto",
+}
+
+
+def _available(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    if kind == "mps":
+        return torch.backends.mps.is_available()
+    return kind == "cpu"
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The device named; `auto` takes CUDA, then Apple's MPS, then the CPU. One that is absent is a `ConfigError`."""
+    if isinstance(device, str):
+        if device not in DEVICES:
+            raise ConfigError(f"unknown device {device!r}: choose one of {', '.join(DEVICES)}")
+        if device == "auto":
+            device = next(kind for kind in ("cuda", "mps", "cpu") if _available(kind))
+        device = torch.device(device)
+    if device.type in _REMEDY and not _available(device.type):
+        raise ConfigError(f"device {device.type!r} is not available: {_REMEDY[device.type]}")
+    return device
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The floating-point type named; `auto` is bf16 on CUDA of capability 8 or later, and fp32 elsewhere.
+
+    An unknown name, a type that is not floating point, or float64 on MPS (which lacks it) is a `ConfigError`.
+    """
+    choices = ", ".join(("auto", *DTYPES))
+    if isinstance(dtype, str):
+        if dtype == "auto":
+            fast = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+            return torch.bfloat16 if fast else torch.float32
+        if dtype not in DTYPES:
+            raise ConfigError(f"unknown dtype {dtype!r}: choose one of {choices}, or give a torch dtype")
+        return DTYPES[dtype]
+    if not dtype.is_floating_point:
+        raise ConfigError(f"dtype {dtype} is not a floating-point type: choose one of {choices}")
+    if dtype is torch.float64 and device.type == "mps":
+        raise ConfigError("device 'mps' has no float64: choose fp32, or --device cpu")
+    return dtype
