@@ -1,0 +1,147 @@
+"""What every command shares: options from argv, and the JSON file of a measurement.
+
+Conventions: `--device` (`DeviceOption`), `--seed` (`SeedOption`) on what draws, `--json FILE` (`JsonOption`) on what
+measures. Flags may be written with dashes or underscores; booleans as `--flag`, `--no-flag` or `--flag true|false`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+import platform
+import shlex
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from prologue._version import __version__
+from prologue.commands._overrides import fields_help, resolve_run_config, split_overrides
+from prologue.config import save_json
+from prologue.errors import ConfigError
+
+__all__ = [
+    "DeviceOption",
+    "JsonOption",
+    "SeedOption",
+    "fields_help",
+    "parse",
+    "provenance",
+    "resolve_run_config",
+    "split_overrides",
+    "write_measurement",
+]
+
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    tyro.conf.arg(help="Where to compute; auto takes the first of cuda, mps, cpu that is there."),
+]
+SeedOption = Annotated[int, tyro.conf.arg(help="Everything random descends from this number.")]
+JsonOption = Annotated[
+    Path | None, tyro.conf.arg(metavar="FILE", help="Also write the figures, with their provenance, to this file.")
+]
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, epilog: str = "") -> T:
+    """Build the options dataclass `kind` from argv; a mistake in argv is a `ConfigError` of one sentence.
+
+    `--help` prints the options, then `epilog`, and leaves with `SystemExit(0)`.
+    """
+    arguments = _spell_booleans(kind, argv)
+    refused = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(refused):
+            return tyro.cli(kind, args=arguments, prog=prog, description=description)
+    except SystemExit as stop:
+        if stop.code == 0:
+            if epilog:
+                print(f"\n{epilog}")
+            raise
+        raise ConfigError(f"{_sentence(refused.getvalue())}; see `{prog} --help`") from None
+
+
+def _spell_booleans(kind: type, argv: Sequence[str]) -> list[str]:
+    """`--flag true` and `--flag=false` as `--flag` and `--no-flag`, for the boolean fields of `kind`."""
+    hints = typing.get_type_hints(kind)
+    flags = {f.name.replace("_", "-") for f in dataclasses.fields(kind) if hints[f.name] is bool}
+    spelled: list[str] = []
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        name, equals, value = token.partition("=")
+        flag = name.removeprefix("--").replace("_", "-")
+        if not name.startswith("--") or flag not in flags:
+            spelled.append(token)
+            continue
+        if not equals and tokens and tokens[0].lower() in ("true", "false"):
+            equals, value = "=", tokens.pop(0)
+        if equals and value.lower() not in ("true", "false"):
+            raise ConfigError(f"--{flag} must be true or false, not {value!r}")
+        spelled.append(f"--no-{flag}" if value.lower() == "false" else f"--{flag}")
+    return spelled
+
+
+def _sentence(box: str) -> str:
+    """The parser's framed message as one line: its first paragraph, and the first spelling it suggests.
+
+    The frame is drawn with box characters where the output can show them, and with dashes elsewhere; then the title
+    is a paragraph of its own.
+    """
+    paragraphs: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip(" │")
+        if not text or text.startswith(("╭", "╰")):
+            continue
+        if set(text) <= {"─", "-"}:
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(text)
+    if "╭" not in box:
+        paragraphs = paragraphs[1:] or paragraphs
+    sentence = " ".join(paragraphs[0]).rstrip(".") or "the options could not be read"
+    for paragraph in paragraphs[1:2]:
+        if len(paragraph) > 1 and paragraph[0].startswith("Perhaps you meant"):
+            sentence += f" (did you mean {paragraph[1].split()[0]}?)"
+    return sentence[0].lower() + sentence[1:]
+
+
+def write_measurement(path: Path, provenance: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
+    """Write `{"provenance": {…}, "records": [{…}]}` to `path`, whole or not at all; numbers that are not finite
+    become null."""
+    save_json(path, _plain({"provenance": dict(provenance), "records": list(records)}))
+
+
+def provenance(command: Sequence[str], **extra: Any) -> dict[str, Any]:
+    """Where a measurement comes from: the `prologue` command line, versions, machine and time (UTC), then `extra`."""
+    return {
+        "command": shlex.join(["prologue", *command]),
+        "prologue": __version__,
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **extra,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: paths become text, scalar arrays numbers, tuples lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # a numpy or torch scalar
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
