@@ -1,0 +1,135 @@
+"""The embedded `shapes`: endless procedural scenes whose factors are known and depend on each other.
+
+A scene is one large shape under a light. What makes it hard without global context: the light's side decides which
+side of the background is bright, where the shadow falls, which side of the shape shines, and on which side the
+shape stands (opposite); its place decides its rotation, the rotation that of its texture; its colour decides the
+background's hue, and mostly whether it is night. The drawing is in `prologue.data.drawing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from prologue.config import DataConfig
+from prologue.data.cache import PixelCache
+from prologue.data.drawing import draw
+from prologue.data.rendered import RenderedSet
+from prologue.data.source import Data, fingerprint, seen_options
+from prologue.rng import numpy_stream
+
+Split = Literal["train", "validation"]
+
+CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "crescent")
+COLOURS = ("red", "amber", "green", "teal", "blue", "magenta")
+TEXTURES = ("plain", "stripes", "checks", "dots")
+BACKGROUNDS = ("gradient", "glow", "horizon")
+
+VERSION = 1
+"""Changes whenever a scene of the same seed would look different."""
+_HUES = {"red": 25.0, "amber": 75.0, "green": 145.0, "teal": 200.0, "blue": 262.0, "magenta": 335.0}
+_WARM = ("red", "amber", "magenta")
+_LEAN = 25.0
+"""Largest rotation to either side, in degrees."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The factors of one scene. Angles in degrees, hues of OKLCH; x to the right, y downwards."""
+
+    kind: str
+    colour: str
+    hue: float
+    """Hue of the shape: its colour's, with a little jitter."""
+    background_hue: float
+    """Opposite to the shape's hue, with a little jitter."""
+    night: bool
+    """Bright shape on a dark ground; else a deep one, with an outline, on a light ground. Warm colours prefer night."""
+    background: str
+    light: float
+    """Where the light comes from: -60 (left) … 0 (above) … 60 (right)."""
+    x: float
+    """Place of the shape in the room it has: -1 at the left border … 1 at the right; it evades the light."""
+    y: float
+    size: float
+    """Diameter over the picture's short side."""
+    rotation: float
+    """Clockwise; the shape leans to the side on which it stands."""
+    texture: str
+    periods: float
+    """Periods of the texture across the shape."""
+    phase: float
+    """Shift of the texture, in periods."""
+
+
+def scene(split: Split, index: int, seed: int = 0) -> Scene:
+    """Scene `index` of an endless split; classes take turns. The splits draw from different streams."""
+    draws: list[float] = numpy_stream(seed, "shapes", split, index).random(14).tolist()
+    chance = iter(draws)
+
+    def spread() -> float:
+        return 2 * next(chance) - 1
+
+    colour = COLOURS[int(next(chance) * len(COLOURS))]
+    hue = _HUES[colour] + 6 * spread()
+    side = spread()
+    x = max(-1.0, min(1.0, -0.75 * side + 0.35 * spread()))
+    return Scene(
+        kind=CLASS_NAMES[index % len(CLASS_NAMES)],
+        colour=colour,
+        hue=hue % 360,
+        background_hue=(hue + 180 + 15 * spread()) % 360,
+        night=(next(chance) < 0.85) == (colour in _WARM),
+        background=BACKGROUNDS[int(next(chance) * len(BACKGROUNDS))],
+        light=60 * side,
+        x=x,
+        y=spread(),
+        size=0.58 + 0.22 * next(chance),
+        rotation=_LEAN * (0.75 * x + 0.25 * spread()),
+        texture=TEXTURES[int(next(chance) * len(TEXTURES))],
+        periods=2.2 + 1.2 * next(chance),
+        phase=next(chance),
+    )
+
+
+def render(scene: Scene, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
+    """Draw a scene at any size; a wide or tall picture shows more background."""
+    return draw(scene, height, width)
+
+
+class ShapesSet(RenderedSet):
+    """One split of `shapes` at one size: `count` scenes from the stream of (seed, split)."""
+
+    def __init__(self, split: Split, count: int, size: tuple[int, int], config: DataConfig, seed: int = 0) -> None:
+        labels = np.arange(count, dtype=np.int64) % len(CLASS_NAMES)
+        super().__init__(labels, size, config, PixelCache(config.cache_mb))
+        self.split = split
+        self._seed = seed
+
+    def scene(self, index: int) -> Scene:
+        return scene(self.split, index, self._seed)
+
+    def render(self, index: int, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
+        return render(self.scene(index), height, width)
+
+    def factors(self, index: int) -> dict[str, Any]:
+        """The factors of image `index`, by name."""
+        return asdict(self.scene(index))
+
+
+def open_shapes(config: DataConfig, image_size: tuple[int, int], seed: int = 0) -> Data:
+    """The embedded scenes as a data source: `data.shapes_images` to train, `data.shapes_validation` to validate."""
+    return Data(
+        train=ShapesSet("train", config.shapes_images, image_size, config, seed),
+        validation=ShapesSet("validation", config.shapes_validation, image_size, config, seed),
+        class_names=CLASS_NAMES,
+        fingerprint=fingerprint(
+            source=f"shapes-{VERSION}",
+            seed=seed,
+            counts=[config.shapes_images, config.shapes_validation],
+            **seen_options(config, image_size),
+        ),
+    )

@@ -1,0 +1,90 @@
+"""Where images come from: the one interface of every image set, and the one door to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from prologue.config import DataConfig
+
+
+class ImageSet(Protocol):
+    """One split of a data source, at one image size. All pictures are RGB uint8, channels first.
+
+    An image set may be read from several threads.
+    """
+
+    size: tuple[int, int]
+    """Image rows and columns, in pixels."""
+    labels: Int64[np.ndarray, " n"]
+    """Class id of each image; all 0 where there are no classes."""
+    views: int
+    """Views per image that `token_views` gives."""
+
+    def __len__(self) -> int: ...
+
+    def center_view(self, index: int) -> UInt8[np.ndarray, "3 H W"]:
+        """The evaluation view: the center crop of METHOD §2. The array may be shared: do not write to it."""
+        ...
+
+    def train_view(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "3 H W"]:
+        """A training view: crop as `data.crop`, mirrored by chance if `data.flip`."""
+        ...
+
+    def token_views(self, index: int) -> UInt8[np.ndarray, "V 3 H W"]:
+        """The fixed views of which the token store holds the tokens (`data.token_views`, `data.flip`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data source opened at one image size: its splits, its classes, and what the user should know."""
+
+    train: ImageSet
+    validation: ImageSet
+    """Held-out images; may have length 0."""
+    class_names: tuple[str, ...]
+    """Names in the order of class ids; empty where the images have no labels."""
+    fingerprint: str
+    """Changes with the files' names, sizes and labels, and with every option that changes what is seen."""
+    notes: tuple[str, ...] = ()
+    """Sentences to be said once."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def fingerprint(**parts: Any) -> str:
+    """A short hash of JSON values, equal on every machine."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def seen_options(config: DataConfig, image_size: tuple[int, int]) -> dict[str, Any]:
+    """The options that change what every source shows, for its fingerprint."""
+    names = ("crop", "flip", "token_views")
+    return {"image_size": list(image_size), **{name: getattr(config, name) for name in names}}
+
+
+def open_data(where: str, config: DataConfig, image_size: tuple[int, int]) -> Data:
+    """Open `shapes`, `digits`, a folder or a zip, for images of `image_size` (rows, columns).
+
+    Raises `DataError` for what is missing, empty, damaged or contradictory, naming it, and `MissingExtraError`
+    for `digits` without its extra. A folder called shapes is reached as ./shapes.
+    """
+    if where == "shapes":
+        from prologue.data.shapes import open_shapes
+
+        return open_shapes(config, image_size)
+    if where == "digits":
+        from prologue.data.digits import open_digits
+
+        return open_digits(config, image_size)
+    from prologue.data.folder import open_folder
+
+    return open_folder(where, config, image_size)
