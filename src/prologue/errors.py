@@ -1,0 +1,40 @@
+"""Typed errors: each names the file, field or id at fault and what to do about it.
+
+The command line prints their text without a traceback and exits with code 2.
+"""
+
+
+class PrologueError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ConfigError(PrologueError):
+    """A configuration value, preset or option is unknown or impossible."""
+
+
+class DataError(PrologueError):
+    """Images, labels or a data source are missing, empty, damaged or contradictory."""
+
+
+class CheckpointError(PrologueError):
+    """A weight file or checkpoint is missing, truncated, of another shape, or a pickle."""
+
+
+class RunError(PrologueError):
+    """A run folder cannot be used as asked: other settings, another version, no room."""
+
+
+class SamplingError(PrologueError):
+    """A sampling request that cannot be satisfied: guidance, filters, classes, given tokens."""
+
+
+class EvaluationError(PrologueError):
+    """A measurement that cannot be made on what was given."""
+
+
+class MissingExtraError(PrologueError):
+    """A feature needs an optional extra that is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the extra [{extra}]: pip install 'prologue-ar[{extra}]'")
+        self.extra = extra

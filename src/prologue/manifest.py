@@ -1,0 +1,57 @@
+"""`pipeline.json`: what a loadable folder says beside its two models: class names and the default recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prologue.config import from_dict, load_json, save_json, to_dict
+from prologue.errors import CheckpointError, ConfigError
+from prologue.sampling.recipe import Recipe
+
+FORMAT = 1
+NAME = "pipeline.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`class_names` in the order of their ids, empty without classes; `recipe` None where none was chosen."""
+
+    class_names: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+    data: str | None = None
+    """Where the training images came from, as given to `--data`; None for imported models."""
+    trained_on: tuple[str, ...] = ()
+    """Feature extractors that a training loss used; distances in them are marked."""
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`."""
+        save_json(folder / NAME, to_dict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read it; a folder without one, or of another format, is a `CheckpointError` that says what to do."""
+        if not (folder / NAME).is_file():
+            if not folder.exists():
+                raise CheckpointError(f"{folder} does not exist: give a run folder or an exported folder")
+            raise CheckpointError(
+                f"{folder} has no {NAME}, so it is not a finished run or an exported folder: "
+                "finish the training by running the same `prologue train` command again"
+            )
+        data: Any = load_json(folder / NAME)
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{folder / NAME} has format {found}, this version reads {FORMAT}: use the version that wrote it"
+            )
+        try:
+            return from_dict(cls, data, NAME)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / NAME}: {error}") from error
+
+    def replace(self, **changes: Any) -> Manifest:
+        """A changed copy."""
+        return dataclasses.replace(self, **changes)

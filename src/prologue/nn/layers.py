@@ -1,0 +1,105 @@
+"""Building blocks that draw their weights from an explicit generator, never from the global one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+INIT_STD = 0.02
+NEAR_ZERO_STD = INIT_STD * 1e-5
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` whose weights stay unset until `initialise`; construction draws no random number."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float = INIT_STD) -> None:
+        self.std = std
+        super().__init__(in_features, out_features, bias=bias)
+
+    def reset_parameters(self) -> None:
+        """Weights come from `initialise`."""
+
+    def initialise(self, generator: torch.Generator) -> None:
+        truncated_normal(self.weight, self.std, generator)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Embedding(nn.Module):
+    """Rows looked up by id; `weight` is (rows, width)."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        truncated_normal(self.weight, INIT_STD, generator)
+
+
+class Queries(nn.Module):
+    """Learnable inputs (1, count, width), the same for every image."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, count, width))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        truncated_normal(self.weight, INIT_STD, generator)
+
+
+class RMSNorm(nn.Module):
+    """`x / max(‖x‖₂, 1e-12) · √D · (1 + w)` over the last dimension, computed in fp32; `w` starts at 0 (METHOD §3)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = math.sqrt(width)
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        wide = x.float()
+        # The clamp bounds the reciprocal instead of the norm: one pass less, and the same where ‖x‖ > 1e-12.
+        inverse = wide.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
+        return (wide * (inverse * self.scale) * (1 + self.weight.float())).to(x.dtype)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        nn.init.zeros_(self.weight)
+
+
+class Dropout(nn.Module):
+    """Dropout that draws from the generator its trainer hands it: `module.generator = …` before each step."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        keep = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
+        return x * keep / (1 - self.p)
+
+
+def truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill with a normal of this std, cut at ±2."""
+    nn.init.trunc_normal_(weight, std=std, generator=generator)
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Set the weights of every submodule that can, in the order of their registration."""
+    for child in module.modules():
+        if child is not module and hasattr(child, "initialise"):
+            child.initialise(generator)
+
+
+def head_in_fp32(x: Tensor, norm: RMSNorm, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Output norm and linear layer, in fp32 where the weights are; logits and pixels are always returned in fp32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(norm(x.to(weight.dtype)), weight, bias).float()

@@ -1,0 +1,126 @@
+"""Pre-norm transformer blocks of all four networks (METHOD §3), with an optional static key-value cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prologue.config import TransformerConfig
+from prologue.nn.layers import NEAR_ZERO_STD, Dropout, Linear, RMSNorm
+from prologue.nn.rope import RopeTable, rotate
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one block for a fixed number of positions, written in place: (B, H, T, d)."""
+
+    k: Tensor
+    v: Tensor
+
+    def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store positions `start…` and return everything stored up to them."""
+        stop = start + k.shape[2]
+        self.k[:, :, start:stop] = k
+        self.v[:, :, start:stop] = v
+        return self.k[:, :, :stop], self.v[:, :, :stop]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with QK-norm before the rotation; q, k, v have no bias."""
+
+    def __init__(self, config: TransformerConfig, bias: bool) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = Linear(config.width, 3 * config.width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
+        self.proj = Linear(config.width, config.width, bias=bias, std=NEAR_ZERO_STD)
+
+    def forward(self, x: Tensor, rope: RopeTable, causal: bool, cache: LayerCache | None, start: int) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q = rotate(self.q_norm(q), *rope).transpose(1, 2)
+        k = rotate(self.k_norm(k), *rope).transpose(1, 2)
+        v = v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.update(start, k, v)
+        mask = None
+        if causal and start > 0 and q.shape[2] > 1:
+            ones = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+            mask = ones.tril(start)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and start == 0 and q.shape[2] > 1)
+        out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """GEGLU: `fc2(gelu_tanh(value) · gate)` with `gate, value = fc1(x).chunk(2)`."""
+
+    def __init__(self, config: TransformerConfig, bias: bool) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.width, 2 * config.hidden, bias=bias)
+        self.fc2 = Linear(config.hidden, config.width, bias=bias, std=NEAR_ZERO_STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        out: Tensor = self.fc2(F.gelu(value, approximate="tanh") * gate)
+        return out
+
+
+class Block(nn.Module):
+    """`x + proj(attn(norm1(x)))`, then `x + ffn(norm2(x))`; dropout on both branches."""
+
+    def __init__(self, config: TransformerConfig, bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(config.width)
+        self.attn = Attention(config, bias)
+        self.norm2 = RMSNorm(config.width)
+        self.ffn = FeedForward(config, bias)
+        self.drop = Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, rope: RopeTable, causal: bool = False, cache: LayerCache | None = None, start: int = 0
+    ) -> Tensor:
+        x = x + self.drop(self.attn(self.norm1(x), rope, causal, cache, start))
+        return x + self.drop(self.ffn(self.norm2(x)))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks over rotary positions that are fixed at construction: (B, T, D) → (B, T, D)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self, config: TransformerConfig, table: RopeTable, *, causal: bool, bias: bool, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.causal = causal
+        self.blocks = nn.ModuleList(Block(config, bias, dropout) for _ in range(config.depth))
+        # Tables stay fp32 in half-precision models: they are no parameters and `to(dtype)` must not round them.
+        self.register_buffer("cos", table[0], persistent=False)
+        self.register_buffer("sin", table[1], persistent=False)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        """Move the rotary tables with the module, but keep them fp32."""
+        cos, sin = self.cos, self.sin
+        super()._apply(fn, recurse)
+        self.cos = cos.to(self.cos.device)
+        self.sin = sin.to(self.sin.device)
+        return self
+
+    def forward(
+        self, x: Float[Tensor, "B L D"], caches: list[LayerCache] | None = None, start: int = 0
+    ) -> Float[Tensor, "B L D"]:
+        """Positions `start…start+L`; with `caches` earlier positions are attended to as well."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.float()  # the residual stream stays fp32 under autocast
+        stop = start + x.shape[1]
+        rope = (self.cos[start:stop], self.sin[start:stop])
+        for index, block in enumerate(self.blocks):
+            x = block(x, rope, self.causal, caches[index] if caches is not None else None, start)
+        return x

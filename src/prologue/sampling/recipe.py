@@ -1,0 +1,50 @@
+"""A sampling recipe: guidance, temperatures and filters, stored with a pipeline as its default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prologue.config import from_dict, to_dict
+from prologue.errors import SamplingError
+from prologue.sampling.guidance import Guidance
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How tokens are drawn. `prologue_temperature=None` means `temperature`; `top_k` and `top_p` None keep all ids."""
+
+    guidance: Guidance = field(default_factory=Guidance.none)
+    temperature: float = 1.0
+    prologue_temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "prologue_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise SamplingError(f"{name} must be positive and finite, not {value}: for greedy sampling use top_k=1")
+        if self.top_k is not None and self.top_k < 1:
+            raise SamplingError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise SamplingError(f"top_p must lie in (0, 1], not {self.top_p}")
+
+    def segment_temperature(self, segment: str) -> float:
+        """The temperature of a segment by its name."""
+        if segment == "prologue" and self.prologue_temperature is not None:
+            return self.prologue_temperature
+        return self.temperature
+
+    def replace(self, **options: Any) -> Recipe:
+        """This recipe with some options changed."""
+        return dataclasses.replace(self, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        return from_dict(cls, data, "recipe")

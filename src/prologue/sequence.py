@@ -1,0 +1,147 @@
+"""What each position of a prior's sequence means: the one owner of offsets, EOS, segments and masks (METHOD §6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from prologue.config import LayoutConfig, TokenizerConfig
+from prologue.errors import SamplingError
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Ids of `B` images, each segment counted from 0 in its own codebook.
+
+    `prologue` is (B, P) and `visual` (B, N), int64; without a prologue, P is 0.
+    """
+
+    prologue: Int[Tensor, "B P"]
+    visual: Int[Tensor, "B N"]
+
+    def __len__(self) -> int:
+        return self.visual.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Self:
+        return type(self)(self.prologue[index], self.visual[index])
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(self.prologue.to(device), self.visual.to(device))
+
+    def without_prologue(self) -> Self:
+        """The visual ids alone, as a P = 0 prior takes them."""
+        return type(self)(self.prologue[:, :0], self.visual)
+
+    @classmethod
+    def cat(cls, parts: list[TokenIds]) -> Self:
+        return cls(torch.cat([p.prologue for p in parts]), torch.cat([p.visual for p in parts]))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of target positions `start:stop` whose ids lie in `first_id:last_id` (stop and last excluded)."""
+
+    name: str
+    start: int
+    stop: int
+    first_id: int
+    last_id: int
+
+
+class SequenceLayout:
+    """Targets `[prologue (P), EOS, visual (N)]`; with P = 0 only the visual ids, and no EOS.
+
+    Vocabulary: visual ids `0…K−1`, prologue ids `K…K+K_p−1`, EOS `K+K_p`. Source: METHOD §6.
+    """
+
+    def __init__(self, config: LayoutConfig) -> None:
+        self.config = config
+        self.prologue_tokens = config.prologue_tokens
+        self.visual_tokens = config.visual_tokens
+        self.prologue_offset = config.visual_codebook_size
+        self.has_prologue = config.prologue_tokens > 0
+        self.eos_id = config.visual_codebook_size + config.prologue_codebook_size
+        self.vocabulary = self.eos_id + 1 if self.has_prologue else config.visual_codebook_size
+        self.visual_start = config.prologue_tokens + 1 if self.has_prologue else 0
+        """Target position of the first visual token."""
+        self.length = self.visual_start + config.visual_tokens
+        """T, the number of targets; also of inputs, BOS included and the last target left out."""
+        visual = Segment("visual", self.visual_start, self.length, 0, config.visual_codebook_size)
+        prologue = Segment("prologue", 0, config.prologue_tokens, self.prologue_offset, self.eos_id)
+        eos = Segment("eos", config.prologue_tokens, self.visual_start, self.eos_id, self.eos_id + 1)
+        self.segments: tuple[Segment, ...] = (prologue, eos, visual) if self.has_prologue else (visual,)
+
+    @classmethod
+    def of(cls, tokenizer: TokenizerConfig, prologue: bool = True) -> SequenceLayout:
+        """The layout of sequences made by `tokenizer`; `prologue=False` leaves its prologue out."""
+        kept = prologue and tokenizer.prologue_tokens > 0
+        return cls(
+            LayoutConfig(
+                prologue_tokens=tokenizer.prologue_tokens if kept else 0,
+                prologue_codebook_size=tokenizer.prologue_codebook_size if kept else 0,
+                visual_tokens=tokenizer.visual_tokens,
+                visual_codebook_size=tokenizer.codebook_size,
+            )
+        )
+
+    def segment(self, step: int) -> Segment:
+        """The segment of target position `step`."""
+        for segment in self.segments:
+            if segment.start <= step < segment.stop:
+                return segment
+        raise IndexError(f"step {step} outside the {self.length} target positions")
+
+    def pack(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
+        """Ids as the prior counts them, EOS included. A wrong count or an id outside its codebook is an error."""
+        self.check(tokens)
+        if not self.has_prologue:
+            return tokens.visual
+        return torch.cat([self.pack_prologue(tokens.prologue), tokens.visual], dim=1)
+
+    def pack_prologue(self, prologue: Int[Tensor, "B P"]) -> Int[Tensor, "B P+1"]:
+        """Prologue ids and EOS as the prior counts them: what is given when the visual segment is sampled."""
+        eos = torch.full((len(prologue), 1), self.eos_id, dtype=torch.int64, device=prologue.device)
+        return torch.cat([prologue + self.prologue_offset, eos], dim=1)
+
+    def unpack(self, sequence: Int[Tensor, "B T"]) -> TokenIds:
+        """The inverse of `pack`."""
+        if sequence.ndim != 2 or sequence.shape[1] != self.length:
+            raise SamplingError(f"a sequence here has {self.length} ids per image, not shape {tuple(sequence.shape)}")
+        prologue = sequence[:, : self.prologue_tokens] - self.prologue_offset
+        tokens = TokenIds(prologue, sequence[:, self.visual_start :])
+        if self.has_prologue and bool((sequence[:, self.prologue_tokens] != self.eos_id).any()):
+            raise SamplingError(f"position {self.prologue_tokens} of a sequence must be EOS ({self.eos_id})")
+        self.check(tokens)
+        return tokens
+
+    def inputs(self, sequence: Int[Tensor, "B T"], visual_dropout: Bool[Tensor, B] | None = None) -> Tensor:
+        """Token inputs behind BOS, (B, T−1): all targets but the last; dropped samples have EOS for visual ids."""
+        inputs = sequence[:, :-1]
+        if visual_dropout is None or not self.has_prologue:
+            return inputs
+        dropped = visual_dropout[:, None] & (torch.arange(self.length - 1, device=inputs.device) >= self.visual_start)
+        return inputs.masked_fill(dropped, self.eos_id)
+
+    def check(self, tokens: TokenIds) -> None:
+        """Raise `SamplingError` unless counts and ids fit this layout."""
+        expected = (
+            ("prologue", tokens.prologue, self.prologue_tokens, self.config.prologue_codebook_size),
+            ("visual", tokens.visual, self.visual_tokens, self.config.visual_codebook_size),
+        )
+        for name, ids, count, size in expected:
+            if ids.ndim != 2 or ids.shape[1] != count:
+                raise SamplingError(f"expected {count} {name} ids per image, got shape {tuple(ids.shape)}")
+            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
+                bad = ids[(ids < 0) | (ids >= size)][0]
+                raise SamplingError(f"{name} id {int(bad)} lies outside its codebook 0…{size - 1}")
+
+    def allowed(self, device: torch.device | str = "cpu") -> Bool[Tensor, "T V"]:
+        """True where an id may stand at a target position."""
+        mask = torch.zeros(self.length, self.vocabulary, dtype=torch.bool, device=device)
+        for segment in self.segments:
+            mask[segment.start : segment.stop, segment.first_id : segment.last_id] = True
+        return mask

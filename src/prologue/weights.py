@@ -1,0 +1,86 @@
+"""Folders of one model: `config.json` and `model.safetensors`, written whole and read back strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prologue.config import load_json, save_json
+from prologue.errors import CheckpointError, ConfigError
+
+WEIGHTS = "model.safetensors"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; anything else (a pickle, a truncated file) is a `CheckpointError`."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        with path.open("rb") as raw:
+            magic = raw.read(4)
+        if magic[:2] in (b"PK", b"\x80\x02"):
+            raise CheckpointError(
+                f"{path} is a pickled PyTorch checkpoint; pickles can run code and are not read here: "
+                "convert it with safetensors.torch.save_file"
+            ) from error
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): copy or make it again") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.replace(path)
+
+
+def load_exactly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy `tensors` into `module`; a missing, unexpected or misshapen one is a `CheckpointError` naming it."""
+    own = module.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        name = f"lacks {missing[0]!r}" if missing else f"has an unexpected tensor {unexpected[0]!r}"
+        raise CheckpointError(f"{source} {name}: it belongs to another model or configuration")
+    for key, value in own.items():
+        if tensors[key].shape != value.shape:
+            raise CheckpointError(
+                f"{source}: tensor {key!r} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
+            )
+        with torch.no_grad():
+            value.copy_(tensors[key])
+
+
+def save_model(folder: Path, config: dict[str, Any], module: nn.Module) -> None:
+    """Write `config.json` and `model.safetensors`."""
+    save_json(folder / "config.json", config)
+    write_tensors(folder / WEIGHTS, module.state_dict())
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model folder."""
+    try:
+        config = load_json(folder / "config.json")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder} is not a model folder: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'} must hold a table of fields")
+    return config
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
