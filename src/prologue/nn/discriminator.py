@@ -13,7 +13,7 @@ _WIDEST = 8
 
 
 def smallest_image(layers: int = 3) -> int:
-    """Shortest image side in pixels: after `layers` halvings 3 px remain, for the two convolutions that take one each."""
+    """Shortest image side in pixels: `layers` halvings leave 3, and the two convolutions after them take one each."""
     return 3 << layers
 
 
