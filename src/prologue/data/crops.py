@@ -74,7 +74,8 @@ def _resize_and_cut(
         return whole.crop((left, top, left + size[1], top + size[0]))
     # A sliver (1 × 10,000 pixels, say) covers the target only at an absurd size; the same window, computed alone.
     down, across = image.height / resized[0], image.width / resized[1]
-    box = (left * across, top * down, (left + size[1]) * across, (top + size[0]) * down)
+    right, bottom = min((left + size[1]) * across, image.width), min((top + size[0]) * down, image.height)
+    box = (left * across, top * down, right, bottom)
     return image.resize((size[1], size[0]), resample=Image.Resampling.BICUBIC, box=box)
 
 

@@ -12,7 +12,7 @@ from prologue.errors import DataError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Files with these endings are images; all others are passed over."""
 # A web image's ending is often wrong: the content decides, among what decodes safely.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 def decode(data: bytes, name: str, background: tuple[int, int, int]) -> Image.Image:
@@ -32,7 +32,9 @@ def header_size(data: bytes, name: str) -> tuple[int, int]:
     """(rows, columns) of the upright picture, from the header alone. Raises `DataError` as `decode`."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            lying = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            # Asking a PNG for its EXIF would decode it; hardly any has a turn there.
+            turn = 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)
+            lying = turn in (5, 6, 7, 8)
             return (image.width, image.height) if lying else (image.height, image.width)
     except Exception as error:  # as above
         raise damaged(name, str(error) or type(error).__name__) from error
