@@ -1,0 +1,44 @@
+# Every target sets up what it needs: a virtual environment in .venv with the exact versions of constraints.txt.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := dev,lite0,digits,track
+
+.PHONY: help setup demo test lint types clean
+
+help:  ## List the targets
+	@echo "make TARGET [ARGS='…']"
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 10
+
+setup: $(STAMP)  ## Make .venv and install the package with its extras (quick when nothing changed)
+
+# PYTHON=… overrides the search; a failed installation leaves no stamp, so the next call tries again.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	  if $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "error: no Python 3.11 or later with venv: install one, or make PYTHON=/path/to/python3" >&2; exit 2; fi; \
+	if [ ! -x $(BIN)/python ]; then $$found -m venv $(VENV); fi
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup  ## Train, sample and report on embedded data (QUICK=1: two minutes; ARGS='--minutes 60')
+	$(BIN)/prologue demo $(if $(QUICK),--quick) $(ARGS)
+
+test: setup  ## Run the tests (ARGS='tests/test_cli_skeleton.py -x')
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## Check types
+	$(BIN)/mypy
+
+clean:  ## Remove caches and builds; keeps runs/ and .venv
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
