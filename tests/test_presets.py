@@ -11,8 +11,11 @@ from prologue import presets
 from prologue.cli import main
 from prologue.commands._options import resolve_run_config
 from prologue.commands.presets import prior_parameters, tokenizer_parameters
-from prologue.config import OptimizerConfig, RunConfig, TransformerConfig, from_dict, to_dict
+from prologue.config import OptimizerConfig, PriorConfig, RunConfig, TransformerConfig, from_dict, to_dict
 from prologue.errors import ConfigError
+from prologue.prior import Prior
+from prologue.sequence import SequenceLayout
+from prologue.tokenizer import Tokenizer
 
 SMALL = [name for name in presets.names() if name.startswith(("small", "shapes"))]
 PAPER = [name for name in presets.names() if name not in SMALL]
@@ -42,6 +45,16 @@ def test_unknown_preset_names_the_nearest_and_the_list() -> None:
 )
 def test_prior_sizes_of_the_paper(name: str, millions: float) -> None:
     assert prior_parameters(presets.preset(name), 1000) / 1e6 == pytest.approx(millions, rel=2e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_counted_sizes_are_those_of_the_models(name: str) -> None:
+    config = presets.preset(name)
+    tokenizer = Tokenizer(config.tokenizer)
+    assert tokenizer_parameters(config.tokenizer) == sum(tensor.numel() for tensor in tokenizer.parameters())
+    layout = SequenceLayout.of(config.tokenizer).config
+    prior = Prior(PriorConfig(layout, 10, config.prior.transformer, config.prior.tied))
+    assert prior_parameters(config, 10) == sum(tensor.numel() for tensor in prior.parameters())
 
 
 def test_tokenizer_sizes_of_the_paper() -> None:
