@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prologue.config import from_dict, load_json, save_json, to_dict
-from prologue.errors import CheckpointError, ConfigError
+from prologue.errors import CheckpointError, ConfigError, PrologueError
 from prologue.sampling.recipe import Recipe
 
 FORMAT = 1
@@ -41,7 +41,10 @@ class Manifest:
                 f"{folder} has no {NAME}, so it is not a finished run or an exported folder: "
                 "finish the training by running the same `prologue train` command again"
             )
-        data: Any = load_json(folder / NAME)
+        try:
+            data: Any = load_json(folder / NAME)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:
             raise CheckpointError(
@@ -49,7 +52,7 @@ class Manifest:
             )
         try:
             return from_dict(cls, data, NAME)
-        except ConfigError as error:
+        except PrologueError as error:  # the recipe's own checks among them
             raise CheckpointError(f"{folder / NAME}: {error}") from error
 
     def replace(self, **changes: Any) -> Manifest:

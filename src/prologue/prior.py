@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from prologue.config import PriorConfig, from_dict, prior_rope_axes, to_dict
+from prologue.config import PriorConfig, prior_rope_axes, to_dict
 from prologue.errors import SamplingError
 from prologue.nn.layers import Dropout, Embedding, Linear, RMSNorm, head_in_fp32, initialise
 from prologue.nn.rope import Positions
@@ -114,6 +114,6 @@ class Prior(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote, on the CPU in fp32; anything missing or wrong is a `CheckpointError`."""
         path = Path(folder)
-        model = cls(from_dict(PriorConfig, read_config(path), "prior"))
+        model = cls(read_config(path, PriorConfig))
         load_exactly(model, read_tensors(path / WEIGHTS), str(path / WEIGHTS))
         return model.eval()

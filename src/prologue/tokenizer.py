@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from prologue.config import TokenizerConfig, TransformerConfig, from_dict, to_dict, tokenizer_rope_axes
+from prologue.config import TokenizerConfig, TransformerConfig, to_dict, tokenizer_rope_axes
 from prologue.errors import DataError
 from prologue.nn.layers import NEAR_ZERO_STD, Linear, Queries, RMSNorm, head_in_fp32, initialise
 from prologue.nn.quantizers import PrologueQuantizer, Quantized, VisualQuantizer
@@ -182,6 +182,6 @@ class Tokenizer(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote, on the CPU in fp32; anything missing or wrong is a `CheckpointError`."""
         path = Path(folder)
-        model = cls(from_dict(TokenizerConfig, read_config(path), "tokenizer"))
+        model = cls(read_config(path, TokenizerConfig))
         load_exactly(model, read_tensors(path / WEIGHTS), str(path / WEIGHTS))
         return model.eval()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prologue.config import load_json, save_json
+from prologue.config import from_dict, load_json, save_json
 from prologue.errors import CheckpointError, ConfigError
 
 WEIGHTS = "model.safetensors"
+
+T = TypeVar("T")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -69,15 +71,13 @@ def save_model(folder: Path, config: dict[str, Any], module: nn.Module) -> None:
     write_tensors(folder / WEIGHTS, module.state_dict())
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a model folder."""
+def read_config(folder: Path, kind: type[T]) -> T:
+    """The `config.json` of a model folder, strictly; anything wrong is a `CheckpointError` naming file and field."""
+    path = folder / "config.json"
     try:
-        config = load_json(folder / "config.json")
+        return from_dict(kind, load_json(path))
     except ConfigError as error:
-        raise CheckpointError(f"{folder} is not a model folder: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} must hold a table of fields")
-    return config
+        raise CheckpointError(f"{path} does not describe a {kind.__name__}: {error}") from error
 
 
 def file_hash(path: Path) -> str:

@@ -27,8 +27,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise SamplingError(f"{name} must be positive and finite, not {value}: for greedy sampling use top_k=1")
-        if self.top_k is not None and self.top_k < 1:
-            raise SamplingError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise SamplingError(f"top_k must be a whole number of at least 1, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise SamplingError(f"top_p must lie in (0, 1], not {self.top_p}")
 
