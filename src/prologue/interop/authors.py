@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prologue.config import LayoutConfig, PriorConfig, TokenizerConfig, TransformerConfig, load_json
-from prologue.errors import CheckpointError
+from prologue.config import LayoutConfig, PriorConfig, TokenizerConfig, TransformerConfig, from_dict, load_json, to_dict
+from prologue.errors import CheckpointError, ConfigError
 from prologue.prior import Prior
 from prologue.tokenizer import Tokenizer
 from prologue.weights import load_exactly, read_tensors
@@ -30,25 +31,36 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tensors = {k: v for k, v in read_tensors(path).items() if not k.endswith(_DROPPED)}
+        whole = read_tensors(path)
+        self.tensors = {k: v for k, v in whole.items() if not k.endswith(_DROPPED)}
+        self.dropped_shapes = {k: tuple(v.shape) for k, v in whole.items() if k not in self.tensors}
         self.unread = set(self.tensors)
 
     def __contains__(self, key: str) -> bool:
         return key in self.tensors
 
-    def take(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        if key not in self.tensors:
-            raise CheckpointError(f"{self.path} lacks the tensor {key!r}")
+    def take(self, key: str, like: tuple[int | None, ...] | None = None) -> Tensor:
+        """The tensor in fp32; where `like` is given, its shape must be that (None: any size)."""
+        shape = self.shape(key)
         self.unread.discard(key)
-        value = self.tensors[key].float()
-        if shape is not None and tuple(value.shape) != shape:
-            raise CheckpointError(f"{self.path}: tensor {key!r} has shape {tuple(value.shape)}, expected {shape}")
-        return value
+        if like is not None:
+            fits = len(shape) == len(like) and all(b in (None, a) for a, b in zip(shape, like, strict=True))
+            if not fits:
+                expected = " × ".join("any" if size is None else str(size) for size in like)
+                raise CheckpointError(f"{self.path}: tensor {key!r} has shape {shape}, expected {expected}")
+        return self.tensors[key].float()
 
-    def peek(self, key: str) -> Tensor:
+    def shape(self, key: str) -> tuple[int, ...]:
         if key not in self.tensors:
             raise CheckpointError(f"{self.path} lacks the tensor {key!r}")
-        return self.tensors[key]
+        return tuple(self.tensors[key].shape)
+
+    def size(self, key: str, axis: int, dims: int) -> int:
+        """One size of a tensor that has `dims` dimensions."""
+        shape = self.shape(key)
+        if len(shape) != dims:
+            raise CheckpointError(f"{self.path}: tensor {key!r} has shape {shape}, expected {dims} dimensions")
+        return shape[axis]
 
     def count(self, prefix: str) -> int:
         """Number of numbered children under `prefix`."""
@@ -129,19 +141,20 @@ def fold_prior(config: PriorConfig, reader: _Reader) -> Tensors:
 
 def _condition(reader: _Reader, network: str) -> Tensor:
     """The constant condition `c` of a network: its null class, projected, normalised, activated."""
-    weight, bias = reader.take(f"{network}.cond_proj.0.weight"), reader.take(f"{network}.cond_proj.0.bias")
-    c = weight[:, -1] + bias
-    scale = 1 + reader.take(f"{network}.cond_proj.1.weight")
+    weight = reader.take(f"{network}.cond_proj.0.weight", (None, None))
+    c = weight[:, -1] + reader.take(f"{network}.cond_proj.0.bias", (len(weight),))
+    scale = 1 + reader.take(f"{network}.cond_proj.1.weight", (len(weight),))
     return F.gelu(F.normalize(c, dim=0) * math.sqrt(len(c)) * scale, approximate="tanh")
 
 
 def _affine(reader: _Reader, name: str, condition: Tensor) -> Tensor:
-    return reader.take(f"{name}.weight") @ condition + reader.take(f"{name}.bias")
+    scale = reader.take(f"{name}.weight", (None, len(condition))) @ condition
+    return scale + reader.take(f"{name}.bias", (len(scale),))
 
 
 def _gate(reader: _Reader, name: str, condition: Tensor, bias: bool) -> Tensor:
-    gate = reader.take(f"{name}.weight") @ condition
-    return gate + reader.take(f"{name}.bias") if bias else gate
+    gate = reader.take(f"{name}.weight", (None, len(condition))) @ condition
+    return gate + reader.take(f"{name}.bias", (len(gate),)) if bias else gate
 
 
 def _fold_network(
@@ -165,7 +178,8 @@ def _fold_blocks(
         source, target = f"{theirs}.layers.{index}", f"{ours}.blocks.{index}"
         out[f"{target}.norm1.weight"] = _affine(reader, f"{source}.adaln_1.affine", condition)
         out[f"{target}.norm2.weight"] = _affine(reader, f"{source}.adaln_mlp.affine", condition)
-        q, kv = reader.take(f"{source}.attn1.to_q.weight"), reader.take(f"{source}.attn1.to_kv.weight")
+        q = reader.take(f"{source}.attn1.to_q.weight", (config.width, config.width))
+        kv = reader.take(f"{source}.attn1.to_kv.weight", (2 * config.width, config.width))
         out[f"{target}.attn.qkv.weight"] = torch.cat([q, kv])
         for norm in ("q_norm", "k_norm"):
             out[f"{target}.attn.{norm}.weight"] = reader.take(f"{source}.attn1.{norm}.weight")
@@ -175,9 +189,10 @@ def _fold_blocks(
         gated = (("gate1", "attn1.proj", "attn.proj"), ("gate_mlp", "ffn.fc2", "ffn.fc2"))
         for gate_name, their_layer, our_layer in gated:
             gate = _gate(reader, f"{source}.{gate_name}", condition, bias)
-            out[f"{target}.{our_layer}.weight"] = gate[:, None] * reader.take(f"{source}.{their_layer}.weight")
+            weight = reader.take(f"{source}.{their_layer}.weight", (len(gate), None))
+            out[f"{target}.{our_layer}.weight"] = gate[:, None] * weight
             if bias:
-                out[f"{target}.{our_layer}.bias"] = gate * reader.take(f"{source}.{their_layer}.bias")
+                out[f"{target}.{our_layer}.bias"] = gate * reader.take(f"{source}.{their_layer}.bias", (len(gate),))
     return out
 
 
@@ -193,9 +208,9 @@ def _transformer_config(
     reader: _Reader, network: str, default_ratio: str, declared: dict[str, Any] | None
 ) -> TransformerConfig:
     """Sizes of a network from its tensors, checked against `declared`, which also gives what tensors cannot tell."""
-    width = reader.peek(f"{network}.layers.0.attn1.to_q.weight").shape[1]
-    head_dim = reader.peek(f"{network}.layers.0.attn1.q_norm.weight").shape[0]
-    hidden = reader.peek(f"{network}.layers.0.ffn.fc2.weight").shape[1]
+    width = reader.size(f"{network}.layers.0.attn1.to_q.weight", 1, 2)
+    head_dim = reader.size(f"{network}.layers.0.attn1.q_norm.weight", 0, 1)
+    hidden = reader.size(f"{network}.layers.0.ffn.fc2.weight", 1, 2)
     depth = reader.count(f"{network}.layers.")
     if declared is None and head_dim != _PUBLISHED_HEAD_DIM:
         raise CheckpointError(
@@ -230,7 +245,7 @@ def _tokenizer_config(encoder: _Reader, decoder: _Reader, options: ImportOptions
     declared = options.config or {}
     variant = _recognise_variant(encoder, decoder)
     _agree(encoder.path, "variant", variant, declared)
-    patch_dim, code_dim = decoder.peek("dec.out.weight").shape[0], encoder.peek("quantizer.proj_in.weight").shape[0]
+    patch_dim = decoder.size("dec.out.weight", 0, 2)
     patch = math.isqrt(patch_dim // 3)
     if 3 * patch * patch != patch_dim:
         raise CheckpointError(f"{decoder.path}: {patch_dim} outputs per patch are not those of a square RGB patch")
@@ -248,13 +263,13 @@ def _tokenizer_config(encoder: _Reader, decoder: _Reader, options: ImportOptions
         prologue_encoder=_transformer_config(encoder, "semantic_enc", "11/4", declared.get("prologue_encoder"))
         if variant == "prologue-post"
         else None,
-        code_dim=code_dim,
-        codebook_size=encoder.peek("quantizer.embedding.weight").shape[0],
-        prologue_tokens=encoder.peek(query).shape[1] if query else 0,
-        prologue_codebook_size=encoder.peek("semantic_quantizer.embedding.weight").shape[0] if prologue else 0,
+        code_dim=encoder.size("quantizer.proj_in.weight", 0, 2),
+        codebook_size=encoder.size("quantizer.embedding.weight", 0, 2),
+        prologue_tokens=encoder.size(query, 1, 3) if query else 0,
+        prologue_codebook_size=encoder.size("semantic_quantizer.embedding.weight", 0, 2) if prologue else 0,
         prologue_temperature=(declared.get("prologue_temperature") or _CODE_TEMPERATURE) if prologue else 0.1,
     )
-    for name in ("code_dim", "codebook_size", "prologue_tokens"):
+    for name in ("visual_tokens", "code_dim", "codebook_size", "prologue_tokens", "prologue_codebook_size"):
         _agree(encoder.path, name, getattr(config, name), declared)
     _check_grid(encoder, config)
     return config
@@ -269,15 +284,20 @@ def _recognise_variant(encoder: _Reader, decoder: _Reader) -> str:
 
 
 def _check_grid(encoder: _Reader, config: TokenizerConfig) -> None:
-    """Only `1d` tensors, and the authors' position masks, know the number of visual tokens."""
-    if config.variant != "1d":
-        return
-    count = encoder.peek("enc.learnable_query").shape[1]
-    if count != config.visual_tokens:
-        raise CheckpointError(
-            f"{encoder.path}: {count} queries, but an image of {config.image_size[0]}×{config.image_size[1]} has "
-            f"{config.visual_tokens} patches: give the right --image-size"
-        )
+    """The number of visual tokens, which only `1d` queries and the authors' position masks know."""
+    counts = []
+    if config.variant == "1d":
+        counts.append(encoder.size("enc.learnable_query", 1, 3))
+    mask = encoder.dropped_shapes.get("quantizer.pos_select_mask", ())
+    if len(mask) == 2:
+        counts.append(mask[0])
+    for count in counts:
+        if count != config.visual_tokens:
+            raise CheckpointError(
+                f"{encoder.path} is of {count} visual tokens, but an image of "
+                f"{config.image_size[0]}×{config.image_size[1]} has {config.visual_tokens} patches: "
+                "give the right --image-size"
+            )
 
 
 def _agree(path: Path, name: str, found: object, declared: dict[str, Any]) -> None:
@@ -287,27 +307,58 @@ def _agree(path: Path, name: str, found: object, declared: dict[str, Any]) -> No
 
 def _prior_config(reader: _Reader, tokenizer: TokenizerConfig, options: ImportOptions) -> PriorConfig:
     declared = options.config or {}
-    vocabulary = reader.peek("semantic_emb.weight").shape[0]
+    vocabulary = reader.size("semantic_emb.weight", 0, 2)
     prologue = tokenizer.prologue_tokens > 0 and vocabulary != tokenizer.codebook_size
+    expected = tokenizer.codebook_size + (tokenizer.prologue_codebook_size + 1 if prologue else 0)
+    if vocabulary != expected:
+        raise CheckpointError(
+            f"{reader.path} has {vocabulary} token embeddings, a prior of this {tokenizer.variant!r} tokenizer has "
+            f"{expected}: the two were not trained together"
+        )
     layout = LayoutConfig(
         prologue_tokens=tokenizer.prologue_tokens if prologue else 0,
         prologue_codebook_size=tokenizer.prologue_codebook_size if prologue else 0,
         visual_tokens=tokenizer.visual_tokens,
         visual_codebook_size=tokenizer.codebook_size,
     )
-    classes = reader.peek("bos_emb.weight").shape[0] - 1
+    classes = reader.size("bos_emb.weight", 0, 2) - 1
+    tied = "ar_model.out.weight" not in reader
     _agree(reader.path, "num_classes", classes, declared)
+    _agree(reader.path, "tied_embeddings", tied, declared.get("prior", {}))
     return PriorConfig(
         layout=layout,
         num_classes=classes,
         transformer=_transformer_config(reader, "ar_model", "11/4", declared.get("prior")),
-        tied="ar_model.out.weight" not in reader,
+        tied=tied,
     )
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """A config in the form of parity's config.json."""
-    config = load_json(path)
-    if not isinstance(config, dict) or "variant" not in config:
-        raise CheckpointError(f"{path} is not a checkpoint config: it must be a table with 'variant', 'encoder', …")
+    """A config in the form of parity's config.json; a value that cannot be one is a `CheckpointError` naming it."""
+    try:
+        config = load_json(path)
+        if not isinstance(config, dict) or not {"variant", "encoder", "decoder", "prior"} <= config.keys():
+            raise ConfigError(f"{path} is not a checkpoint config: it must be a table with 'variant', 'encoder', …")
+        for name in ("encoder", "decoder", "prior", "prologue_encoder"):
+            if config.get(name) is not None:
+                config[name] = config[name] | to_dict(_declared_sizes(config[name], name))
+        size, temperature = config.get("image_size", 256), config.get("prologue_temperature")
+        sides = size if isinstance(size, list) else [size, size]
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise ConfigError(f"image_size must be a number or [rows, columns], not {size!r}")
+        if temperature is not None and not isinstance(temperature, int | float):
+            raise ConfigError(f"prologue_temperature must be a number, not {temperature!r}")
+    except ConfigError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     return config
+
+
+def _declared_sizes(network: Any, name: str) -> TransformerConfig:
+    """The sizes of one network of a config, which may say more than this package asks."""
+    asked = {field.name for field in dataclasses.fields(TransformerConfig)}
+    if not isinstance(network, dict):
+        raise ConfigError(f"{name} must be a table of sizes, not {network!r}")
+    for field in sorted(asked - {"rope_axes"}):
+        if field not in network:
+            raise ConfigError(f"{name} lacks {field!r}")
+    return from_dict(TransformerConfig, {key: value for key, value in network.items() if key in asked}, name)
