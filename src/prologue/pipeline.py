@@ -1,0 +1,328 @@
+"""Generation for users: a tokenizer, a prior and their class names, opened from one folder."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from typing import Final, Literal, Self, TypedDict, Unpack
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from prologue.device import pick_device, pick_dtype
+from prologue.errors import CheckpointError, DataError, SamplingError
+from prologue.images import fit, to_pil
+from prologue.manifest import Manifest
+from prologue.prior import Prior
+from prologue.sampling.decode import sample_sequences
+from prologue.sampling.guidance import Guidance
+from prologue.sampling.recipe import Recipe
+from prologue.sequence import SequenceLayout, TokenIds
+from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
+
+ClassLike = str | int | None
+"""A name, an id, or None for the null class."""
+Classes = ClassLike | Sequence[ClassLike] | Tensor
+"""One class, several, or an int64 tensor of ids."""
+Images = Image.Image | Sequence[Image.Image] | Tensor
+"""Pictures of any size, or model-range tensors (3, H, W) or (B, 3, H, W)."""
+
+_NAMES_SHOWN = 20
+
+
+class InTurn(Enum):
+    """Says that no class was given, which is not the same as None, the null class."""
+
+    IN_TURN = "the classes in turn"
+
+
+IN_TURN: Final = InTurn.IN_TURN
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are drawn; what is left out comes from the stored recipe.
+
+    `prologue_temperature=None` means `temperature`; `top_k` and `top_p` None keep all ids.
+    """
+
+    guidance: Guidance
+    temperature: float
+    prologue_temperature: float | None
+    top_k: int | None
+    top_p: float | None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images with what they were made from; entry `i` of each belongs to image `i`."""
+
+    images: list[Image.Image]
+    tokens: TokenIds
+    seeds: list[int]
+    class_ids: list[int]
+    """The null class is `num_classes`."""
+
+
+class Pipeline:
+    """A tokenizer and a prior that fit together, and what a folder says beside them.
+
+    An image depends on its class, its seed and the options alone, not on the images computed with it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prior: Prior, manifest: Manifest | None = None) -> None:
+        manifest = manifest if manifest is not None else Manifest()
+        expected = SequenceLayout.of(tokenizer.config, prologue=prior.layout.has_prologue).config
+        if prior.config.layout != expected:
+            raise CheckpointError(
+                f"the prior's sequences ({prior.config.layout}) are not those of the tokenizer ({expected}): "
+                "they were not trained together"
+            )
+        if manifest.class_names and len(manifest.class_names) != prior.num_classes:
+            raise CheckpointError(
+                f"{len(manifest.class_names)} class names do not fit a prior of {prior.num_classes} classes"
+            )
+        self.tokenizer = tokenizer.eval()
+        self.prior = prior.eval()
+        self.manifest = manifest
+        self._said_unguided = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of their ids; the ids themselves where no names are known."""
+        return self.manifest.class_names or tuple(str(index) for index in range(self.prior.num_classes))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The stored recipe: what options come from that a call leaves out. Set it to have it saved."""
+        return self.manifest.recipe or Recipe()
+
+    @recipe.setter
+    def recipe(self, recipe: Recipe) -> None:
+        self.manifest = self.manifest.replace(recipe=recipe)
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.token_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.prior.token_embedding.weight.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    ) -> Self:
+        """Open a finished run's folder or an exported one.
+
+        Anything missing or damaged in it is a `CheckpointError` naming the file; a device or number format that is
+        not there is a `ConfigError`.
+        """
+        folder = Path(path)
+        where = pick_device(device)
+        kind = pick_dtype(dtype, where)
+        manifest = Manifest.load(folder)
+        tokenizer, prior = Tokenizer.from_pretrained(folder / "tokenizer"), Prior.from_pretrained(folder / "prior")
+        try:
+            return cls(tokenizer.to(where, kind), prior.to(where, kind), manifest)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a folder that `from_pretrained` opens; weights keep the number format they have now."""
+        folder = Path(path)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.prior.save_pretrained(folder / "prior")
+        self.manifest.save(folder)  # last: without it the folder does not pass for a whole one
+
+    def class_id(self, value: ClassLike) -> int:
+        """The id of a name, an id or None. An unknown one is a `SamplingError` with the nearest name and the list."""
+        if value is None:
+            return self.prior.null_class
+        if isinstance(value, str):
+            if value in self.class_names:
+                return self.class_names.index(value)
+            near = get_close_matches(value, self.class_names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise SamplingError(f"unknown class {value!r}: {hint}{self._known_classes()}")
+        try:
+            index = -1 if isinstance(value, bool) else operator.index(value)
+        except TypeError:
+            index = -1
+        if not 0 <= index <= self.prior.num_classes:
+            raise SamplingError(f"unknown class {value!r}: {self._known_classes()}")
+        return index
+
+    def _known_classes(self) -> str:
+        names = self.class_names
+        if not names:
+            return "this model has no classes; leave the class out, or give None"
+        rest = f", … ({len(names)} in all)" if len(names) > _NAMES_SHOWN else ""
+        return f"classes are {', '.join(names[:_NAMES_SHOWN])}{rest}, their ids 0…{len(names) - 1}, or None"
+
+    def class_name(self, class_id: int) -> str:
+        """The name of an id; `null` for the null class."""
+        return "null" if class_id == self.prior.null_class else self.class_names[class_id]
+
+    def deal(self, classes: Classes | Literal[InTurn.IN_TURN] = IN_TURN, count: int | None = None) -> list[int]:
+        """The class id of each image that `generate` with these arguments makes."""
+        if count is not None and count < 1:
+            raise SamplingError(f"count must be at least 1, not {count}")
+        if isinstance(classes, InTurn):
+            ids, count = list(range(max(1, self.prior.num_classes))), count or 1
+        else:
+            ids = self._class_ids(classes)
+        if not ids:
+            raise SamplingError("the list of classes is empty: name at least one, or leave it out")
+        return [ids[index % len(ids)] for index in range(len(ids) if count is None else count)]
+
+    def generate(
+        self,
+        classes: Classes | Literal[InTurn.IN_TURN] = IN_TURN,
+        *,
+        count: int | None = None,
+        seed: int | Sequence[int] = 0,
+        batch: int = 64,
+        **options: Unpack[SamplingOptions],
+    ) -> Generated:
+        """Images of `classes`; without them, of all classes in turn (of the null class where there are none).
+
+        `count` images in all are dealt to the classes in turn; left out, one for each class given. `seed` `s` means
+        `s, s+1, …` for the images in order; a list gives one for each. `batch` bounds the memory, not the result.
+        Raises `SamplingError` for unknown classes and for options that cannot be satisfied.
+        """
+        ids = self.deal(classes, count)
+        seeds = _seeds(seed, len(ids))
+        tokens = self._draw(ids, seeds, None, batch, options)
+        return Generated(self.decode(tokens.visual, batch), tokens, seeds, ids)
+
+    def sample(
+        self,
+        classes: Classes | Literal[InTurn.IN_TURN] = IN_TURN,
+        *,
+        count: int | None = None,
+        seed: int | Sequence[int] = 0,
+        batch: int = 64,
+        **options: Unpack[SamplingOptions],
+    ) -> TokenIds:
+        """The tokens that `generate` with the same arguments makes its images from."""
+        ids = self.deal(classes, count)
+        return self._draw(ids, _seeds(seed, len(ids)), None, batch, options)
+
+    def resample(
+        self,
+        source: TokenIds | Images,
+        classes: Classes = None,
+        count: int = 4,
+        *,
+        seed: int | Sequence[int] = 0,
+        batch: int = 64,
+        **options: Unpack[SamplingOptions],
+    ) -> Generated:
+        """`count` new images for each of the source's, with its prologue and newly drawn visual tokens.
+
+        Results of the first source image come first. `classes` is one class for all, or one for each source image.
+        Raises `SamplingError` where tokenizer or prior have no prologue.
+        """
+        self.check_resamples()
+        layout = self.prior.layout
+        if count < 1:
+            raise SamplingError(f"count must be at least 1, not {count}")
+        tokens = source if isinstance(source, TokenIds) else self.encode(source, batch)
+        layout.check(tokens)
+        ids = self._class_ids(classes)
+        if len(ids) not in (1, len(tokens)):
+            raise SamplingError(f"{len(tokens)} images take one class, or one each, not {len(ids)}")
+        each = ids * len(tokens) if len(ids) == 1 else ids
+        ids = [class_id for class_id in each for _ in range(count)]
+        seeds = _seeds(seed, len(ids))
+        given = layout.pack_prologue(tokens.prologue.repeat_interleave(count, 0).to(self.device))
+        drawn = self._draw(ids, seeds, given, batch, options)
+        return Generated(self.decode(drawn.visual, batch), drawn, seeds, ids)
+
+    def check_resamples(self) -> None:
+        """Raise `SamplingError` where there is no prologue to keep."""
+        if not self.prior.layout.has_prologue:
+            lacking = "prior was trained" if self.tokenizer.config.prologue_tokens else "tokenizer works"
+            raise SamplingError(
+                f"resample keeps an image's prologue, and this model's {lacking} without one: "
+                "use generate, or a model with prologue tokens"
+            )
+
+    def encode(self, images: Images, batch: int = 64) -> TokenIds:
+        """Tokens of pictures of any size: those of another size than the model's are covered and center-cropped."""
+        x = self._model_range(images)
+        return TokenIds.cat([self.tokenizer.encode(part.to(self.device)) for part in torch.split(x, batch)])
+
+    def decode(self, visual: Int[Tensor, "B N"], batch: int = 64) -> list[Image.Image]:
+        """Pictures of visual ids."""
+        parts = torch.split(visual.to(self.device), batch)
+        return [image for part in parts for image in to_pil(to_uint8(self.tokenizer.decode(part)))]
+
+    def _model_range(self, images: Images) -> Float[Tensor, "B 3 H W"]:
+        size = self.tokenizer.config.image_size
+        if isinstance(images, Tensor):
+            x = images[None] if images.ndim == 3 else images
+            if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+                raise DataError(
+                    f"an image tensor is (3, H, W) or (B, 3, H, W), floating point in [-1, 1], "
+                    f"not {tuple(images.shape)} of {images.dtype}"
+                )
+            if tuple(x.shape[2:]) == size:
+                return x
+            images = to_pil(to_uint8(x))
+        pictures = [images] if isinstance(images, Image.Image) else list(images)
+        if not pictures:
+            raise DataError("no image was given")
+        return to_model_range(torch.stack([fit(picture, size) for picture in pictures]))
+
+    def _class_ids(self, classes: Classes) -> list[int]:
+        if isinstance(classes, Tensor):
+            classes = classes.flatten().tolist()
+        if classes is None or isinstance(classes, str) or not isinstance(classes, Sequence):
+            return [self.class_id(classes)]
+        return [self.class_id(value) for value in classes]
+
+    def _draw(
+        self, ids: list[int], seeds: list[int], given: Tensor | None, batch: int, options: SamplingOptions
+    ) -> TokenIds:
+        """Tokens of every image, computed in chunks of `batch`."""
+        if batch < 1:
+            raise SamplingError(f"batch must be at least 1, not {batch}")
+        class_ids = torch.tensor(ids, device=self.device)
+        out = torch.empty(len(ids), self.prior.layout.length, dtype=torch.int64, device=self.device)
+        for rows, recipe in self._groups(class_ids, options):
+            for part in torch.split(rows, batch):
+                chosen = [seeds[row] for row in part.tolist()]
+                prefix = None if given is None else given[part]
+                out[part] = sample_sequences(self.prior, class_ids[part], recipe, chosen, prefix)
+        return self.prior.layout.unpack(out)
+
+    def _groups(self, class_ids: Int[Tensor, " B"], options: SamplingOptions) -> list[tuple[Tensor, Recipe]]:
+        """Image numbers and the recipe they share: stored guidance is left out for the null class, and only there."""
+        recipe = self.recipe.replace(**options)
+        null = class_ids == self.prior.null_class
+        if not recipe.guidance.active or "guidance" in options or not bool(null.any()):
+            return [(torch.arange(len(class_ids), device=self.device), recipe)]
+        if not self._said_unguided:
+            self._said_unguided = True
+            warnings.warn(
+                "the stored guidance leans on a class, so it is left out for images of the null class", stacklevel=4
+            )
+        groups = [(~null, recipe), (null, recipe.replace(guidance=Guidance.none()))]
+        return [(mask.nonzero()[:, 0], chosen) for mask, chosen in groups if bool(mask.any())]
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed for each image."""
+    if not isinstance(seed, Sequence):
+        return list(range(operator.index(seed), operator.index(seed) + count))
+    if len(seed) != count:
+        raise SamplingError(f"{count} images need one seed, or one each, not {len(seed)}")
+    return [operator.index(value) for value in seed]
