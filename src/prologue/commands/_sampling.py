@@ -1,0 +1,156 @@
+"""What `generate` and `resample` share: sampling flags, the output folder, and how classes are written."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from rich.console import Console
+from rich.progress import track
+from tyro.conf import arg
+
+from prologue.commands._options import DeviceOption, JsonOption, SeedOption
+from prologue.errors import ConfigError, RunError
+from prologue.images import WRITTEN_NAME
+from prologue.pipeline import ClassLike, Pipeline, SamplingOptions
+from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
+
+GUIDANCE_HELP = """guidance:
+  none                        the class alone
+  overall:KIND:SCALE[:POWER]  one schedule over the whole sequence, for example overall:cosine:10:1.5
+  split:PROLOGUE,VISUAL       one for each segment, for example split:constant:0.7,cosine:3.75:0.2
+  KIND is constant, linear or cosine; POWER bends a cosine and is 1 where it is left out.
+
+Options left out come from the recipe stored in RUN; without one there is no guidance and the temperature is 1."""
+
+NULL_NAME = "null"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags:
+    """Flags of the commands that draw images."""
+
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder for the images, made if it is not there."""
+    seed: SeedOption = 0
+    """Seed of the first image; the others count up from it."""
+    guidance: Annotated[str | None, arg(metavar="GUIDANCE")] = None
+    """How strongly to lean on the class; the forms are listed below."""
+    temperature: float | None = None
+    """Divides the logits: below 1 safer, above 1 more varied."""
+    prologue_temperature: float | None = None
+    """The same for prologue tokens alone."""
+    top_k: int | Literal["off"] | None = None
+    """Draw among this many most likely ids; `off` drops a stored limit, 1 is greedy."""
+    top_p: float | Literal["off"] | None = None
+    """Draw among the most likely ids that hold this mass; `off` drops a stored limit."""
+    batch: int = 64
+    """Images computed at once: bounds the memory, not the result."""
+    device: DeviceOption = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format; auto is bf16 on recent CUDA GPUs, fp32 elsewhere."""
+    overwrite: bool = False
+    """Replace the images that an earlier call left in the folder."""
+    json: JsonOption = None
+
+    def sampling(self) -> SamplingOptions:
+        """The options that were given."""
+        given: dict[str, Any] = {
+            "guidance": None if self.guidance is None else parse_guidance(self.guidance),
+            "temperature": self.temperature,
+            "prologue_temperature": self.prologue_temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        options: SamplingOptions = {name: None if value == "off" else value for name, value in chosen.items()}  # type: ignore[assignment]
+        return options
+
+    def check(self) -> None:
+        """Refuse what no run can do before anything is loaded."""
+        if self.batch < 1:
+            raise ConfigError(f"--batch must be at least 1, not {self.batch}")
+        self.sampling()
+
+
+def parse_guidance(text: str) -> Guidance:
+    """`none`, `overall:KIND:SCALE[:POWER]` or `split:PROLOGUE,VISUAL`, each segment as KIND:SCALE[:POWER].
+
+    Anything else is a `ConfigError` showing the forms, or the `SamplingError` of an unknown kind or impossible value.
+    """
+    form, _, rest = text.partition(":")
+    segments = [part.split(":") for part in rest.split(",")]
+    try:
+        if form == "none" and not rest:
+            return Guidance.none()
+        if form == "overall" and len(segments) == 1:
+            return Guidance.overall(*_schedule(segments[0]))
+        if form == "split" and len(segments) == 2:
+            return Guidance.split(prologue=_schedule(segments[0]), visual=_schedule(segments[1]))
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"--guidance {text!r} cannot be read: write none, overall:KIND:SCALE[:POWER] such as overall:cosine:10:1.5, "
+        "or split:PROLOGUE,VISUAL such as split:constant:0.7,cosine:3.75:0.2"
+    )
+
+
+def _schedule(parts: list[str]) -> SegmentSchedule:
+    """KIND:SCALE[:POWER]; a `ValueError` where it is not."""
+    if not 2 <= len(parts) <= 3:
+        raise ValueError(parts)
+    kind: ScheduleKind = parts[0]  # type: ignore[assignment]  # Schedule names the kinds there are
+    numbers = [float(part) for part in parts[1:]]
+    return (kind, numbers[0]) if len(numbers) == 1 else (kind, numbers[0], numbers[1])
+
+
+def parse_classes(text: str, pipeline: Pipeline) -> list[ClassLike]:
+    """Names or ids between commas, `null` for the null class. A name wins over an id that is written the same."""
+    names = pipeline.class_names
+    if text in names:
+        return [text]
+    return [_parse_class(part.strip(), names) for part in text.split(",")]
+
+
+def _parse_class(text: str, names: tuple[str, ...]) -> ClassLike:
+    if text in names:
+        return text
+    if text == NULL_NAME:
+        return None
+    return int(text) if text.isdecimal() else text
+
+
+def output_folder(folder: Path, overwrite: bool) -> Path:
+    """The folder, made if needed; one that holds files is a `RunError` unless `overwrite`."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: give a folder with --out")
+    if folder.exists() and not overwrite and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty: give another --out, or --overwrite to replace the images in it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def clear_earlier(folder: Path) -> None:
+    """Remove what an earlier call wrote, and nothing else; to be called when the first new images are there."""
+    for path in folder.iterdir():
+        if WRITTEN_NAME.fullmatch(path.name):
+            path.unlink()
+
+
+def progress(steps: Sequence[int], what: str) -> Iterable[int]:
+    """The steps, with a bar on a terminal's standard error."""
+    quiet = len(steps) < 2 or not sys.stderr.isatty()
+    return track(steps, what, console=Console(stderr=True), transient=True, disable=quiet)
+
+
+@contextmanager
+def notes_on_stderr() -> Iterator[None]:
+    """Show warnings as one line each, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+        yield
