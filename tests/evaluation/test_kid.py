@@ -48,10 +48,12 @@ def test_jackknife_equals_leaving_out_one_by_one() -> None:
 
 def test_is_unbiased_for_equal_distributions() -> None:
     values = np.array([kernel_distance(draw(20, 2 * i), draw(30, 2 * i + 1)).value for i in range(400)])
-    assert abs(values.mean()) < 4 * values.std() / len(values) ** 0.5
-    biased_by = 20 * values.std() / len(values) ** 0.5  # what dividing by n² instead of n(n-1) would add
-    kernel_mean_gap = np.mean([((row.square().sum() / 6 + 1) ** 3).item() for row in draw(400, 5)]) / 20
-    assert kernel_mean_gap > biased_by / 4
+    reach = 4 * values.std() / len(values) ** 0.5
+    assert abs(values.mean()) < reach
+    # Keeping each image's pair with itself would add (mean k(x, x) - mean k(x, y)) · (1/20 + 1/30): far out of reach.
+    x = draw(4000, 9)
+    own, other = ((x.square().sum(1) / 6 + 1) ** 3).mean(), (((x * x.flip(0)).sum(1) / 6 + 1) ** 3).mean()
+    assert (own - other).item() * (1 / 20 + 1 / 30) > 5 * reach
 
 
 def test_interval_covers_the_true_value_nineteen_times_of_twenty() -> None:
@@ -76,6 +78,13 @@ def test_subsets_are_disjoint_seeded_and_of_the_asked_size() -> None:
     assert parts.value != whole.value
     assert whole.value == pytest.approx(kernel_distance(x, y, seed=1).value, rel=1e-12)
     assert parts.value == pytest.approx(whole.value, abs=4 * whole.error)
+
+
+def test_error_shrinks_with_the_number_of_images_not_of_subsets() -> None:
+    x, y = draw(800, 0), draw(800, 1, shift=0.5)
+    whole, parts = kernel_distance(x, y), kernel_distance(x, y, subset_size=50)
+    assert parts.error == pytest.approx(whole.error, rel=0.3)
+    assert kernel_distance(x[:200], y[:200]).error == pytest.approx(2 * whole.error, rel=0.3)
 
 
 def test_more_subsets_than_the_smaller_side_allows_are_not_made() -> None:

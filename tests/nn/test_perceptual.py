@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from prologue.errors import CheckpointError, ConfigError
-from prologue.nn.perceptual import ConvNeXtLogits, Lite0Features, Lpips, PerceptualLoss, perceptual_loss
+from prologue.nn.perceptual import ConvNeXtLogits, Lite0Features, Lpips, PerceptualLoss, _unit, perceptual_loss
 from prologue.rng import torch_stream
 
 
@@ -74,6 +74,15 @@ def test_gradient_is_finite_at_identity_and_on_flat_images(loss: PerceptualLoss)
         loss(reconstruction, image).backward()
         assert reconstruction.grad is not None
         assert bool(reconstruction.grad.isfinite().all())
+
+
+def test_unit_features_have_a_finite_gradient_where_no_channel_answers() -> None:
+    features = torch.tensor([[0.0, 3.0], [0.0, 4.0]])[None, :, None].requires_grad_()
+    unit = _unit(features)
+    torch.testing.assert_close(unit, torch.tensor([[0.0, 0.6], [0.0, 0.8]])[None, :, None])
+    (unit - 1).square().sum().backward()
+    assert features.grad is not None
+    assert bool(features.grad.isfinite().all())
 
 
 def test_stays_frozen_in_eval_mode(loss: PerceptualLoss) -> None:
@@ -191,7 +200,7 @@ def test_convnext_equals_its_definition(tmp_path: Path) -> None:
     x = block(block(x, "features.3.0"), "features.3.1")
     x = norm(x.mean((2, 3), keepdim=True), "classifier.0").flatten(1)
     expected = x @ w["classifier.2.weight"].T + w["classifier.2.bias"]
-    torch.testing.assert_close(module.logits(images(size=48)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(module.logits(images(size=48)), expected, rtol=1e-5, atol=3e-6)
 
 
 def test_none_is_no_term() -> None:
