@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from prologue.config import DataConfig
+from prologue.data import crops
 from prologue.data import folder as folder_module
 from prologue.data.folder import FolderSet, open_folder
 from prologue.data.source import Data, open_data
@@ -39,7 +40,7 @@ def classes(tmp_path: Path) -> Path:
     (root / ".hidden.png").write_text("nor this")
     (root / "cat2" / "Thumbs.db").write_bytes(b"nor this")
     (root / "__MACOSX").mkdir()
-    (root / "__MACOSX" / "._0.png").write_bytes(b"nor this")
+    (root / "__MACOSX" / "0.png").write_bytes(b"nor this")
     return root
 
 
@@ -182,16 +183,25 @@ def test_only_damaged_files(tmp_path: Path) -> None:
         open_folder(str(tmp_path), dataclasses.replace(CONFIG, skip_damaged=True), SIZE)
 
 
-def test_many_files_are_checked_by_header_only(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_many_files_are_checked_by_header_only(
+    classes: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def place() -> str:
+        return str(classes if form == "folder" else pack(classes, tmp_path / "photos.zip"))
+
     monkeypatch.setattr(folder_module, "FULL_CHECK", 10)
+    monkeypatch.setattr(folder_module, "_HEAD", 64)
+    Image.new("RGB", (9, 30)).save(classes / "Bird" / "small.webp")  # its header is read from the whole file
     victim = classes / "cat2" / "7.png"
     victim.write_bytes(victim.read_bytes()[:-200])
-    data = open_folder(str(classes), dataclasses.replace(CONFIG, validation_fraction=0), SIZE)
+    data = open_folder(place(), dataclasses.replace(CONFIG, validation_fraction=0), SIZE)
+    assert data.notes[0].startswith("1 of 37 images are smaller")
     with pytest.raises(DataError, match=r"cat2/7\.png"):
         data.train.center_view(names(data)[0].index("cat2/7.png"))
     victim.write_bytes(b"")
     with pytest.raises(DataError, match=r"cat2/7\.png"):
-        open_folder(str(classes), CONFIG, SIZE)
+        open_folder(place(), CONFIG, SIZE)
 
 
 def test_added_files_move_no_other(classes: Path) -> None:
@@ -268,6 +278,16 @@ def test_views_follow_the_options_and_the_cache_changes_nothing(classes: Path) -
     center = open_folder(str(classes), DataConfig(crop="center", token_views="center", flip=False), SIZE).train
     np.testing.assert_array_equal(center.train_view(0, numpy_stream(0)), center.center_view(0))
     np.testing.assert_array_equal(center.token_views(0), center.center_view(0)[None])
+
+
+def test_views_are_the_crops_of_the_whole_picture(classes: Path) -> None:
+    """At a size where the kept picture would be too small if it were halved for the center crop alone."""
+    train = open_folder(str(classes), dataclasses.replace(CONFIG, flip=False), (9, 11)).train
+    for index, name in enumerate(names(open_folder(str(classes), CONFIG, SIZE))[0]):
+        whole = Image.open(classes / name)
+        np.testing.assert_array_equal(train.center_view(index), crops.pixels(crops.center_crop(whole, (9, 11))))
+        expected = crops.pixels(crops.random_crop(whole, (9, 11), numpy_stream(index)))
+        np.testing.assert_array_equal(train.train_view(index, numpy_stream(index)), expected)
 
 
 def test_links_are_followed_once_and_nothing_is_written(classes: Path, tmp_path: Path) -> None:

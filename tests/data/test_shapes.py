@@ -58,9 +58,11 @@ def test_factors_depend_on_each_other() -> None:
 @pytest.mark.parametrize("index", range(16))
 def test_a_scene_is_the_same_picture_at_every_size(index: int) -> None:
     large = Image.fromarray(render(scene("train", index), 256, 256).transpose(1, 2, 0))
-    small = render(scene("train", index), 32, 32).transpose(1, 2, 0)
-    reduced = np.asarray(large.resize((32, 32), Image.Resampling.BOX), dtype=float)
-    assert np.abs(reduced - small).mean() < 2.5
+    small = render(scene("train", index), 64, 64).transpose(1, 2, 0)
+    reduced = np.asarray(large.resize((64, 64), Image.Resampling.BOX), dtype=float)
+    error = np.abs(reduced - small)
+    assert error.mean() < 0.6
+    assert np.quantile(error, 0.99) < 8
 
 
 @pytest.mark.parametrize("size", [(16, 40), (40, 16), (31, 33)])

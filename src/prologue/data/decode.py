@@ -22,7 +22,6 @@ def decode(data: bytes, name: str, background: tuple[int, int, int]) -> Image.Im
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            image.load()
             return to_rgb(ImageOps.exif_transpose(image), background)
     except Exception as error:  # damaged files make the decoders raise nearly everything
         raise damaged(name, str(error) or type(error).__name__) from error

@@ -23,6 +23,7 @@ from prologue.errors import DataError
 
 FULL_CHECK = 50_000
 """Up to so many images, opening decodes every one; above, it reads their headers (unless damaged ones are skipped)."""
+_HEAD = 1 << 15
 
 
 class FolderSet:
@@ -84,6 +85,14 @@ def _read(
     return np.array(halved), (image.height, image.width)
 
 
+def _stored_size(storage: Storage, name: str) -> tuple[int, int]:
+    """(rows, columns) of an image from the beginning of its file, or from all of it where that does not say."""
+    try:
+        return header_size(storage.head(name, _HEAD), storage.shown(name))
+    except DataError:
+        return header_size(storage.read(name), storage.shown(name))
+
+
 @dataclass(frozen=True)
 class _Scan:
     """What opening found in each image: its (rows, columns), or the error."""
@@ -101,7 +110,7 @@ def _scan(
     def look(name: str) -> tuple[int, int] | DataError:
         try:
             if not whole:
-                return header_size(storage.read(name), storage.shown(name))
+                return _stored_size(storage, name)
             picture, stored = _read(storage, name, config, size)
         except DataError as error:
             return error

@@ -31,6 +31,10 @@ class Storage(Protocol):
         """The whole file, from any thread. Raises `DataError` naming it if it cannot be read."""
         ...
 
+    def head(self, name: str, length: int) -> bytes:
+        """At most the first `length` bytes, unchecked. Raises `DataError` as `read`."""
+        ...
+
 
 def open_storage(where: str) -> Storage:
     """A folder or zip as storage. Raises `DataError` if there is none at `where`."""
@@ -82,8 +86,12 @@ class FolderStorage:
         return str(self._root / name)
 
     def read(self, name: str) -> bytes:
+        return self.head(name, -1)
+
+    def head(self, name: str, length: int) -> bytes:
         try:
-            return (self._root / name).read_bytes()
+            with (self._root / name).open("rb") as file:
+                return file.read(length)
         except OSError as error:
             raise damaged(self.shown(name), error.strerror or str(error)) from error
 
@@ -137,18 +145,22 @@ class ZipStorage:
 
     def read(self, name: str) -> bytes:
         member = self._members[name]
-        if member.encrypted or member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            how = "encrypted" if member.encrypted else f"compressed by method {member.method}"
-            raise DataError(f"{self.shown(name)} is {how}: pack the zip again, plainly (deflate or store)")
-        try:
-            data = self._expand(member)
-        except (OSError, zlib.error, struct.error) as error:
-            raise damaged(self.shown(name), str(error)) from error
+        data = self.head(name, member.size)
         if len(data) != member.size or zlib.crc32(data) != member.crc:
             raise damaged(self.shown(name), "its checksum in the zip is wrong")
         return data
 
-    def _expand(self, member: _Member) -> bytes:
+    def head(self, name: str, length: int) -> bytes:
+        member = self._members[name]
+        if member.encrypted or member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            how = "encrypted" if member.encrypted else f"compressed by method {member.method}"
+            raise DataError(f"{self.shown(name)} is {how}: pack the zip again, plainly (deflate or store)")
+        try:
+            return self._expand(member, min(length, member.size))
+        except (OSError, zlib.error, struct.error) as error:
+            raise damaged(self.shown(name), str(error)) from error
+
+    def _expand(self, member: _Member, length: int) -> bytes:
         with self._path.open("rb") as file:
             file.seek(member.offset)
             header = file.read(_LOCAL_HEADER)
@@ -156,8 +168,9 @@ class ZipStorage:
                 raise OSError("the zip's directory points to no file")
             name_length, extra_length = struct.unpack("<HH", header[26:30])
             file.seek(name_length + extra_length, os.SEEK_CUR)
-            raw = file.read(member.stored)
-        if member.method == zipfile.ZIP_STORED:
-            return raw
-        # Bounded by the size that the directory declares, whatever the stream would grow to.
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, member.size) if member.size else b""
+            if member.method == zipfile.ZIP_STORED:
+                return file.read(length)
+            # The beginning of a file needs no more input than this; a little less output would do no harm.
+            raw = file.read(member.stored if length == member.size else min(member.stored, length))
+        # The output is bounded by what the zip's directory declares, whatever the stream would grow to.
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, length) if length else b""
