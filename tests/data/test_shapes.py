@@ -116,10 +116,22 @@ def test_views_follow_the_options() -> None:
     np.testing.assert_array_equal(ten.token_views(2)[0], ten.render(2, 22, 33)[:, :20, :30])
 
 
-def test_cached_views_equal_fresh_ones() -> None:
+def test_cached_views_equal_fresh_ones_and_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    original = ShapesSet.render
+
+    def counted(self: ShapesSet, index: int, height: int, width: int) -> np.ndarray:
+        drawn.append(index)
+        return original(self, index, height, width)
+
+    monkeypatch.setattr(ShapesSet, "render", counted)
     cached, fresh = (ShapesSet("train", 9, (16, 16), DataConfig(cache_mb=megabytes)) for megabytes in (1, 0))
+    first = cached.center_view(4)
+    np.testing.assert_array_equal(cached.center_view(4), first)
+    assert len(drawn) == 1
     for _ in range(2):
-        np.testing.assert_array_equal(cached.center_view(4), fresh.center_view(4))
+        np.testing.assert_array_equal(fresh.center_view(4), first)
+    assert len(drawn) == 3
 
 
 def test_open_data_gives_both_splits_and_a_fingerprint_of_what_is_seen() -> None:

@@ -20,13 +20,13 @@ class RenderedSet(ABC):
         labels: Int64[np.ndarray, " n"],
         size: tuple[int, int],
         config: DataConfig,
-        cache: PixelCache | None = None,
+        cache: PixelCache,
     ) -> None:
         self.labels = labels
         self.size = size
         self.views = crops.token_view_count(config.token_views == "ten-crop", config.flip)
         self._config = config
-        self._cache = cache or PixelCache(0)
+        self._cache = cache
 
     def __len__(self) -> int:
         return len(self.labels)
