@@ -1,0 +1,63 @@
+"""Tiny random models that are quick to run and far from the near-zero outputs of a fresh initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from prologue.config import PriorConfig, TokenizerConfig, TransformerConfig
+from prologue.prior import Prior
+from prologue.rng import torch_stream
+from prologue.sequence import SequenceLayout
+from prologue.tokenizer import Tokenizer
+
+Models = tuple[Tokenizer, Prior]
+
+
+def shake(module: torch.nn.Module, seed: int, scale: float = 0.2) -> None:
+    """Add noise to every weight, so that outputs differ by more than rounding."""
+    generator = torch_stream(seed, "tests")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+def make_models(
+    variant: str = "prologue",
+    image_size: tuple[int, int] = (8, 12),
+    num_classes: int = 3,
+    prior_prologue: bool = True,
+    tied: bool = False,
+    dropout: float = 0.0,
+    width: int = 24,
+    heads: int = 2,
+) -> Models:
+    """A tokenizer of 2 × 3 patches (at the default size) and a prior that fits it, in eval mode."""
+    stack = TransformerConfig(width, 2, heads)
+    has_prologue = variant.startswith("prologue")
+    config = TokenizerConfig(
+        variant=variant,
+        image_size=image_size,
+        patch_size=4,
+        encoder=stack,
+        decoder=stack,
+        prologue_encoder=TransformerConfig(16, 1, 2, "11/4") if variant == "prologue-post" else None,
+        code_dim=4,
+        codebook_size=16,
+        prologue_tokens=3 if has_prologue else 0,
+        prologue_codebook_size=8 if has_prologue else 0,
+    )
+    tokenizer = Tokenizer(config, seed=1)
+    layout = SequenceLayout.of(config, prologue=prior_prologue).config
+    prior = Prior(PriorConfig(layout, num_classes, TransformerConfig(width, 2, heads, "11/4"), tied, dropout), seed=1)
+    shake(tokenizer, 1)
+    shake(prior, 2)
+    return tokenizer.eval(), prior.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> Callable[..., Models]:
+    """`make_models`, for tests of any folder."""
+    return make_models

@@ -1,0 +1,279 @@
+"""The public surface: classes, seeds, stored recipes, batches, resampling, folders."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prologue import Guidance, Pipeline, TokenIds
+from prologue.errors import CheckpointError, ConfigError, DataError, SamplingError
+from prologue.manifest import Manifest
+from prologue.sampling.recipe import Recipe
+from prologue.tokenizer import to_model_range
+
+SPLIT = Guidance.split(prologue=("constant", 0.7), visual=("cosine", 3.75, 0.2))
+NAMES = ("ring", "star", "cross")
+
+
+@pytest.fixture
+def pipe(tiny_models) -> Pipeline:
+    return Pipeline(*tiny_models(), Manifest(class_names=NAMES))
+
+
+def same(a: TokenIds, b: TokenIds) -> bool:
+    return torch.equal(a.prologue, b.prologue) and torch.equal(a.visual, b.visual)
+
+
+def noise_image(size: tuple[int, int] = (8, 12), seed: int = 0) -> Image.Image:
+    """Columns × rows as Pillow counts them are `size` reversed."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def test_generate_returns_pictures_with_what_made_them(pipe: Pipeline) -> None:
+    out = pipe.generate(["ring", 2, None], seed=5)
+    assert [image.size for image in out.images] == [(12, 8)] * 3
+    assert out.seeds == [5, 6, 7]
+    assert out.class_ids == [0, 2, 3]
+    assert out.tokens.visual.shape == (3, 6)
+    assert same(out.tokens, pipe.sample(["ring", 2, None], seed=5))
+    decoded = pipe.decode(out.tokens.visual)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(out.images, decoded, strict=True))
+    assert len({image.tobytes() for image in out.images}) == 3
+
+
+def test_ways_to_name_classes(pipe: Pipeline) -> None:
+    assert pipe.deal("star") == [1]
+    assert pipe.deal("star", 3) == [1, 1, 1]
+    assert pipe.deal(["star", 0], 5) == [1, 0, 1, 0, 1]
+    assert pipe.deal(torch.tensor([2, 1])) == [2, 1]
+    assert pipe.deal(np.int64(2)) == [2]
+    assert pipe.deal(None, 2) == [3, 3]
+    assert pipe.deal(count=5) == [0, 1, 2, 0, 1]
+    assert pipe.deal() == [0]
+    assert pipe.class_name(3) == "null"
+
+
+def test_without_classes_the_null_class_is_drawn(tiny_models) -> None:
+    pipe = Pipeline(*tiny_models(num_classes=0))
+    assert pipe.generate(count=2).class_ids == [0, 0]
+    assert pipe.class_names == ()
+    with pytest.raises(SamplingError, match="no classes"):
+        pipe.generate("ring")
+    with pytest.raises(SamplingError, match="null class"):
+        pipe.generate(count=1, guidance=SPLIT)
+
+
+def test_unnamed_classes_are_called_by_their_ids(tiny_models) -> None:
+    assert Pipeline(*tiny_models(num_classes=2)).class_names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        ("rong", "'rong'.*did you mean 'ring'.*ring, star, cross"),
+        ([0, "zebra"], "zebra.*ring, star, cross"),
+        (4, "4.*0…2"),
+        (-1, "-1"),
+        (True, "True"),
+        (1.5, "1.5"),
+        (torch.tensor([0.5]), "0.5"),
+        ([], "empty"),
+    ],
+)
+def test_unknown_classes_are_named(pipe: Pipeline, classes, named: str) -> None:
+    with pytest.raises(SamplingError, match=named):
+        pipe.generate(classes)
+
+
+def test_long_class_lists_are_shortened(tiny_models) -> None:
+    pipe = Pipeline(*tiny_models(num_classes=50), Manifest(class_names=tuple(f"kind{i}" for i in range(50))))
+    with pytest.raises(SamplingError, match="kind19, … .50 in all") as caught:
+        pipe.generate("zzz")
+    assert "kind20," not in str(caught.value)
+
+
+def test_an_image_depends_on_its_class_seed_and_options_alone(pipe: Pipeline) -> None:
+    whole = pipe.generate(["ring", "star"], count=7, seed=3, guidance=SPLIT)
+    chunked = pipe.generate(["ring", "star"], count=7, seed=3, guidance=SPLIT, batch=2)
+    assert same(whole.tokens, chunked.tokens)
+    alone = pipe.generate("star", seed=8, guidance=SPLIT)
+    assert same(alone.tokens, whole.tokens[5:6])
+    shuffled = pipe.generate(["star", "ring"], seed=[8, 3], guidance=SPLIT)
+    assert same(shuffled.tokens, TokenIds.cat([whole.tokens[5:6], whole.tokens[:1]]))
+    assert not same(pipe.sample("star", seed=9, guidance=SPLIT), alone.tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"seed": [1]}, "seed"),
+        ({"count": 0}, "count"),
+        ({"batch": 0}, "batch"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 2.0}, "top_p"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_impossible_options(pipe: Pipeline, options: dict, named: str) -> None:
+    with pytest.raises(SamplingError, match=named):
+        pipe.generate(["ring", "star"], **options)
+
+
+def test_misspelt_options_are_python_errors(pipe: Pipeline) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        pipe.generate("ring", temprature=0.5)
+
+
+def test_options_left_out_come_from_the_stored_recipe(pipe: Pipeline) -> None:
+    plain = pipe.sample("ring", count=4)
+    explicit = pipe.sample("ring", count=4, guidance=SPLIT, top_k=3, temperature=0.9, prologue_temperature=0.5)
+    assert not same(plain, explicit)
+    pipe.recipe = Recipe(SPLIT, temperature=0.9, prologue_temperature=0.5, top_k=3)
+    assert same(pipe.sample("ring", count=4), explicit)
+    undone = {"guidance": Guidance.none(), "top_k": None, "temperature": 1.0, "prologue_temperature": None}
+    assert same(pipe.sample("ring", count=4, **undone), plain)
+
+
+def test_stored_guidance_is_left_out_for_the_null_class_and_said_once(pipe: Pipeline) -> None:
+    null, ring = pipe.sample(None, seed=1), pipe.sample("ring", seed=0, guidance=SPLIT)
+    star = pipe.sample("star", seed=2, guidance=SPLIT)
+    pipe.recipe = Recipe(SPLIT)
+    with pytest.warns(UserWarning, match="null class"):
+        mixed = pipe.sample(["ring", None, "star"], seed=0)
+    assert same(mixed, TokenIds.cat([ring, null, star]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(pipe.sample(None, seed=1), null)
+        pipe.resample(mixed, count=1)
+    with pytest.raises(SamplingError, match="null class"):
+        pipe.sample(["ring", None], guidance=SPLIT)
+
+
+def test_resample_keeps_the_prologue_and_draws_the_rest(pipe: Pipeline) -> None:
+    source = pipe.sample(["ring", "star"], seed=50)
+    out = pipe.resample(source, ["ring", "star"], count=3, seed=7)
+    assert torch.equal(out.tokens.prologue, source.prologue.repeat_interleave(3, 0))
+    assert out.class_ids == [0, 0, 0, 1, 1, 1]
+    assert out.seeds == list(range(7, 13))
+    assert len({tuple(row) for row in out.tokens.visual.tolist()}) == 6
+    assert len(out.images) == 6
+    alone = pipe.resample(source[1:2], "star", count=1, seed=11)
+    assert same(alone.tokens, out.tokens[4:5])
+    assert same(pipe.resample(source, ["ring", "star"], count=3, seed=7, batch=2).tokens, out.tokens)
+    # An image's own seed, with its own prologue given, gives the image again: one noise for all uses.
+    assert same(pipe.resample(source[:1], "ring", count=1, seed=50).tokens, source[:1])
+
+
+def test_resample_takes_pictures_and_tensors(pipe: Pipeline) -> None:
+    picture = noise_image()
+    x = to_model_range(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    tokens = pipe.tokenizer.encode(x[None])
+    expected = pipe.resample(tokens, count=2).tokens
+    assert torch.equal(expected.prologue, tokens.prologue.repeat(2, 1))
+    for source in (picture, [picture], x, x[None], picture.convert("RGBA")):
+        assert same(pipe.resample(source, count=2).tokens, expected)
+    assert pipe.resample(picture).class_ids == [3] * 4
+
+
+def test_pictures_of_another_size_are_covered_and_cropped(pipe: Pipeline) -> None:
+    wide = noise_image((16, 40))
+    middle = Image.fromarray(np.array(wide)[:, 8:32]).resize((12, 8), Image.Resampling.BOX)
+    assert same(pipe.encode(wide), pipe.encode(middle))
+    x = to_model_range(torch.from_numpy(np.array(wide)).permute(2, 0, 1))
+    assert same(pipe.encode(x), pipe.encode(wide))
+    assert same(pipe.encode([wide, noise_image()], batch=1), pipe.encode([wide, noise_image()]))
+
+
+def test_a_prologue_is_needed_to_resample(tiny_models) -> None:
+    for options, named in (({"variant": "2d"}, "tokenizer works without"), ({"prior_prologue": False}, "prior was")):
+        with pytest.raises(SamplingError, match=named):
+            Pipeline(*tiny_models(**options)).resample(noise_image())
+
+
+def test_bad_sources(pipe: Pipeline) -> None:
+    tokens = pipe.sample("ring")
+    with pytest.raises(SamplingError, match="3 prologue ids"):
+        pipe.resample(tokens.without_prologue())
+    with pytest.raises(SamplingError, match="one class, or one each"):
+        pipe.resample(tokens, ["ring", "star"])
+    with pytest.raises(SamplingError, match="count"):
+        pipe.resample(tokens, count=0)
+    with pytest.raises(DataError, match="floating point"):
+        pipe.resample(torch.zeros(3, 8, 12, dtype=torch.uint8))
+    with pytest.raises(DataError, match="no image"):
+        pipe.resample([])
+
+
+def test_a_prior_without_prologue_on_a_prologue_tokenizer(tiny_models) -> None:
+    pipe = Pipeline(*tiny_models(prior_prologue=False))
+    out = pipe.generate(count=3, guidance=SPLIT)
+    assert out.tokens.prologue.shape == (3, 0)
+    assert len(out.images) == 3
+    sequence = pipe.prior.layout.pack(pipe.encode(noise_image()).without_prologue())
+    assert sequence.shape == (1, 6)
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "1d"}, {"prior_prologue": False}, {"num_classes": 0}])
+def test_folders_bring_pipelines_back(tiny_models, tmp_path: Path, options: dict) -> None:
+    names = NAMES if "num_classes" not in options else ()
+    pipe = Pipeline(*tiny_models(**options), Manifest(names, Recipe(temperature=0.8), "shapes", ("lite0",)))
+    pipe.save_pretrained(tmp_path / "out")
+    back = Pipeline.from_pretrained(tmp_path / "out", device="cpu", dtype="fp32")
+    assert back.manifest == pipe.manifest
+    assert back.class_names == pipe.class_names
+    assert same(back.sample(count=3), pipe.sample(count=3))
+
+
+def test_a_pipeline_opens_in_another_number_format(pipe: Pipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    half = Pipeline.from_pretrained(tmp_path, dtype=torch.bfloat16, device="cpu")
+    assert half.dtype == torch.bfloat16
+    assert len(half.generate(count=2).images) == 2
+    assert half.encode(noise_image()).visual.shape == (1, 6)
+    with pytest.raises(ConfigError, match="fp33"):
+        Pipeline.from_pretrained(tmp_path, dtype="fp33")
+
+
+def test_tokens_may_be_trained_on(pipe: Pipeline) -> None:
+    """What sampling returns is no inference-mode tensor."""
+    sequence = pipe.prior.layout.pack(pipe.sample("ring"))
+    pipe.prior(sequence, torch.tensor([0])).sum().backward()
+    assert pipe.prior.token_embedding.weight.grad is not None
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    path = folder / "pipeline.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+FAULTS = {
+    "no folder": (lambda f: f.rename(f.with_name("gone")), "does not exist"),
+    "no manifest": (lambda f: (f / "pipeline.json").unlink(), "pipeline.json.*prologue train"),
+    "other format": (lambda f: _edit(f, format=99), "format 99"),
+    "unknown field": (lambda f: _edit(f, colour=1), "pipeline.json.*colour"),
+    "impossible recipe": (lambda f: _edit(f, recipe={"top_k": 0}), "pipeline.json.*top_k"),
+    "too many names": (lambda f: _edit(f, class_names=["a"] * 4), "4 class names.*3 classes"),
+    "not JSON": (lambda f: (f / "pipeline.json").write_text("{"), "pipeline.json"),
+    "no tokenizer": (lambda f: (f / "tokenizer" / "model.safetensors").unlink(), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damaged_folders_are_named(pipe: Pipeline, tmp_path: Path, fault: str) -> None:
+    change, named = FAULTS[fault]
+    pipe.save_pretrained(tmp_path / "run")
+    change(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=named) as caught:
+        Pipeline.from_pretrained(tmp_path / "run")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_models_that_were_not_trained_together(tiny_models) -> None:
+    with pytest.raises(CheckpointError, match="not trained together"):
+        Pipeline(tiny_models()[0], tiny_models(image_size=(8, 8))[1])
