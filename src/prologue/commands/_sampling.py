@@ -19,6 +19,7 @@ from prologue.errors import ConfigError, RunError
 from prologue.images import WRITTEN_NAME
 from prologue.pipeline import ClassLike, Pipeline, SamplingOptions
 from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
+from prologue.sampling.recipe import Recipe
 
 GUIDANCE_HELP = """guidance:
   none                        the class alone
@@ -75,7 +76,7 @@ class SamplingFlags:
         """Refuse what no run can do before anything is loaded."""
         if self.batch < 1:
             raise ConfigError(f"--batch must be at least 1, not {self.batch}")
-        self.sampling()
+        Recipe().replace(**self.sampling())
 
 
 def parse_guidance(text: str) -> Guidance:

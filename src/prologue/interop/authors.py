@@ -217,10 +217,12 @@ def _transformer_config(
             f"{reader.path}: head size {head_dim} of {network!r} is not the published {_PUBLISHED_HEAD_DIM}, so its "
             "rotary axes are not known: give them with --config (the form of parity's config.json)"
         )
+    sizes = {"width": width, "depth": depth, "heads": width // head_dim}
+    for name, size in sizes.items():
+        if declared and declared[name] != size:
+            raise CheckpointError(f"{reader.path}: {network!r} has {name} {size}, the config says {declared[name]}")
     found = TransformerConfig(
-        width=width,
-        depth=depth,
-        heads=width // head_dim,
+        **sizes,
         mlp_ratio=str(declared["mlp_ratio"]) if declared else _ratio(width, hidden, default_ratio),
         rope_axes=tuple(declared["rope_axes"]) if declared and declared.get("rope_axes") else None,
     )
@@ -229,11 +231,6 @@ def _transformer_config(
             f"{reader.path}: {network!r} has a feed-forward size of {hidden}, mlp_ratio {found.mlp_ratio} "
             f"would give {found.hidden}"
         )
-    for name in ("width", "depth", "heads"):
-        if declared and declared[name] != getattr(found, name):
-            raise CheckpointError(
-                f"{reader.path}: {network!r} has {name} {getattr(found, name)}, the config says {declared[name]}"
-            )
     return found
 
 
