@@ -145,10 +145,12 @@ class Tokenizer(nn.Module):
         quantized = self.prologue_quantizer(prologue) if self.prologue_quantizer is not None else None
         return Encoding(self.visual_quantizer(visual), quantized)
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Encoding, Float[Tensor, "B 3 H W"]]:
-        """One training pass: encoding and reconstruction."""
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], reconstruct: bool = True
+    ) -> tuple[Encoding, Float[Tensor, "B 3 H W"] | None]:
+        """One training pass: encoding and, where asked, reconstruction."""
         encoding = self.quantize(images)
-        return encoding, self.decode_codes(encoding.visual.codes)
+        return encoding, self.decode_codes(encoding.visual.codes) if reconstruct else None
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> TokenIds:

@@ -85,7 +85,8 @@ class Block(nn.Module):
         self, x: Tensor, rope: RopeTable, causal: bool = False, cache: LayerCache | None = None, start: int = 0
     ) -> Tensor:
         x = x + self.drop(self.attn(self.norm1(x), rope, causal, cache, start))
-        return x + self.drop(self.ffn(self.norm2(x)))
+        out: Tensor = x + self.drop(self.ffn(self.norm2(x)))
+        return out
 
 
 class Transformer(nn.Module):
@@ -108,7 +109,7 @@ class Transformer(nn.Module):
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         """Move the rotary tables with the module, but keep them fp32."""
         cos, sin = self.cos, self.sin
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.cos = cos.to(self.cos.device)
         self.sin = sin.to(self.sin.device)
         return self

@@ -23,6 +23,10 @@ class CrossEntropy(NamedTuple):
     def total(self) -> Float[Tensor, ""]:
         return self.prologue + self.eos + self.visual
 
+    def metrics(self) -> dict[str, Tensor | float]:
+        """The terms by the names of the log, detached."""
+        return {f"ce_{name}": value.detach() for name, value in self._asdict().items()}
+
 
 def cross_entropy_terms(
     logits: Float[Tensor, "B T V"], sequence: Int[Tensor, "B T"], layout: SequenceLayout
@@ -54,10 +58,3 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Float[Tensor, ""]:
     """`½ · mean ‖∇ₓ ΣD(x)‖²` on real images, which must require a gradient."""
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return 0.5 * gradient.flatten(1).square().sum(1).mean()
-
-
-def ramp(step: int, start: int, length: int) -> float:
-    """Weight of a term that begins at `start` and grows linearly to 1 over `length` updates."""
-    if step < start:
-        return 0.0
-    return 1.0 if length == 0 else min(1.0, (step - start + 1) / length)

@@ -1,0 +1,57 @@
+"""`prologue train`: a tokenizer with prologue tokens and its prior, on any images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from prologue.commands._options import DeviceOption, fields_help, parse, resolve_run_config, split_overrides
+from prologue.presets import preset
+from prologue.training.loop import Stopped
+from prologue.training.progress import Terminal
+from prologue.training.train import StageName, TrainRequest, train
+
+DEFAULT_PRESET = "small-32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    data: Annotated[str, arg(metavar="WHERE")]
+    """Images: a folder, a zip, or the embedded `shapes` or `digits`."""
+    out: Annotated[Path, arg(metavar="RUN")]
+    """Run folder. The same command on the same folder continues the run."""
+    preset: str = DEFAULT_PRESET
+    """A named configuration: `prologue presets` lists them."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """JSON with fields that differ from the preset's."""
+    stage: StageName = "all"
+    """The stage to run; finished ones are skipped."""
+    tokenizer: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Take a finished run's tokenizer instead of training one; a post-hoc prologue reads it frozen."""
+    device: DeviceOption = "auto"
+
+
+def run(argv: list[str]) -> int:
+    """Train, or continue, a run."""
+    own, overrides = split_overrides(argv)
+    epilog = fields_help(preset(DEFAULT_PRESET)) if {"-h", "--help"} & set(own) else ""
+    options = parse(TrainOptions, own, "prologue train", "Train a tokenizer and its prior.", epilog)
+    request = TrainRequest(
+        config=resolve_run_config(options.preset, options.config, overrides),
+        data=options.data,
+        out=options.out,
+        stage=options.stage,
+        tokenizer_from=options.tokenizer,
+        device=options.device,
+    )
+    progress = Terminal()
+    try:
+        train(request, progress)
+    except Stopped as stopped:
+        progress.say(f"{stopped}. Run the same command again to continue")
+        return 128 + stopped.signal
+    progress.say(f"{options.out} is finished. Next: prologue generate {options.out} --out samples")
+    return 0

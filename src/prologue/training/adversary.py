@@ -1,0 +1,85 @@
+"""The discriminator's side of stage 1: generator term, LeCam, R1, its own updates (METHOD §7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prologue.nn.augment import augment
+from prologue.nn.discriminator import PatchDiscriminator
+from prologue.rng import torch_stream
+from prologue.training.context import Context
+from prologue.training.loop import Metrics, frozen_call
+from prologue.training.losses import discriminator_loss, generator_loss, lecam_loss, r1_penalty
+from prologue.training.schedule import ramp
+
+LECAM_DECAY = 0.999
+
+
+class Adversary:
+    """A PatchGAN discriminator that judges reconstructions from `gan_start` on. It is always in train mode."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.training = context.config.tokenizer_training
+        self.seed = context.config.seed
+        generator = torch_stream(self.seed, "discriminator")
+        self.model = PatchDiscriminator(self.training.gan_channels, generator=generator)
+        updates = max(1, self.training.steps - self.training.gan_start)
+        self.learner = context.learner("discriminator", self.model, self.training.discriminator, updates, None)
+        self.ema_logits = torch.zeros(2, device=context.device)
+        """EMA of the mean logit of real and of reconstructed images."""
+
+    def active(self, step: int) -> bool:
+        return step >= self.training.gan_start
+
+    def weight(self, step: int) -> float:
+        """Weight of the generator's term at `step`."""
+        return self.training.gan * ramp(step, self.training.gan_start, self.training.gan_ramp)
+
+    def generator_loss(self, step: int, reconstruction: Tensor) -> Tensor:
+        """The generator's term; its gradient reaches the reconstruction only."""
+        seen = self._seen(reconstruction, step, "generator")
+        return generator_loss(frozen_call(self.model, seen))
+
+    def step(self, step: int, images: Tensor, reconstruction: Tensor) -> Metrics:
+        """One discriminator update; real and reconstructed images pass it separately."""
+        if not self.active(step):
+            return {}
+        options = self.training
+        with self.context.accelerator.autocast():
+            real = self.learner.wrapped(self._seen(images, step, "real"))
+            fake = self.learner.wrapped(self._seen(reconstruction, step, "fake"))
+            means = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
+            means = self.context.gather(means[None]).mean(0)
+            self.ema_logits.lerp_(means, 1 - LECAM_DECAY)
+            loss = discriminator_loss(real, fake)
+            metrics: Metrics = {"gan_discriminator": loss.detach()}
+            if options.lecam:
+                loss = loss + options.lecam * lecam_loss(real, fake, *self.ema_logits.unbind())
+            if options.r1 and self.learner.updates % options.r1_every == 0:
+                penalty = self._r1(images)
+                loss = loss + options.r1 * penalty
+                metrics["r1"] = penalty.detach()
+        self.context.accelerator.backward(loss)
+        metrics["discriminator_gradient_norm"] = self.learner.update()
+        return metrics
+
+    def _r1(self, images: Tensor) -> Tensor:
+        """On plain real images through the bare module, in fp32: its graph is differentiated twice."""
+        with torch.autocast(images.device.type, enabled=False):
+            real = images.detach().requires_grad_()
+            return r1_penalty(self.model(real), real)
+
+    def _seen(self, images: Tensor, step: int, which: str) -> Tensor:
+        if not self.training.gan_augment:
+            return images
+        stream = torch_stream(self.seed, "augmentation", which, step, self.context.rank, device=images.device)
+        return augment(images, stream)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.learner.state() | {"ema_logits": self.ema_logits}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self.learner.load_state(tensors)
+        self.ema_logits.copy_(tensors["ema_logits"])

@@ -1,0 +1,82 @@
+"""Exact resume states: atomic, checksummed, the newest good one wins."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from prologue.config import load_json, save_json
+from prologue.errors import CheckpointError, ConfigError, RunError
+from prologue.weights import file_hash, read_tensors, write_tensors
+
+STATE = "state.safetensors"
+CHECKSUM = "checksum.json"
+
+
+class Checkpoints:
+    """`checkpoints/STAGE/step-00001000/` of one stage; the last `keep` are kept."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Store the state after `step` steps. A full disk is a `RunError`, and costs no older checkpoint."""
+        final = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".writing-{step:08d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            write_tensors(temporary / STATE, tensors)
+            save_json(temporary / CHECKSUM, {"step": step, "sha256": file_hash(temporary / STATE)})
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if is_full(error):
+                raise RunError(
+                    f"no room for a checkpoint in {self.folder}: make room and run the same command again; "
+                    "it continues from the last checkpoint"
+                ) from error
+            raise
+        for old in self._steps()[: -self.keep]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def restore(self, warn: Callable[[str], None]) -> tuple[int, dict[str, Tensor]] | None:
+        """(steps done, state) of the newest whole checkpoint; damaged ones are named to `warn` and passed over."""
+        for step in reversed(self._steps()):
+            try:
+                return step, self._read(step)
+            except (CheckpointError, ConfigError) as error:
+                warn(f"passing over a damaged checkpoint: {error}")
+        return None
+
+    def clear(self) -> None:
+        """Remove all of this stage's checkpoints."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, step: int) -> dict[str, Tensor]:
+        path = self._path(step)
+        expected = load_json(path / CHECKSUM)
+        if not isinstance(expected, dict) or expected.get("step") != step:
+            raise CheckpointError(f"{path / CHECKSUM} does not describe step {step}")
+        if not (path / STATE).is_file() or file_hash(path / STATE) != expected.get("sha256"):
+            raise CheckpointError(f"{path / STATE} differs from its checksum")
+        return read_tensors(path / STATE)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-????????"))
+
+
+def is_full(error: BaseException) -> bool:
+    """True if an error means that the disk has no room (safetensors reports it as text)."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)

@@ -1,0 +1,103 @@
+"""Codebook health: usage and perplexity, revival of dead visual codes, a start of the prologue codebook from data."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+COLLAPSED_USAGE = 0.05
+COLLAPSED_NATS = 0.1
+
+
+class Usage:
+    """Counts of ids per position, (P, K) with `positions` P or (1, K) over all positions."""
+
+    def __init__(self, positions: int, size: int, device: torch.device) -> None:
+        self.counts = torch.zeros(positions, size, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def add(self, ids: Int[Tensor, "B T"]) -> None:
+        positions, size = self.counts.shape
+        if positions == 1:
+            self.counts[0] += torch.bincount(ids.flatten(), minlength=size)
+            return
+        offset = torch.arange(positions, device=ids.device) * size
+        self.counts += torch.bincount((ids + offset).flatten(), minlength=positions * size).view(positions, size)
+
+    def reset(self) -> None:
+        self.counts.zero_()
+
+    @property
+    def used(self) -> float:
+        """Part of the codebook that occurs at any position."""
+        return float((self.counts.sum(0) > 0).float().mean())
+
+    def entropies(self) -> Float[Tensor, P]:
+        """Entropy of the ids' marginal at each position, nats."""
+        p = self.counts.double() / self.counts.sum(1, keepdim=True).clamp_min(1)
+        return -torch.special.xlogy(p, p).sum(1)
+
+    def perplexity(self) -> float:
+        """Exponential of the entropy of all positions' ids together."""
+        total = self.counts.sum(0).double()
+        p = total / total.sum().clamp_min(1)
+        return float(torch.exp(-torch.special.xlogy(p, p).sum()))
+
+
+def replacement_rows(
+    unused: Int[Tensor, " n"], z: Float[Tensor, "B T d"], generator: torch.Generator
+) -> tuple[Int[Tensor, " m"], Float[Tensor, "m d"]]:
+    """Rows to re-seed and their new values: distinct encoder outputs, drawn without replacement."""
+    pool = z.flatten(0, 1)
+    count = min(len(unused), len(pool))
+    chosen = torch.randperm(len(pool), generator=generator)[:count].to(pool.device)
+    rows = torch.randperm(len(unused), generator=generator)[:count].to(unused.device)
+    return unused[rows], pool[chosen]
+
+
+def spherical_kmeans(
+    points: Float[Tensor, "n d"], count: int, generator: torch.Generator, rounds: int = 20
+) -> Float[Tensor, "k d"]:
+    """`count` unit centres of unit `points` by cosine k-means; an empty cluster takes the farthest point.
+
+    With fewer points than centres, points are repeated with a little noise.
+    """
+    if len(points) < count:
+        copies = -(-count // len(points))
+        noise = torch.randn(copies * len(points), points.shape[1], generator=generator).to(points)
+        points = F.normalize(points.repeat(copies, 1) + 0.01 * noise, dim=-1)
+    centres = points[torch.randperm(len(points), generator=generator)[:count].to(points.device)]
+    for _ in range(rounds):
+        similarity, owner = (points @ centres.T).max(dim=1)
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        empty = torch.bincount(owner, minlength=count) == 0
+        centres = F.normalize(sums, dim=-1)
+        if bool(empty.any()):
+            farthest = similarity.argsort(stable=True)[: int(empty.sum())]
+            centres[empty] = points[farthest]
+    return centres
+
+
+def collapse_sentences(
+    visual_usage: float, diversity: float | None, use: float | None, revives: bool, starts_from_data: bool
+) -> list[str]:
+    """One sentence for each collapse, naming its remedy."""
+    sentences = []
+    if visual_usage < COLLAPSED_USAGE:
+        remedy = "a lower learning rate" if revives else "--tokenizer-training.revive-every 20"
+        sentences.append(f"the visual codebook has collapsed ({visual_usage:.1%} of its codes in use): try {remedy}")
+    low = [
+        f"{name} {value:.2f} nats"
+        for name, value in (("diversity", diversity), ("use", use))
+        if value is not None and value < COLLAPSED_NATS
+    ]
+    if low:
+        remedy = (
+            "more steps, or a larger --tokenizer-training.ce-visual"
+            if starts_from_data
+            else "--tokenizer-training.prologue-kmeans 100 400"
+        )
+        sentences.append(f"the prologue has collapsed ({', '.join(low)} per image): try {remedy}")
+    return sentences

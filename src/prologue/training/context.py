@@ -1,0 +1,81 @@
+"""What every stage shares: the run, its data, the process group, and where randomness comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from prologue.config import OptimizerConfig, RunConfig
+from prologue.data.sampler import train_batch
+from prologue.data.source import Data
+from prologue.nn.layers import Dropout
+from prologue.rng import torch_stream
+from prologue.training.learner import Learner
+from prologue.training.run import RunFolder
+
+
+@dataclass
+class Context:
+    """One process's view of a run. `accelerator` gives device, precision, group and gradient synchronisation."""
+
+    run: RunFolder
+    data: Data
+    accelerator: Any
+
+    @property
+    def config(self) -> RunConfig:
+        return self.run.config
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def rank(self) -> int:
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    def learner(
+        self, name: str, module: nn.Module, config: OptimizerConfig, total: int, ema_half_life: float | None
+    ) -> Learner:
+        """A learner on the device, wrapped for the process group."""
+        module.to(self.device)
+        wrapped = self.accelerator.prepare_model(module) if self.world > 1 else module
+        return Learner(name, module, wrapped, config, total, ema_half_life)
+
+    def images(self, step: int, batch: int) -> tuple[Tensor, Tensor]:
+        """This process's training images of `step` as uint8, and their class ids, on the device."""
+        taken = train_batch(self.data.train, self.config.seed, step, batch, self.rank, self.world)
+        return taken.images.to(self.device, non_blocking=True), taken.labels.to(self.device, non_blocking=True)
+
+    def chance(self, probability: float, step: int, batch: int, name: str) -> Bool[Tensor, B]:
+        """This process's part of the global batch's coin flips: the same for every number of processes."""
+        if probability in (0.0, 1.0):
+            share = batch // self.world
+            return torch.full((share,), bool(probability), device=self.device)
+        draws = torch.rand(batch, generator=torch_stream(self.config.seed, name, step))
+        share = batch // self.world
+        mine = draws[self.rank * share : (self.rank + 1) * share] < probability
+        return mine.to(self.device)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """`tensor` of all processes, one after another along the first dimension."""
+        if self.world == 1:
+            return tensor
+        gathered: Tensor = self.accelerator.gather(tensor)
+        return gathered
+
+    def set_dropout_stream(self, module: nn.Module, name: str, step: int) -> None:
+        """Let every dropout of `module` draw from this step's own stream, apart for each process."""
+        generator = torch_stream(self.config.seed, name, step, self.rank, device=self.device)
+        for child in module.modules():
+            if isinstance(child, Dropout):
+                child.generator = generator

@@ -1,0 +1,133 @@
+"""One network with its optimizer, schedule and EMA: what an update does, and the state that the next one depends on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prologue.config import OptimizerConfig
+from prologue.errors import CheckpointError
+from prologue.training.schedule import ema_decay, learning_rate
+
+
+class Learner:
+    """Updates `module` by AdamW on the config's schedule over `total` updates, and keeps its EMA.
+
+    `wrapped` is the module as the process group prepared it; its forward synchronises gradients. Parameters that
+    require no gradient are left alone. Weight decay spares biases, norms and other 1-D parameters (METHOD §8).
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, wrapped: nn.Module, config: OptimizerConfig, total: int,
+        ema_half_life: float | None,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.module = module
+        self.wrapped = wrapped
+        self.config = config
+        self.total = total
+        self.updates = 0
+        self.skipped = 0
+        self.parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
+        decayed = [p for p in self.parameters.values() if p.ndim > 1]
+        spared = [p for p in self.parameters.values() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": spared, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True
+        )
+        self.ema: nn.Module | None = None
+        if ema_half_life is not None:
+            self.decay = ema_decay(ema_half_life)
+            self.ema = copy.deepcopy(module).eval().requires_grad_(False)
+
+    def update(self) -> Tensor:
+        """Apply the accumulated gradients and clear them; the gradient norm is returned.
+
+        A gradient that is not finite skips the step, which still counts as an update, and is counted (METHOD §7).
+        """
+        rate = learning_rate(self.config, self.updates, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if bool(torch.isfinite(norm)):
+            if self.config.clip > 0:
+                scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
+                torch._foreach_mul_(gradients, scale)
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        self._follow()
+        return norm
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        if self.ema is None:
+            return
+        own = dict(self.ema.named_parameters())
+        targets: list[Tensor] = [own[key] for key in self.parameters]
+        torch._foreach_lerp_(targets, [p.detach() for p in self.parameters.values()], 1 - self.decay)
+        for target, source in zip(self.ema.buffers(), self.module.buffers(), strict=True):
+            target.copy_(source)
+
+    @torch.no_grad()
+    def replace_rows(self, key: str, rows: Tensor, values: Tensor) -> None:
+        """Set rows of a parameter, in the EMA too, and forget what the optimizer knew of them."""
+        parameter = self.parameters[key]
+        parameter[rows] = values.to(parameter.dtype)
+        if self.ema is not None:
+            self.ema.get_parameter(key)[rows] = values.to(parameter.dtype)
+        state = self.optimizer.state.get(parameter, {})
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in state:
+                state[moment][rows] = 0
+
+    @property
+    def shipped(self) -> nn.Module:
+        """The weights to evaluate and ship: the EMA where there is one."""
+        return self.module if self.ema is None else self.ema
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that the next update depends on, under this learner's name."""
+        return dict(self._tensors()) | {
+            f"{self.name}.counts": torch.tensor([self.updates, self.skipped], dtype=torch.int64)
+        }
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`: bit by bit where this learner was when it was taken."""
+        self._create_moments()
+        for key, target in self._tensors():
+            source = tensors.get(key)
+            if source is None or source.shape != target.shape:
+                raise CheckpointError(f"the checkpoint has no tensor {key!r} of shape {tuple(target.shape)}")
+            with torch.no_grad():
+                target.copy_(source)
+        self.updates, self.skipped = (int(value) for value in tensors[f"{self.name}.counts"])
+
+    def _create_moments(self) -> None:
+        """Give the optimizer the state that it would have after a first step."""
+        for parameter in self.parameters.values():
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for key, value in self.module.state_dict().items():
+            yield f"{self.name}.model.{key}", value
+        if self.ema is not None:
+            for key, value in self.ema.state_dict().items():
+                yield f"{self.name}.ema.{key}", value
+        for key, parameter in self.parameters.items():
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                yield f"{self.name}.adam.{key}.{name}", value

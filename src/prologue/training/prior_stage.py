@@ -1,0 +1,111 @@
+"""Stage 2: the class-conditional prior on stored tokens (METHOD §8)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prologue.config import PriorConfig, PriorTraining
+from prologue.data.sampler import batch_indices, batch_positions
+from prologue.data.store import TokenStore
+from prologue.images import labelled_grid, to_pil
+from prologue.prior import Prior
+from prologue.rng import derive_seed, numpy_stream
+from prologue.sampling.decode import sample_sequences
+from prologue.sampling.recipe import Recipe
+from prologue.sequence import SequenceLayout, TokenIds
+from prologue.tokenizer import Tokenizer, to_uint8
+from prologue.training.context import Context
+from prologue.training.loop import Metrics
+from prologue.training.losses import cross_entropy_terms
+
+SNAPSHOT_CLASSES = 8
+SNAPSHOT_ROWS = 2
+
+
+class PriorStage:
+    """Trains the prior that ships."""
+
+    name = "prior"
+
+    def __init__(self, context: Context, store: TokenStore) -> None:
+        self.context, self.store = context, store
+        self.training: PriorTraining = context.config.prior_training
+        self.steps, self.batch = self.training.steps, self.training.batch
+        options = context.config.prior
+        layout = SequenceLayout.of(context.config.tokenizer, options.prologue)
+        config = PriorConfig(
+            layout.config, context.data.num_classes, options.transformer, options.tied, options.dropout
+        )
+        self.model = Prior(config, derive_seed(context.config.seed, "initial"))
+        self.learner = context.learner(
+            "prior", self.model, self.training.optimizer, self.steps, self.training.ema_half_life
+        )
+        self.tokenizer: Tokenizer | None = None
+
+    def step(self, step: int) -> Metrics:
+        context, layout = self.context, self.model.layout
+        tokens, labels = self._tokens(step)
+        sequence = layout.pack(tokens).to(context.device)
+        null = context.chance(self.training.label_drop, step, self.batch, "label drop of the prior")
+        class_ids = labels.to(context.device).masked_fill(null, self.model.null_class)
+        dropped = None
+        if self.training.visual_dropout and layout.has_prologue:
+            dropped = context.chance(self.training.visual_dropout, step, self.batch, "visual dropout of the prior")
+        context.set_dropout_stream(self.model, "dropout of the prior", step)
+        self.model.train()
+        with context.accelerator.autocast():
+            logits = self.learner.wrapped(sequence, class_ids, visual_dropout=dropped)
+            terms = cross_entropy_terms(logits, sequence, layout)
+        context.accelerator.backward(terms.total)
+        norm = self.learner.update()
+        return terms.metrics() | {"loss": terms.total.detach(), "gradient_norm": norm}
+
+    def _tokens(self, step: int) -> tuple[TokenIds, Tensor]:
+        """This process's tokens of `step`: images in the data order, a view of each by chance."""
+        context = self.context
+        place = (step, self.batch, context.rank, context.world)
+        seed = derive_seed(context.config.seed, "prior stage")
+        indices = batch_indices(seed, step, self.batch, len(self.store), context.rank, context.world)
+        first = batch_positions(*place)
+        draws = numpy_stream(seed, "view", step).integers(self.store.views, size=self.batch)
+        offset = first.start - step * self.batch
+        tokens, labels = self.store.get(indices, np.asarray(draws[offset : offset + len(indices)]))
+        return tokens if self.model.layout.has_prologue else tokens.without_prologue(), labels
+
+    def summary(self, step: int) -> tuple[Metrics, list[str]]:
+        rate = self.learner.optimizer.param_groups[0]["lr"]
+        return {"learning_rate": rate, "skipped": float(self.learner.skipped)}, []
+
+    def state(self) -> dict[str, Tensor]:
+        return self.learner.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self.learner.load_state(tensors)
+
+    def shipped(self) -> Prior:
+        """The EMA prior."""
+        shipped = self.learner.shipped
+        assert isinstance(shipped, Prior)
+        return shipped
+
+    @torch.no_grad()
+    def snapshot(self, step: int) -> None:
+        """Samples of the first classes, a column each; without classes, of the null class."""
+        context, prior = self.context, self.shipped()
+        if self.tokenizer is None:
+            self.tokenizer = Tokenizer.from_pretrained(context.run.tokenizer_folder).to(context.device)
+        classes = list(range(min(SNAPSHOT_CLASSES, prior.num_classes))) or [prior.null_class] * SNAPSHOT_CLASSES
+        class_ids = torch.tensor(classes * SNAPSHOT_ROWS, device=context.device)
+        sequence = sample_sequences(prior, class_ids, Recipe(), list(range(len(class_ids))))
+        pictures = to_pil(to_uint8(self.tokenizer.decode(prior.layout.unpack(sequence).visual)))
+        rows = [pictures[start : start + len(classes)] for start in range(0, len(pictures), len(classes))]
+        names = [context.data.class_names[index] for index in classes] if prior.num_classes else []
+        path = context.run.samples_folder / f"prior-{step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        labelled_grid(rows, names).save(path)
+
+    def finish(self) -> None:
+        """Write the EMA prior."""
+        self.shipped().save_pretrained(self.context.run.prior_folder)

@@ -1,0 +1,112 @@
+"""What a user sees of a training: a live line in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol
+
+PLAIN_SECONDS = 10.0
+SHOWN = (
+    "l1", "l2", "perceptual", "gan_generator", "ce_prologue", "ce_visual", "loss", "visual_usage", "prologue_usage",
+)  # fmt: skip
+
+
+class Progress(Protocol):
+    """Where a loop reports to."""
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence that stays."""
+
+    def begin(self, name: str, start: int, total: int, batch: int) -> None:
+        """A stage of `total` steps of `batch` images begins after `start` steps."""
+
+    def advance(self, done: int) -> None:
+        """`done` steps are done."""
+
+    def show(self, done: int, record: dict[str, Any]) -> None:
+        """The same, with metrics."""
+
+    def end(self) -> None:
+        """The stage ends."""
+
+
+class Silent:
+    """Shows nothing: for tests, and for all processes but the first."""
+
+    def say(self, sentence: str) -> None:
+        pass
+
+    def begin(self, name: str, start: int, total: int, batch: int) -> None:
+        pass
+
+    def advance(self, done: int) -> None:
+        pass
+
+    def show(self, done: int, record: dict[str, Any]) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The metrics of a log record that a user follows, in a line."""
+    parts = [f"{name} {record[name]:.3g}" for name in SHOWN if record.get(name)]
+    return "  ".join([*parts, f"{record['images_per_second']:.0f} images/s"])
+
+
+class Terminal:
+    """A rich progress bar where standard error is a terminal; a line every ten seconds where it is not."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.console = Console(stderr=True, highlight=False)
+        self.live = self.console.is_terminal
+        self.bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.name, self.total, self.started, self.printed, self.start = "", 0, 0.0, 0.0, 0
+
+    def say(self, sentence: str) -> None:
+        if self.live:
+            self.console.print(sentence, markup=False)
+        else:
+            print(sentence, file=sys.stderr, flush=True)
+
+    def begin(self, name: str, start: int, total: int, batch: int) -> None:
+        self.name, self.start, self.total = name, start, total
+        self.started = self.printed = time.monotonic()
+        if self.live:
+            for task in list(self.bar.task_ids):
+                self.bar.remove_task(task)
+            self.bar.add_task(name, total=total, completed=start, metrics="")
+            self.bar.start()
+
+    def advance(self, done: int) -> None:
+        if self.live:
+            self.bar.update(self.bar.task_ids[0], completed=done)
+
+    def show(self, done: int, record: dict[str, Any]) -> None:
+        if self.live:
+            self.bar.update(self.bar.task_ids[0], completed=done, metrics=describe(record))
+            return
+        now = time.monotonic()
+        if now - self.printed < PLAIN_SECONDS and done < self.total:
+            return
+        self.printed = now
+        left = (now - self.started) / max(1, done - self.start) * (self.total - done)
+        self.say(f"{self.name} {done}/{self.total}  {describe(record)}  {left:.0f} s left")
+
+    def end(self) -> None:
+        if self.live:
+            self.bar.stop()

@@ -1,0 +1,160 @@
+"""The run folder: resolved configuration, stage states, metrics; what makes the same command continue."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prologue._version import __version__
+from prologue.config import RunConfig, from_dict, load_json, save_json, to_dict
+from prologue.errors import CheckpointError, ConfigError, RunError
+from prologue.training.checkpoint import Checkpoints
+
+RUN_FORMAT = 1
+STAGES = ("tokenizer", "tokens", "prior")
+FREE_FIELDS = ("checkpoint_every", "keep_checkpoints", "log_every", "sample_every")
+"""Fields that change no result, and so may differ between the commands that continue a run."""
+
+
+class RunFolder:
+    """One run: `run.json`, `metrics.jsonl`, `checkpoints/`, and the places of the models and tokens."""
+
+    def __init__(self, path: Path, record: dict[str, Any], config: RunConfig) -> None:
+        self.path = path
+        self.record = record
+        self.config = config
+
+    @classmethod
+    def open(cls, path: Path, config: RunConfig, facts: Mapping[str, Any]) -> RunFolder:
+        """Create the run, or continue it. `facts` are JSON values that must not change either (data, tokenizer).
+
+        Changed settings, a folder that is no run, or one of another format are a `RunError`; nothing is touched.
+        """
+        file = path / "run.json"
+        if not file.exists():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise RunError(f"{path} exists and is not a run folder: choose another --out, or empty it")
+            record = {
+                "format": RUN_FORMAT,
+                "config": to_dict(config),
+                "facts": json.loads(json.dumps(dict(facts))),
+                "versions": {
+                    "prologue": __version__,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+                "stages": {},
+            }
+            run = cls(path, record, config)
+            run.save()
+            return run
+        run = cls.load(path)
+        differences = [
+            *_differences(_without_free(run.record["config"]), _without_free(to_dict(config))),
+            *_differences(run.record["facts"], json.loads(json.dumps(dict(facts)))),
+        ]
+        if differences:
+            listed = "\n  ".join(f"{name}: {there!r} in the run, {now!r} now" for name, there, now in differences)
+            raise RunError(
+                f"{path} was begun with other settings:\n  {listed}\n"
+                "Repeat the settings it was begun with to continue it, or choose another --out"
+            )
+        run.config = config
+        return run
+
+    @classmethod
+    def load(cls, path: Path) -> RunFolder:
+        """An existing run, as its `run.json` describes it."""
+        try:
+            record = load_json(path / "run.json")
+        except ConfigError as error:
+            raise CheckpointError(f"{path} is not a run folder: {error}") from error
+        found = record.get("format") if isinstance(record, dict) else None
+        if found != RUN_FORMAT:
+            raise RunError(
+                f"{path} is a run of format {found}; this version ({__version__}) reads format {RUN_FORMAT}: "
+                "use the version that wrote it, or choose another folder"
+            )
+        try:
+            config = from_dict(RunConfig, record["config"], "config")
+        except (ConfigError, KeyError) as error:
+            raise CheckpointError(f"{path / 'run.json'} does not fit this version: {error}") from error
+        return cls(path, record, config)
+
+    def save(self) -> None:
+        save_json(self.path / "run.json", self.record)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def prior_folder(self) -> Path:
+        return self.path / "prior"
+
+    @property
+    def tokens_folder(self) -> Path:
+        return self.path / "tokens"
+
+    @property
+    def samples_folder(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints" / stage, self.config.keep_checkpoints)
+
+    def finished(self, stage: str) -> bool:
+        return bool(self.record["stages"].get(stage, {}).get("finished"))
+
+    def set_stage(self, stage: str, **values: Any) -> None:
+        """Store what is known of a stage in `run.json`."""
+        self.record["stages"].setdefault(stage, {}).update(values)
+        self.save()
+
+    def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """The logged records, of one stage or all."""
+        return [record for record in self._records() if stage is None or record.get("stage") == stage]
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    def forget_metrics(self, stage: str, from_step: int) -> None:
+        """Drop a stage's lines from `from_step` on: they will be written again after a resume."""
+        if not self.metrics_file.exists():
+            return
+        kept = [r for r in self._records() if r.get("stage") != stage or r.get("step", 0) < from_step]
+        temporary = self.metrics_file.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        temporary.replace(self.metrics_file)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        if not self.metrics_file.exists():
+            return
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+                continue
+
+
+def _without_free(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in FREE_FIELDS}
+
+
+def _differences(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in sorted({*there, *now}):
+            yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif there != now:
+        yield name, there, now

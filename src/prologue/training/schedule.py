@@ -1,0 +1,28 @@
+"""Learning rates and other functions of an update count."""
+
+from __future__ import annotations
+
+from prologue.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
+    """Linear warm-up from 0 at update 0, hold, linear decay to `final_lr` at the last update (METHOD §7)."""
+    if update < config.warmup:
+        return config.lr * update / config.warmup
+    decay_start = config.warmup + config.hold
+    if update < decay_start:
+        return config.lr
+    progress = min(1.0, (update - decay_start) / max(1, total - 1 - decay_start))
+    return config.lr + (config.final_lr - config.lr) * progress
+
+
+def ema_decay(half_life: float) -> float:
+    """`0.5^(1/half_life)`, the half-life in updates."""
+    return float(0.5 ** (1 / half_life))
+
+
+def ramp(update: int, start: int, length: int) -> float:
+    """Weight of a term that begins at `start` and grows linearly to 1 over `length` updates."""
+    if update < start:
+        return 0.0
+    return 1.0 if length == 0 else min(1.0, (update - start + 1) / length)

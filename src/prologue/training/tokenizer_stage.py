@@ -1,0 +1,225 @@
+"""Stage 1: the alternating autoencoder step and prior and discriminator step (METHOD §7)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prologue.config import TokenizerTraining
+from prologue.data.sampler import center_batch
+from prologue.images import labelled_grid, to_pil
+from prologue.nn.perceptual import perceptual_loss
+from prologue.prior import Prior
+from prologue.rng import derive_seed, torch_stream
+from prologue.tokenizer import Encoding, Tokenizer, to_model_range, to_uint8
+from prologue.training.adversary import Adversary
+from prologue.training.codebooks import Usage, collapse_sentences, replacement_rows, spherical_kmeans
+from prologue.training.context import Context
+from prologue.training.loop import Metrics
+from prologue.training.schedule import ramp
+from prologue.training.stage_one_prior import StageOnePrior
+
+KMEANS_POINTS = 64
+"""Encoder outputs per centre for the start of the prologue codebook, at most."""
+KMEANS_BATCHES = 64
+"""Batches that they come from, at most."""
+
+
+class TokenizerStage:
+    """Trains a tokenizer, and beside it the prior whose cross-entropy shapes the prologue."""
+
+    name = "tokenizer"
+
+    def __init__(self, context: Context, visual_path: Tokenizer | None = None) -> None:
+        """`visual_path` is the finished tokenizer whose visual part a post-hoc prologue takes over, frozen."""
+        self.context = context
+        self.training: TokenizerTraining = context.config.tokenizer_training
+        self.steps, self.batch = self.training.steps, self.training.batch
+        self.seed = context.config.seed
+        self.post_hoc = visual_path is not None
+        model = Tokenizer(context.config.tokenizer, derive_seed(self.seed, "initial"))
+        if visual_path is not None:
+            for own, given in zip(model.visual_path(), visual_path.visual_path(), strict=True):
+                own.load_state_dict(given.state_dict())
+                own.requires_grad_(False)
+        self.tokenizer = context.learner(
+            "tokenizer", model, self.training.autoencoder, self.steps, self.training.ema_half_life
+        )
+        self.model = model
+        self.prior = self._make_prior()
+        self.adversary = Adversary(context) if self.training.gan > 0 and not self.post_hoc else None
+        self.perceptual = None
+        if not self.post_hoc and self.training.perceptual_weight > 0:
+            self.perceptual = perceptual_loss(self.training.perceptual, self.training.perceptual_path)
+            if self.perceptual is not None:
+                self.perceptual.to(context.device)
+        self._said = False
+        config = context.config.tokenizer
+        self.visual_window = Usage(1, config.codebook_size, context.device)
+        self.revival_window = Usage(1, config.codebook_size, context.device)
+        self.prologue_window = (
+            Usage(config.prologue_tokens, config.prologue_codebook_size, context.device)
+            if config.prologue_tokens
+            else None
+        )
+
+    def _make_prior(self) -> StageOnePrior | None:
+        """The stage's prior; baselines without a prologue need one only where it is what ships."""
+        if not self.context.config.tokenizer.prologue_tokens and not self.training.one_stage:
+            return None
+        return StageOnePrior(self.context, self.training.prior_model)
+
+    def step(self, step: int) -> Metrics:
+        pictures, labels = self.context.images(step, self.batch)
+        images = to_model_range(pictures)
+        if step in self.training.prologue_kmeans:
+            self._start_prologue(step)
+        null = self.context.chance(self.training.label_drop, step, self.batch, "label drop")
+        encoding, reconstruction, metrics = self._autoencoder_step(step, images, labels, null)
+        tokens = encoding.tokens
+        if self.prior is not None:
+            metrics |= self.prior.step(step, tokens, labels.masked_fill(null, self.prior.model.null_class))
+        if self.adversary is not None and reconstruction is not None:
+            metrics |= self.adversary.step(step, images, reconstruction.detach())
+        self._watch(step, encoding)
+        return metrics
+
+    def _autoencoder_step(
+        self, step: int, images: Tensor, labels: Tensor, null: Tensor
+    ) -> tuple[Encoding, Tensor | None, Metrics]:
+        """Update encoder, quantizers and decoder; the prior is held fixed."""
+        options = self.training
+        with self.context.accelerator.autocast():
+            encoding, reconstruction = self.tokenizer.wrapped(images, reconstruct=not self.post_hoc)
+            loss = images.new_zeros(())
+            metrics: Metrics = {}
+            if reconstruction is not None:
+                l1, l2, vq = F.l1_loss(reconstruction, images), F.mse_loss(reconstruction, images), encoding.visual.loss
+                loss = options.l1 * l1 + options.l2 * l2 + options.vq * vq
+                metrics |= {"l1": l1, "l2": l2, "vq": vq}
+            weight = options.perceptual_weight * ramp(step, options.perceptual_start, options.perceptual_ramp)
+            if self.perceptual is not None and reconstruction is not None and weight:
+                metrics["perceptual"] = self.perceptual(reconstruction, images)
+                loss = loss + weight * metrics["perceptual"]
+            if self.adversary is not None and reconstruction is not None and self.adversary.active(step):
+                metrics["gan_generator"] = self.adversary.generator_loss(step, reconstruction)
+                loss = loss + self.adversary.weight(step) * metrics["gan_generator"]
+            weight = ramp(step, options.ce_start, options.ce_ramp)
+            if self.prior is not None and encoding.prologue is not None and weight:
+                terms = self.prior.encoder_terms(step, encoding, labels.masked_fill(null, self.prior.model.null_class))
+                ce = options.ce_prologue * (terms.prologue + terms.eos) + options.ce_visual * terms.visual
+                loss = loss + weight * ce
+        self.context.accelerator.backward(loss)
+        metrics["loss"] = loss.detach()
+        metrics["gradient_norm"] = self.tokenizer.update()
+        return encoding, reconstruction, {key: torch.as_tensor(value).detach() for key, value in metrics.items()}
+
+    @torch.no_grad()
+    def _start_prologue(self, step: int) -> None:
+        """Set the prologue codebook to k-means centres of the encoder's prologue outputs."""
+        quantizer = self.model.prologue_quantizer
+        if quantizer is None:
+            return
+        points: list[Tensor] = []
+        wanted = KMEANS_POINTS * quantizer.size
+        while sum(len(part) for part in points) < wanted and len(points) < KMEANS_BATCHES:
+            pictures, _ = self.context.images(step + len(points), self.batch)
+            prologue = self.model.features(to_model_range(pictures))[1]
+            assert prologue is not None
+            points.append(self.context.gather(quantizer.project(prologue).flatten(0, 1)))
+        centres = spherical_kmeans(
+            torch.cat(points)[:wanted], quantizer.size, torch_stream(self.seed, "prologue k-means", step)
+        )
+        rows = torch.arange(quantizer.size, device=centres.device)
+        self.tokenizer.replace_rows("prologue_quantizer.codebook", rows, centres)
+
+    @torch.no_grad()
+    def _watch(self, step: int, encoding: Encoding) -> None:
+        """Count ids, and re-seed visual codes that nothing used since the last time."""
+        visual = self.context.gather(encoding.visual.ids)
+        self.visual_window.add(visual)
+        if self.prologue_window is not None and encoding.prologue is not None:
+            self.prologue_window.add(self.context.gather(encoding.prologue.ids))
+        every = self.training.revive_every
+        if self.post_hoc or not every or step >= self.training.revive_until * self.steps:
+            return
+        self.revival_window.add(visual)
+        if (step + 1) % every:
+            return
+        unused = (self.revival_window.counts[0] == 0).nonzero()[:, 0]
+        if len(unused):
+            z = self.context.gather(encoding.visual.z.detach())
+            rows, values = replacement_rows(unused, z, torch_stream(self.seed, "revival", step))
+            self.tokenizer.replace_rows("visual_quantizer.codebook", rows, values)
+        self.revival_window.reset()
+
+    def summary(self, step: int) -> tuple[Metrics, list[str]]:
+        metrics: Metrics = {
+            "visual_usage": self.visual_window.used,
+            "visual_perplexity": self.visual_window.perplexity(),
+            "learning_rate": self.tokenizer.optimizer.param_groups[0]["lr"],
+            "skipped": float(self.tokenizer.skipped + (self.prior.learner.skipped if self.prior else 0)),
+        }
+        diversity = use = None
+        if self.prologue_window is not None:
+            metrics["prologue_usage"] = self.prologue_window.used
+            metrics["prologue_perplexity"] = self.prologue_window.perplexity()
+            diversity = float(self.prologue_window.entropies().sum())
+            metrics["prologue_diversity"] = diversity
+            self.prologue_window.reset()
+        late = step + 1 >= self.steps // 2
+        used = self.visual_window.used
+        # A codebook cannot be used more widely than the window has tokens, which small batches must not be blamed for.
+        reachable = min(1.0, float(self.visual_window.counts.sum()) / self.visual_window.counts.shape[1])
+        self.visual_window.reset()
+        if self.prior is not None and self.prior.last_cost is not None:
+            metrics["prologue_cost"] = self.prior.last_cost
+        if not late or self._said:
+            return metrics, []
+        sentences = collapse_sentences(
+            used / reachable, diversity, use, self.training.revive_every > 0, bool(self.training.prologue_kmeans)
+        )
+        self._said = bool(sentences)
+        return metrics, sentences
+
+    def state(self) -> dict[str, Tensor]:
+        state = self.tokenizer.state() | {"revival_window": self.revival_window.counts}
+        if self.prior is not None:
+            state |= self.prior.learner.state()
+        if self.adversary is not None:
+            state |= self.adversary.state()
+        return state
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self.tokenizer.load_state(tensors)
+        self.revival_window.counts.copy_(tensors["revival_window"])
+        if self.prior is not None:
+            self.prior.learner.load_state(tensors)
+        if self.adversary is not None:
+            self.adversary.load_state(tensors)
+
+    def shipped(self) -> Tokenizer:
+        """The EMA tokenizer."""
+        shipped = self.tokenizer.shipped
+        assert isinstance(shipped, Tokenizer)
+        return shipped
+
+    @torch.no_grad()
+    def snapshot(self, step: int) -> None:
+        """Validation images (training images where none are held out) above their reconstructions."""
+        images = self.context.data.validation if len(self.context.data.validation) else self.context.data.train
+        pictures = center_batch(images, range(min(8, len(images)))).images
+        model = self.shipped()
+        shown = to_uint8(model.decode(model.encode(to_model_range(pictures.to(self.context.device))).visual)).cpu()
+        path = self.context.run.samples_folder / f"tokenizer-{step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        labelled_grid([to_pil(pictures), to_pil(shown)], row_labels=["image", "reconstruction"]).save(path)
+
+    def finish(self) -> None:
+        """Write the EMA tokenizer; in one-stage training the EMA prior too."""
+        self.shipped().save_pretrained(self.context.run.tokenizer_folder)
+        if self.training.one_stage and self.prior is not None:
+            prior = self.prior.learner.shipped
+            assert isinstance(prior, Prior)
+            prior.save_pretrained(self.context.run.prior_folder)

@@ -1,0 +1,45 @@
+"""Between the stages: every training view is encoded once by the EMA tokenizer into the token store (METHOD §8)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from prologue.data.store import TokenStore, TokenStoreWriter
+from prologue.tokenizer import Tokenizer, to_model_range
+from prologue.training.context import Context
+from prologue.training.loop import Stopped, StopRequest
+from prologue.training.progress import Progress
+from prologue.weights import WEIGHTS, file_hash
+
+VIEWS_PER_BATCH = 256
+
+
+def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> TokenStore:
+    """Fill the run's token store, continuing a store that an earlier call began. Raises `Stopped` on a signal."""
+    run, images = context.run, context.data.train
+    tokenizer = Tokenizer.from_pretrained(run.tokenizer_folder).to(context.device)
+    config = tokenizer.config
+    writer = TokenStoreWriter(
+        run.tokens_folder,
+        prologue_tokens=config.prologue_tokens,
+        visual_tokens=config.visual_tokens,
+        views=images.views,
+        prologue_codebook_size=config.prologue_codebook_size if config.prologue_tokens else 0,
+        visual_codebook_size=config.codebook_size,
+        meta={"tokenizer": file_hash(run.tokenizer_folder / WEIGHTS), "data": context.data.fingerprint},
+    )
+    start, batch = writer.done, max(1, VIEWS_PER_BATCH // images.views)
+    progress.begin("tokens", start, len(images), 1)
+    for first in range(start, 0 if writer.finished else len(images), batch):
+        indices = range(first, min(first + batch, len(images)))
+        views = torch.from_numpy(np.concatenate([images.token_views(index) for index in indices]))
+        with context.accelerator.autocast():
+            tokens = tokenizer.encode(to_model_range(views.to(context.device)))
+        writer.append(tokens, torch.from_numpy(images.labels[indices.start : indices.stop]))
+        progress.advance(indices.stop)
+        if stop.number is not None:
+            progress.end()
+            raise Stopped("tokens", writer.done, stop.number)
+    progress.end()
+    return writer.finish()
