@@ -85,7 +85,7 @@ class Lite0(nn.Module):
         self.eval()
         _fuse_norms(self.net)
         self.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: the network is a fixed measure."""
