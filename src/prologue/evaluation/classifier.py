@@ -141,16 +141,20 @@ def _batches(seed: int, scenes: int, epochs: int, batch: int) -> Iterator[Tensor
 def _training_images(seed: int, scenes: int) -> tuple[UInt8[Tensor, "n 3 32 32"], Int64[Tensor, "n factors"]]:
     """Training views at 32 px and their factors' numbers; image `i` is scene `i` of the training split."""
     config = DataConfig(cache_mb=1)
-    sets = [ShapesSet("train", scenes, size, config) for size in _SIZES]
+    sets = {size: ShapesSet("train", scenes, size, config) for size in _SIZES}
     images = torch.empty(scenes, 3, _SIDE, _SIDE, dtype=torch.uint8)
     targets = torch.empty(scenes, len(_FACTORS), dtype=torch.int64)
     rng = numpy_stream(seed, "classifier", "views")
     for index in range(scenes):
-        # A size for a whole round of the classes: otherwise size and class would go together.
-        view = sets[index // len(CLASS_NAMES) % len(sets)].train_view(index, rng)
+        view = sets[_size_of(index)].train_view(index, rng)
         images[index] = _shrink(view)
         targets[index] = torch.tensor(_numbers(scene("train", index)))
     return images, targets
+
+
+def _size_of(index: int) -> tuple[int, int]:
+    """Size for training scene `index`: one for a whole round of the classes, so that it never goes with the class."""
+    return _SIZES[index // len(CLASS_NAMES) % len(_SIZES)]
 
 
 def _numbers(scene: Scene) -> list[int]:
