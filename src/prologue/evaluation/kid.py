@@ -16,7 +16,7 @@ from prologue.errors import EvaluationError
 from prologue.rng import numpy_stream
 
 _NORMAL_95 = 1.959964
-_LEAST = 3
+LEAST = 3
 """Images on each side below which leaving one out leaves no pair."""
 _ROWS = 1024
 
@@ -46,9 +46,9 @@ def kernel_distance(
             f"a distance needs the same features on both sides, not {tuple(first.shape)} and {tuple(second.shape)}"
         )
     fewest, most = sorted((len(first), len(second)))
-    if fewest < _LEAST:
-        raise EvaluationError(f"a kernel distance needs at least {_LEAST} images on each side, not {fewest}")
-    subsets = min(-(-most // subset_size), fewest // _LEAST)
+    if fewest < LEAST:
+        raise EvaluationError(f"a kernel distance needs at least {LEAST} images on each side, not {fewest}")
+    subsets = min(-(-most // subset_size), fewest // LEAST)
     parts_a = _deal(first, subsets, seed, "first")
     parts_b = _deal(second, subsets, seed, "second")
     estimates = [_estimate(a, b) for a, b in zip(parts_a, parts_b, strict=True)]
