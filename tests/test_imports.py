@@ -22,7 +22,7 @@ EXTRAS = (
 )
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "rng", "_version", "config", "presets", "device", "weights", "nn"),
+    ("errors", "rng", "_version", "allocator", "config", "presets", "device", "weights", "nn"),
     ("sequence", "tokenizer", "prior"),
     ("sampling", "data", "images", "manifest"),
     ("training", "evaluation", "interop"),

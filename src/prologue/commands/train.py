@@ -8,11 +8,14 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from prologue.allocator import keep_freed_memory
 from prologue.commands._options import DeviceOption, fields_help, parse, resolve_run_config, split_overrides
+from prologue.device import pick_device
 from prologue.presets import preset
 from prologue.training.loop import Stopped
 from prologue.training.progress import Terminal
 from prologue.training.train import StageName, TrainRequest, train
+from prologue.weights import WEIGHTS
 
 DEFAULT_PRESET = "small-32"
 
@@ -47,11 +50,16 @@ def run(argv: list[str]) -> int:
         tokenizer_from=options.tokenizer,
         device=options.device,
     )
+    if pick_device(options.device).type == "cpu":
+        keep_freed_memory()
     progress = Terminal()
     try:
-        train(request, progress)
+        finished = train(request, progress)
     except Stopped as stopped:
         progress.say(f"{stopped}. Run the same command again to continue")
         return 128 + stopped.signal
-    progress.say(f"{options.out} is finished. Next: prologue generate {options.out} --out samples")
+    if (finished.prior_folder / WEIGHTS).is_file():
+        progress.say(f"{options.out} is finished. Next: prologue generate {options.out} --out samples")
+    else:
+        progress.say(f"The stage {options.stage} of {options.out} is finished. Next: the same command with --stage all")
     return 0

@@ -15,6 +15,7 @@ from prologue.weights import file_hash, read_tensors, write_tensors
 
 STATE = "state.safetensors"
 CHECKSUM = "checksum.json"
+WRITING = ".writing-"
 
 
 class Checkpoints:
@@ -27,8 +28,9 @@ class Checkpoints:
     def save(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Store the state after `step` steps. A full disk is a `RunError`, and costs no older checkpoint."""
         final = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f".writing-{step:08d}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = self.folder / f"{WRITING}{step:08d}"
+        for left in self.folder.glob(f"{WRITING}*"):  # by a process that was killed here
+            shutil.rmtree(left, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
             write_tensors(temporary / STATE, tensors)
@@ -43,8 +45,11 @@ class Checkpoints:
                     "it continues from the last checkpoint"
                 ) from error
             raise
-        for old in self._steps()[: -self.keep]:
-            shutil.rmtree(self._path(old), ignore_errors=True)
+        # A later one can only be damaged, or the run would have continued from it; it must not count among those kept.
+        earlier = [other for other in self._steps() if other <= step]
+        for other in self._steps():
+            if other not in earlier[-self.keep :]:
+                shutil.rmtree(self._path(other), ignore_errors=True)
 
     def restore(self, warn: Callable[[str], None]) -> tuple[int, dict[str, Tensor]] | None:
         """(steps done, state) of the newest whole checkpoint; damaged ones are named to `warn` and passed over."""
@@ -72,7 +77,8 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _steps(self) -> list[int]:
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-????????"))
+        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        return sorted(int(name) for name in names if name.isdigit())
 
 
 def is_full(error: BaseException) -> bool:

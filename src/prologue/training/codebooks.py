@@ -37,7 +37,8 @@ class Usage:
     def entropies(self) -> Float[Tensor, P]:
         """Entropy of the ids' marginal at each position, nats."""
         p = self.counts.double() / self.counts.sum(1, keepdim=True).clamp_min(1)
-        return -torch.special.xlogy(p, p).sum(1)
+        entropies: Tensor = -torch.special.xlogy(p, p).sum(1)
+        return entropies
 
     def perplexity(self) -> float:
         """Exponential of the entropy of all positions' ids together."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,11 +12,11 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from prologue.config import OptimizerConfig, RunConfig
-from prologue.data.sampler import train_batch
 from prologue.data.source import Data
 from prologue.nn.layers import Dropout
 from prologue.rng import torch_stream
 from prologue.training.learner import Learner
+from prologue.training.prefetch import Prefetcher
 from prologue.training.run import RunFolder
 
 
@@ -36,12 +38,22 @@ class Context:
         return device
 
     @property
+    def main(self) -> bool:
+        """True in the one process that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
     def rank(self) -> int:
         return int(self.accelerator.process_index)
 
     @property
     def world(self) -> int:
         return int(self.accelerator.num_processes)
+
+    @cached_property
+    def batches(self) -> Prefetcher:
+        """The training images by step, made ahead where that takes time."""
+        return Prefetcher(self.data.train, self.config.seed, self.rank, self.world)
 
     def learner(
         self, name: str, module: nn.Module, config: OptimizerConfig, total: int, ema_half_life: float | None
@@ -53,7 +65,7 @@ class Context:
 
     def images(self, step: int, batch: int) -> tuple[Tensor, Tensor]:
         """This process's training images of `step` as uint8, and their class ids, on the device."""
-        taken = train_batch(self.data.train, self.config.seed, step, batch, self.rank, self.world)
+        taken = self.batches.get(step, batch)
         return taken.images.to(self.device, non_blocking=True), taken.labels.to(self.device, non_blocking=True)
 
     def chance(self, probability: float, step: int, batch: int, name: str) -> Bool[Tensor, B]:
@@ -72,6 +84,14 @@ class Context:
             return tensor
         gathered: Tensor = self.accelerator.gather(tensor)
         return gathered
+
+    def mean(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Each metric's mean over the processes, which must give the same names in the same order."""
+        values = {key: float(value) for key, value in metrics.items()}
+        if self.world == 1 or not values:
+            return values
+        own = torch.tensor([list(values.values())], dtype=torch.float32, device=self.device)
+        return dict(zip(values, self.gather(own).mean(0).tolist(), strict=True))
 
     def set_dropout_stream(self, module: nn.Module, name: str, step: int) -> None:
         """Let every dropout of `module` draw from this step's own stream, apart for each process."""

@@ -56,7 +56,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = self._norm(gradients)
         if bool(torch.isfinite(norm)):
             if self.config.clip > 0:
                 scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
@@ -67,6 +67,13 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         self._follow()
+        return norm
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        """Of all gradients together; 0 before any loss reaches this network (its terms begin later)."""
+        if not gradients:
+            return torch.zeros((), device=next(iter(self.parameters.values())).device)
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return norm
 
     @torch.no_grad()
@@ -104,18 +111,22 @@ class Learner:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`: bit by bit where this learner was when it was taken."""
-        self._create_moments()
-        for key, target in self._tensors():
+        self._create_moments(tensors)
+        counts = torch.zeros(2, dtype=torch.int64)
+        for key, target in (*self._tensors(), (f"{self.name}.counts", counts)):
             source = tensors.get(key)
             if source is None or source.shape != target.shape:
                 raise CheckpointError(f"the checkpoint has no tensor {key!r} of shape {tuple(target.shape)}")
             with torch.no_grad():
                 target.copy_(source)
-        self.updates, self.skipped = (int(value) for value in tensors[f"{self.name}.counts"])
+        self.updates, self.skipped = (int(value) for value in counts)
 
-    def _create_moments(self) -> None:
-        """Give the optimizer the state that it would have after a first step."""
-        for parameter in self.parameters.values():
+    def _create_moments(self, tensors: dict[str, Tensor]) -> None:
+        """Give the optimizer the state of a first step, for the parameters that had one: others got no gradient yet."""
+        self.optimizer.state.clear()
+        for key, parameter in self.parameters.items():
+            if f"{self.name}.adam.{key}.step" not in tensors:
+                continue
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),

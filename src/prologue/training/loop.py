@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prologue.training.context import Context
 from prologue.training.progress import Progress
-from prologue.training.run import RunFolder
 
 Metrics = dict[str, Tensor | float]
 
@@ -37,8 +37,8 @@ class Stage(Protocol):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
 
-    def snapshot(self, step: int) -> None:
-        """Write pictures of the current state."""
+    def snapshot(self, step: int) -> Metrics:
+        """Write pictures of the current state; figures that are taken no more often come back. Changes no state."""
 
     def finish(self) -> None:
         """Write the stage's result into the run."""
@@ -93,17 +93,17 @@ class StopRequest:
 
 def run_stage(
     stage: Stage,
-    run: RunFolder,
+    context: Context,
     progress: Progress,
     stop: StopRequest,
-    main: bool = True,
     track: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Train `stage` from its newest good checkpoint to its end, then let it write its result.
 
-    `main` is true in the process that writes. Raises `Stopped` on a stop signal, after a checkpoint.
+    Every process of a group calls this; the main one writes. Raises `Stopped` on a stop signal, after a checkpoint.
     """
-    config, checkpoints = run.config, run.checkpoints(stage.name)
+    run, main = context.run, context.main
+    checkpoints = run.checkpoints(stage.name)
     restored = checkpoints.restore(progress.say)
     start = 0
     if restored is not None:
@@ -114,50 +114,70 @@ def run_stage(
         run.forget_metrics(stage.name, start)
         run.set_stage(stage.name, steps=stage.steps, finished=False)
     progress.begin(stage.name, start, stage.steps, stage.batch)
-    clock, since, saved = time.perf_counter(), start, start
-    for step in range(start, stage.steps):
-        metrics = stage.step(step)
-        done = step + 1
-        if done % config.log_every == 0 or done == stage.steps:
-            summary, sentences = stage.summary(step)
-            now = time.perf_counter()
-            record = _record(stage, step, {**metrics, **summary}, (done - since) * stage.batch / (now - clock))
-            clock, since = now, done
-            for sentence in sentences:
-                progress.say(sentence)
-            if main:
-                run.log(record)
-                if track is not None:
-                    track(record)
-            progress.show(done, record)
-        else:
-            progress.advance(done)
-        if main and config.sample_every and (done % config.sample_every == 0 or done == stage.steps):
-            stage.snapshot(done)
-        asked = stop.asked()
-        if asked is not None or done % config.checkpoint_every == 0:
-            if main:
-                checkpoints.save(done, stage.state())
-            saved = done
-        if asked is not None and done < stage.steps:
-            progress.end()
-            raise Stopped(stage.name, done, asked)
+    try:
+        saved = _steps(stage, context, progress, stop, track, start)
+    finally:
+        progress.end()
     if main:
         if saved < stage.steps:
             checkpoints.save(stage.steps, stage.state())
         stage.finish()
         run.set_stage(stage.name, finished=True)
         checkpoints.clear()
-    progress.end()
 
 
-def _record(stage: Stage, step: int, metrics: Metrics, rate: float) -> dict[str, Any]:
-    values = {key: float(value) for key, value in metrics.items()}
-    rounded = {key: float(f"{value:.6g}") for key, value in values.items()}
-    return {"stage": stage.name, "step": step + 1, **rounded, "images_per_second": float(f"{rate:.4g}")}
+def _steps(
+    stage: Stage,
+    context: Context,
+    progress: Progress,
+    stop: StopRequest,
+    track: Callable[[dict[str, Any]], None] | None,
+    start: int,
+) -> int:
+    """All steps from `start` on; the number of steps done at the last checkpoint."""
+    config, checkpoints = context.run.config, context.run.checkpoints(stage.name)
+    saved, since, clock = start, start, time.perf_counter()
+    for step in range(start, stage.steps):
+        metrics = stage.step(step)
+        done = step + 1
+        last = done == stage.steps
+        pictured = bool(config.sample_every) and (done % config.sample_every == 0 or last)
+        if pictured or done % config.log_every == 0 or last:
+            figures = {key: float(value) for key, value in metrics.items()}  # waits for the device, so that time counts
+            rate = (done - since) * stage.batch / max(time.perf_counter() - clock, 1e-9)
+            taken = stage.snapshot(done) if pictured and context.main else {}
+            summary, sentences = stage.summary(step)
+            record = _record(stage, done, {**context.mean({**figures, **summary}), **taken}, rate)
+            for sentence in sentences:
+                progress.say(sentence)
+            if context.main:
+                context.run.log(record)
+                if track is not None:
+                    track(record)
+            progress.show(done, record)
+            since, clock = done, time.perf_counter()
+        else:
+            progress.advance(done)
+        asked = stop.asked()
+        if asked is not None or done % config.checkpoint_every == 0:
+            if context.main:
+                checkpoints.save(done, stage.state())
+            saved = done
+        if asked is not None and not last:
+            raise Stopped(stage.name, done, asked)
+    return saved
+
+
+def _record(stage: Stage, done: int, metrics: Metrics, rate: float) -> dict[str, Any]:
+    rounded = {key: float(f"{float(value):.6g}") for key, value in metrics.items()}
+    return {"stage": stage.name, "step": done, **rounded, "images_per_second": float(f"{rate:.4g}")}
 
 
 def frozen_call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call `module` without gradients for its parameters, and without its wrapper: only its inputs get one."""
-    parameters = {key: value.detach() for key, value in module.named_parameters()}
-    return torch.func.functional_call(module, parameters, args, kwargs)
+    """Call `module` without gradients for its parameters, and without its wrapper: only its inputs get one.
+
+    Running statistics are left as they were, too.
+    """
+    tensors = {key: value.detach() for key, value in module.named_parameters()}
+    tensors |= {key: value.clone() for key, value in module.named_buffers()}
+    return torch.func.functional_call(module, tensors, args, kwargs)

@@ -91,7 +91,7 @@ class PriorStage:
         return shipped
 
     @torch.no_grad()
-    def snapshot(self, step: int) -> None:
+    def snapshot(self, step: int) -> Metrics:
         """Samples of the first classes, a column each; without classes, of the null class."""
         context, prior = self.context, self.shipped()
         if self.tokenizer is None:
@@ -105,6 +105,7 @@ class PriorStage:
         path = context.run.samples_folder / f"prior-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         labelled_grid(rows, names).save(path)
+        return {}
 
     def finish(self) -> None:
         """Write the EMA prior."""

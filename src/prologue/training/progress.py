@@ -75,7 +75,7 @@ class Terminal:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self.name, self.total, self.started, self.printed, self.start = "", 0, 0.0, 0.0, 0
+        self.name, self.total, self.started, self.printed, self.start, self.figures = "", 0, 0.0, 0.0, 0, ""
 
     def say(self, sentence: str) -> None:
         if self.live:
@@ -85,7 +85,8 @@ class Terminal:
 
     def begin(self, name: str, start: int, total: int, batch: int) -> None:
         self.name, self.start, self.total = name, start, total
-        self.started = self.printed = time.monotonic()
+        self.started, self.figures = time.monotonic(), ""
+        self.printed = self.started
         if self.live:
             for task in list(self.bar.task_ids):
                 self.bar.remove_task(task)
@@ -95,17 +96,23 @@ class Terminal:
     def advance(self, done: int) -> None:
         if self.live:
             self.bar.update(self.bar.task_ids[0], completed=done)
+        else:
+            self._line(done)
 
     def show(self, done: int, record: dict[str, Any]) -> None:
         if self.live:
             self.bar.update(self.bar.task_ids[0], completed=done, metrics=describe(record))
-            return
+        else:
+            self.figures = f"  {describe(record)}"
+            self._line(done)
+
+    def _line(self, done: int) -> None:
         now = time.monotonic()
         if now - self.printed < PLAIN_SECONDS and done < self.total:
             return
         self.printed = now
         left = (now - self.started) / max(1, done - self.start) * (self.total - done)
-        self.say(f"{self.name} {done}/{self.total}  {describe(record)}  {left:.0f} s left")
+        self.say(f"{self.name} {done}/{self.total}{self.figures}  {left:.0f} s left")
 
     def end(self) -> None:
         if self.live:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ RUN_FORMAT = 1
 STAGES = ("tokenizer", "tokens", "prior")
 FREE_FIELDS = ("checkpoint_every", "keep_checkpoints", "log_every", "sample_every")
 """Fields that change no result, and so may differ between the commands that continue a run."""
+FREE_FACTS = ("data",)
+"""Facts that may differ: the images may have moved, their fingerprint tells whether they are the same."""
 
 
 class RunFolder:
@@ -35,29 +38,18 @@ class RunFolder:
 
         Changed settings, a folder that is no run, or one of another format are a `RunError`; nothing is touched.
         """
-        file = path / "run.json"
-        if not file.exists():
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        plain_facts = json.loads(json.dumps(dict(facts)))
+        if not (path / "run.json").exists():
+            if path.exists() and (not path.is_dir() or any(file.name != "run.json.tmp" for file in path.iterdir())):
                 raise RunError(f"{path} exists and is not a run folder: choose another --out, or empty it")
-            record = {
-                "format": RUN_FORMAT,
-                "config": to_dict(config),
-                "facts": json.loads(json.dumps(dict(facts))),
-                "versions": {
-                    "prologue": __version__,
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
-                "stages": {},
-            }
-            run = cls(path, record, config)
-            run.save()
-            return run
+            return cls._create(path, config, plain_facts)
         run = cls.load(path)
         differences = [
-            *_differences(_without_free(run.record["config"]), _without_free(to_dict(config))),
-            *_differences(run.record["facts"], json.loads(json.dumps(dict(facts)))),
+            *_differences(_without(FREE_FIELDS, run.record["config"]), _without(FREE_FIELDS, to_dict(config))),
+            *_differences(_without(FREE_FACTS, run.record["facts"]), _without(FREE_FACTS, plain_facts)),
         ]
+        if differences and not run.record["stages"]:  # nothing was begun: there is nothing to lose
+            return cls._create(path, config, plain_facts)
         if differences:
             listed = "\n  ".join(f"{name}: {there!r} in the run, {now!r} now" for name, there, now in differences)
             raise RunError(
@@ -65,6 +57,20 @@ class RunFolder:
                 "Repeat the settings it was begun with to continue it, or choose another --out"
             )
         run.config = config
+        return run
+
+    @classmethod
+    def _create(cls, path: Path, config: RunConfig, facts: dict[str, Any]) -> RunFolder:
+        versions = {"prologue": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        record = {
+            "format": RUN_FORMAT,
+            "config": to_dict(config),
+            "facts": facts,
+            "versions": versions,
+            "stages": {},
+        }
+        run = cls(path, record, config)
+        run.save()
         return run
 
     @classmethod
@@ -85,6 +91,10 @@ class RunFolder:
         except (ConfigError, KeyError) as error:
             raise CheckpointError(f"{path / 'run.json'} does not fit this version: {error}") from error
         return cls(path, record, config)
+
+    def reload(self) -> None:
+        """Take over what another process has written into `run.json`."""
+        self.record = self.load(self.path).record
 
     def save(self) -> None:
         save_json(self.path / "run.json", self.record)
@@ -125,15 +135,16 @@ class RunFolder:
         return [record for record in self._records() if stage is None or record.get("stage") == stage]
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`."""
+        """Append a line to `metrics.jsonl`; numbers that are not finite, which JSON lacks, become null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+            file.write(json.dumps(plain) + "\n")
 
-    def forget_metrics(self, stage: str, from_step: int) -> None:
-        """Drop a stage's lines from `from_step` on: they will be written again after a resume."""
+    def forget_metrics(self, stage: str, done: int) -> None:
+        """Drop a stage's lines of later steps than the `done` ones: they will be written again after a resume."""
         if not self.metrics_file.exists():
             return
-        kept = [r for r in self._records() if r.get("stage") != stage or r.get("step", 0) < from_step]
+        kept = [r for r in self._records() if r.get("stage") != stage or r.get("step", 0) <= done]
         temporary = self.metrics_file.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
         temporary.replace(self.metrics_file)
@@ -148,8 +159,8 @@ class RunFolder:
                 continue
 
 
-def _without_free(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in FREE_FIELDS}
+def _without(free: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in free}
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

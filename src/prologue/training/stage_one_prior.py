@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from prologue.config import PriorConfig, PriorOptions
 from prologue.prior import Prior
-from prologue.rng import derive_seed
+from prologue.rng import derive_seed, torch_stream
 from prologue.sequence import SequenceLayout, TokenIds
 from prologue.tokenizer import Encoding
 from prologue.training.context import Context
@@ -60,6 +61,29 @@ class StageOnePrior:
         metrics = terms.metrics()
         self.last_cost = (terms.prologue + terms.eos).detach() * layout.length
         return metrics | {"prior_gradient_norm": norm}
+
+    @torch.no_grad()
+    def use(self, tokens: TokenIds, class_ids: Tensor, batch: int) -> float:
+        """What the EMA prior's visual cross-entropy loses when every image gets another one's prologue (METHOD §1).
+
+        Nats per image; `batch` images at a time. The exchange is one cycle through all images, the same at every call.
+        """
+        order = torch.randperm(len(tokens), generator=torch_stream(self.context.config.seed, "prologue use"))
+        others = torch.empty_like(order)
+        others[order] = order.roll(1)
+        exchanged = TokenIds(tokens.prologue[others.to(tokens.prologue.device)], tokens.visual)
+        return self._visual_nats(exchanged, class_ids, batch) - self._visual_nats(tokens, class_ids, batch)
+
+    def _visual_nats(self, tokens: TokenIds, class_ids: Tensor, batch: int) -> float:
+        layout, prior = self.model.layout, self.learner.shipped
+        total = 0.0
+        for start in range(0, len(tokens), batch):
+            rows = slice(start, start + batch)
+            sequence = layout.pack(tokens[rows])
+            with self.context.accelerator.autocast():
+                terms = cross_entropy_terms(prior(sequence, class_ids[rows]), sequence, layout)
+            total += float(terms.visual) * layout.length * len(sequence)
+        return total / len(tokens)
 
     def _dropped(self, step: int, who: str) -> Tensor:
         return self.context.chance(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from prologue.config import TokenizerTraining
 from prologue.data.sampler import center_batch
+from prologue.data.source import ImageSet
 from prologue.images import labelled_grid, to_pil
 from prologue.nn.perceptual import perceptual_loss
 from prologue.prior import Prior
 from prologue.rng import derive_seed, torch_stream
+from prologue.sequence import TokenIds
 from prologue.tokenizer import Encoding, Tokenizer, to_model_range, to_uint8
 from prologue.training.adversary import Adversary
 from prologue.training.codebooks import Usage, collapse_sentences, replacement_rows, spherical_kmeans
@@ -24,6 +27,8 @@ KMEANS_POINTS = 64
 """Encoder outputs per centre for the start of the prologue codebook, at most."""
 KMEANS_BATCHES = 64
 """Batches that they come from, at most."""
+USE_IMAGES = 256
+"""Validation images on which the use of the prologue is measured along the way, at most."""
 
 
 class TokenizerStage:
@@ -54,6 +59,8 @@ class TokenizerStage:
             self.perceptual = perceptual_loss(self.training.perceptual, self.training.perceptual_path)
             if self.perceptual is not None:
                 self.perceptual.to(context.device)
+        self.use: float | None = None
+        """Nats per image, as last measured."""
         self._said = False
         config = context.config.tokenizer
         self.visual_window = Usage(1, config.codebook_size, context.device)
@@ -110,7 +117,8 @@ class TokenizerStage:
                 terms = self.prior.encoder_terms(step, encoding, labels.masked_fill(null, self.prior.model.null_class))
                 ce = options.ce_prologue * (terms.prologue + terms.eos) + options.ce_visual * terms.visual
                 loss = loss + weight * ce
-        self.context.accelerator.backward(loss)
+        if loss.requires_grad:  # a post-hoc prologue has no loss before its cross-entropy begins
+            self.context.accelerator.backward(loss)
         metrics["loss"] = loss.detach()
         metrics["gradient_norm"] = self.tokenizer.update()
         return encoding, reconstruction, {key: torch.as_tensor(value).detach() for key, value in metrics.items()}
@@ -161,7 +169,7 @@ class TokenizerStage:
             "learning_rate": self.tokenizer.optimizer.param_groups[0]["lr"],
             "skipped": float(self.tokenizer.skipped + (self.prior.learner.skipped if self.prior else 0)),
         }
-        diversity = use = None
+        diversity = None
         if self.prologue_window is not None:
             metrics["prologue_usage"] = self.prologue_window.used
             metrics["prologue_perplexity"] = self.prologue_window.perplexity()
@@ -178,13 +186,13 @@ class TokenizerStage:
         if not late or self._said:
             return metrics, []
         sentences = collapse_sentences(
-            used / reachable, diversity, use, self.training.revive_every > 0, bool(self.training.prologue_kmeans)
+            used / reachable, diversity, self.use, self.training.revive_every > 0, bool(self.training.prologue_kmeans)
         )
         self._said = bool(sentences)
         return metrics, sentences
 
     def state(self) -> dict[str, Tensor]:
-        state = self.tokenizer.state() | {"revival_window": self.revival_window.counts}
+        state = self.tokenizer.state() | {name: window.counts for name, window in self._windows().items()}
         if self.prior is not None:
             state |= self.prior.learner.state()
         if self.adversary is not None:
@@ -193,11 +201,17 @@ class TokenizerStage:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         self.tokenizer.load_state(tensors)
-        self.revival_window.counts.copy_(tensors["revival_window"])
+        for name, window in self._windows().items():
+            window.counts.copy_(tensors[name])
         if self.prior is not None:
             self.prior.learner.load_state(tensors)
         if self.adversary is not None:
             self.adversary.load_state(tensors)
+
+    def _windows(self) -> dict[str, Usage]:
+        """Counts that go on over a checkpoint: of the next revival and of the next log record."""
+        windows = {"revival_window": self.revival_window, "visual_window": self.visual_window}
+        return windows | ({"prologue_window": self.prologue_window} if self.prologue_window is not None else {})
 
     def shipped(self) -> Tokenizer:
         """The EMA tokenizer."""
@@ -206,8 +220,8 @@ class TokenizerStage:
         return shipped
 
     @torch.no_grad()
-    def snapshot(self, step: int) -> None:
-        """Validation images (training images where none are held out) above their reconstructions."""
+    def snapshot(self, step: int) -> Metrics:
+        """Validation images (training images where none are held out) above their reconstructions; the use."""
         images = self.context.data.validation if len(self.context.data.validation) else self.context.data.train
         pictures = center_batch(images, range(min(8, len(images)))).images
         model = self.shipped()
@@ -215,6 +229,26 @@ class TokenizerStage:
         path = self.context.run.samples_folder / f"tokenizer-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         labelled_grid([to_pil(pictures), to_pil(shown)], row_labels=["image", "reconstruction"]).save(path)
+        return self._measure_use(images)
+
+    def _measure_use(self, images: ImageSet) -> Metrics:
+        """What the prologues of up to `USE_IMAGES` images, evenly spaced, tell the EMA prior about their visual ids."""
+        count = min(USE_IMAGES, len(images))
+        if self.prior is None or not self.prior.model.layout.has_prologue or count < 2:
+            return {}
+        model, share = self.shipped(), max(1, self.batch // self.context.world)
+        chosen = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
+        parts, labels = [], []
+        for start in range(0, count, share):
+            taken = center_batch(images, chosen[start : start + share])
+            with self.context.accelerator.autocast():
+                parts.append(model.encode(to_model_range(taken.images.to(self.context.device))))
+            labels.append(taken.labels)
+        class_ids = torch.cat(labels).to(self.context.device)
+        if self.training.label_drop == 1:
+            class_ids = torch.full_like(class_ids, self.prior.model.null_class)
+        self.use = self.prior.use(TokenIds.cat(parts), class_ids, share)
+        return {"prologue_use": self.use, "prologue_use_images": float(count)}
 
     def finish(self) -> None:
         """Write the EMA tokenizer; in one-stage training the EMA prior too."""

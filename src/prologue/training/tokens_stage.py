@@ -31,15 +31,20 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
     )
     start, batch = writer.done, max(1, VIEWS_PER_BATCH // images.views)
     progress.begin("tokens", start, len(images), 1)
-    for first in range(start, 0 if writer.finished else len(images), batch):
-        indices = range(first, min(first + batch, len(images)))
-        views = torch.from_numpy(np.concatenate([images.token_views(index) for index in indices]))
-        with context.accelerator.autocast():
-            tokens = tokenizer.encode(to_model_range(views.to(context.device)))
-        writer.append(tokens, torch.from_numpy(images.labels[indices.start : indices.stop]))
-        progress.advance(indices.stop)
-        if stop.number is not None:
-            progress.end()
-            raise Stopped("tokens", writer.done, stop.number)
-    progress.end()
+    try:
+        # The first batch may reach back before `start`: an image's ids must not depend, in the last bit of a
+        # product, on where an earlier call stopped.
+        for first in range(start // batch * batch, 0 if writer.finished else len(images), batch):
+            indices = range(first, min(first + batch, len(images)))
+            views = torch.from_numpy(np.concatenate([images.token_views(index) for index in indices]))
+            with context.accelerator.autocast():
+                tokens = tokenizer.encode(to_model_range(views.to(context.device)))
+            known = max(0, start - first)
+            labels = torch.from_numpy(images.labels[indices.start : indices.stop])
+            writer.append(tokens[known * images.views :], labels[known:])
+            progress.advance(indices.stop)
+            if stop.number is not None and indices.stop < len(images):
+                raise Stopped("tokens", writer.done, stop.number)
+    finally:
+        progress.end()
     return writer.finish()

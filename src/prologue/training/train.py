@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +14,12 @@ import torch
 
 from prologue.config import RunConfig, TokenizerConfig
 from prologue.data.source import open_data
+from prologue.data.store import TokenStore
 from prologue.errors import ConfigError, RunError
 from prologue.manifest import Manifest
 from prologue.tokenizer import Tokenizer
 from prologue.training.context import Context
-from prologue.training.loop import StopRequest, run_stage
+from prologue.training.loop import Stage, Stopped, StopRequest, run_stage
 from prologue.training.prior_stage import PriorStage
 from prologue.training.progress import Progress, Silent
 from prologue.training.run import RunFolder
@@ -26,6 +28,8 @@ from prologue.training.tokens_stage import write_tokens
 from prologue.weights import WEIGHTS, file_hash
 
 StageName = Literal["tokenizer", "tokens", "prior", "all"]
+LONGEST_WAIT = timedelta(days=7)
+"""For the main process, which encodes the whole data set while the others wait."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +48,31 @@ class TrainRequest:
 
 
 def train(request: TrainRequest, progress: Progress) -> RunFolder:
-    """Train, or continue, a run. Raises `Stopped` when a signal stops it; the same request then continues."""
-    accelerator = make_accelerator(request.config.precision, request.device)
-    given = _given_tokenizer(request)
+    """Train, or continue, a run. Raises `Stopped` when a signal stops it; the same request then continues.
+
+    Under `accelerate launch` or `torchrun` every process calls this; the main one writes.
+    """
     config = request.config
+    accelerator = make_accelerator(config.precision, request.device, late_terms=config.tokenizer_training.ce_start > 0)
+    given = _given_tokenizer(request, config)
     if given is not None:
         config = dataclasses.replace(config, tokenizer=_adopted_config(config.tokenizer, given.config))
-    elif config.tokenizer.variant == "prologue-post":
-        raise ConfigError(
-            "a prologue-post run needs a finished 2d run for its frozen visual path: give it with --tokenizer RUN"
-        )
     data = open_data(request.data, config.data, config.tokenizer.image_size)
     facts = {"data": request.data, "data_fingerprint": data.fingerprint, "class_names": list(data.class_names)}
     if request.tokenizer_from is not None:
         facts["tokenizer"] = file_hash(request.tokenizer_from / "tokenizer" / WEIGHTS)
     progress = progress if accelerator.is_main_process else Silent()
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-    run = RunFolder.open(request.out, config, facts | dict(request.facts))
-    if accelerator.is_main_process:
-        accelerator.wait_for_everyone()
+    with _main_first(accelerator):
+        run = RunFolder.open(request.out, config, facts | dict(request.facts))
     for note in data.notes:
         progress.say(note)
     agree = _agreement(accelerator) if accelerator.num_processes > 1 else None
-    with StopRequest(agree).listening() as stop:
-        _Trainer(Context(run, data, accelerator), request, given, progress, stop).train()
+    context = Context(run, data, accelerator)
+    try:
+        with StopRequest(agree).listening() as stop:
+            _Trainer(context, request, given, progress, stop).train()
+    finally:
+        context.batches.close()
     return run
 
 
@@ -78,7 +82,6 @@ class _Trainer:
     ) -> None:
         self.context, self.request, self.given = context, request, given
         self.run, self.progress, self.stop = context.run, progress, stop
-        self.main = bool(context.accelerator.is_main_process)
 
     def train(self) -> None:
         one_stage = self.run.config.tokenizer_training.one_stage
@@ -91,62 +94,82 @@ class _Trainer:
                 continue
             if self.run.finished(name):
                 self.progress.say(f"{name}: finished already")
-                continue
-            stages[name]()
+            else:
+                stages[name]()
+            # Only the main process writes run.json: the others read it once it says how the stage ended.
             self.context.accelerator.wait_for_everyone()
-        if self.main and (self.run.prior_folder / WEIGHTS).is_file():
+            self.run.reload()
+        if self.context.main and (self.run.prior_folder / WEIGHTS).is_file():
             self._write_manifest()
 
     def _tokenizer(self) -> None:
-        if self.given is not None and not self._post_hoc:
-            if self.main:
-                assert self.request.tokenizer_from is not None
-                shutil.copytree(
-                    self.request.tokenizer_from / "tokenizer", self.run.tokenizer_folder, dirs_exist_ok=True
-                )
-                self.run.set_stage("tokenizer", finished=True, taken_from=str(self.request.tokenizer_from))
+        if self.given is None:
+            self._run(TokenizerStage(self.context))
             return
-        stage = TokenizerStage(self.context, self.given)
-        run_stage(stage, self.run, self.progress, self.stop, self.main, self._tracker())
+        known = {"taken_from": str(self.request.tokenizer_from), "trained_on": self._trained_on()}
+        if self._post_hoc:
+            stage = TokenizerStage(self.context, self.given)
+            if self.context.main:
+                self.run.set_stage("tokenizer", **known)
+            self._run(stage)
+        elif self.context.main:
+            self.given.save_pretrained(self.run.tokenizer_folder)
+            self.run.set_stage("tokenizer", finished=True, **known)
 
     def _tokens(self) -> None:
+        """By the main process; the others wait."""
         self._require("tokenizer", "tokens")
-        if self.main:
-            write_tokens(self.context, self.progress, self.stop)
-            self.run.set_stage("tokens", finished=True)
+        stopped: Stopped | None = None
+        if self.context.main:
+            try:
+                write_tokens(self.context, self.progress, self.stop)
+                self.run.set_stage("tokens", finished=True)
+            except Stopped as stop:
+                stopped = stop
+        asked = self.stop.asked()
+        self.run.reload()
+        if asked is not None and not self.run.finished("tokens"):
+            raise stopped or Stopped("tokens", 0, asked)
 
     def _prior(self) -> None:
-        from prologue.data.store import TokenStore
-
         self._require("tokens", "prior")
-        stage = PriorStage(self.context, TokenStore(self.run.tokens_folder))
-        run_stage(stage, self.run, self.progress, self.stop, self.main, self._tracker())
+        self._run(PriorStage(self.context, TokenStore(self.run.tokens_folder)))
+
+    def _run(self, stage: Stage) -> None:
+        with self._tracker() as track:
+            run_stage(stage, self.context, self.progress, self.stop, track)
 
     @property
     def _post_hoc(self) -> bool:
         return self.run.config.tokenizer.variant == "prologue-post"
 
     def _require(self, before: str, stage: str) -> None:
-        self.run.record = RunFolder.load(self.run.path).record
         if not self.run.finished(before):
             raise RunError(f"stage {stage!r} needs the finished stage {before!r}: run it first, or --stage all")
 
-    def _write_manifest(self) -> None:
-        training = self.run.config.tokenizer_training
-        trained_on = ("lite0",) if training.perceptual == "lite0" and training.perceptual_weight > 0 else ()
-        existing = Manifest.load(self.run.path) if (self.run.path / "pipeline.json").is_file() else Manifest()
-        existing.replace(class_names=self.context.data.class_names, data=self.request.data, trained_on=trained_on).save(
-            self.run.path
-        )
+    def _trained_on(self) -> list[str]:
+        """Feature extractors that a loss of this run's visual path used, here or where it was taken from."""
+        if self.request.tokenizer_from is not None:
+            return _trained_on_in(self.request.tokenizer_from)
+        return _trained_on_by(self.run)
 
-    def _tracker(self) -> Any:
+    def _write_manifest(self) -> None:
+        existing = Manifest.load(self.run.path) if (self.run.path / "pipeline.json").is_file() else Manifest()
+        existing.replace(
+            class_names=self.context.data.class_names, data=self.request.data, trained_on=tuple(self._trained_on())
+        ).save(self.run.path)
+
+    @contextmanager
+    def _tracker(self) -> Iterator[Callable[[dict[str, Any]], None] | None]:
         """A TensorBoard log where it is installed, else nothing."""
-        if not self.main:
-            return None
+        if not self.context.main:
+            yield None
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            return None
+            yield None
+            return
         writer = SummaryWriter(str(self.run.path / "tensorboard"))
 
         def track(record: dict[str, Any]) -> None:
@@ -154,25 +177,47 @@ class _Trainer:
                 if isinstance(value, float):
                     writer.add_scalar(f"{record['stage']}/{key}", value, record["step"])
 
-        return track
+        try:
+            yield track
+        finally:
+            writer.close()
 
 
-def make_accelerator(precision: str, device: str) -> Any:
-    """Accelerate's device, precision and process group for this process."""
+def make_accelerator(precision: str, device: str, late_terms: bool = False) -> Any:
+    """Accelerate's device, precision and process group for this process.
+
+    `late_terms` says that parameters get their first gradient after the first step, which the group must expect.
+    """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     from prologue.device import pick_device
 
     chosen = pick_device(device)
+    # Accelerate keeps precision and device for the whole program; a second run in it may ask for others.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
         cpu=chosen.type == "cpu",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=late_terms),
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ],
     )
 
 
-def _agreement(accelerator: Any) -> Any:
+@contextmanager
+def _main_first(accelerator: Any) -> Iterator[None]:
+    """The main process goes through the block before the others do."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+    yield
+    if accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+
+
+def _agreement(accelerator: Any) -> Callable[[int], int]:
     def agree(number: int) -> int:
         local = torch.tensor([number], device=accelerator.device)
         return int(accelerator.gather(local).max())
@@ -180,9 +225,19 @@ def _agreement(accelerator: Any) -> Any:
     return agree
 
 
-def _given_tokenizer(request: TrainRequest) -> Tokenizer | None:
+def _given_tokenizer(request: TrainRequest, config: RunConfig) -> Tokenizer | None:
+    post_hoc = config.tokenizer.variant == "prologue-post"
     if request.tokenizer_from is None:
+        if post_hoc:
+            raise ConfigError(
+                "a prologue-post run needs a finished 2d run for its frozen visual path: give it with --tokenizer RUN"
+            )
         return None
+    if config.tokenizer_training.one_stage and not post_hoc:
+        raise ConfigError(
+            "a one-stage run trains its prior with its tokenizer, so it cannot take one over: "
+            "leave --tokenizer out, or set tokenizer_training.one_stage to false"
+        )
     source = request.tokenizer_from
     if (source / "run.json").is_file() and not RunFolder.load(source).finished("tokenizer"):
         raise RunError(f"{source} has no finished tokenizer: finish its training first")
@@ -197,3 +252,18 @@ def _adopted_config(asked: TokenizerConfig, given: TokenizerConfig) -> Tokenizer
         raise ConfigError(f"a post-hoc prologue reads a finished 2d tokenizer, not a {given.variant!r} one")
     prologue = ("variant", "prologue_encoder", "prologue_tokens", "prologue_codebook_size", "prologue_temperature")
     return dataclasses.replace(given, **{name: getattr(asked, name) for name in prologue})
+
+
+def _trained_on_by(run: RunFolder) -> list[str]:
+    taken = run.record["stages"].get("tokenizer", {}).get("trained_on")
+    if taken is not None:  # with the tokenizer, from another run
+        return list(taken)
+    training = run.config.tokenizer_training
+    return ["lite0"] if training.perceptual == "lite0" and training.perceptual_weight > 0 else []
+
+
+def _trained_on_in(source: Path) -> list[str]:
+    """What a run or an exported folder says of its tokenizer's training."""
+    if (source / "run.json").is_file():
+        return _trained_on_by(RunFolder.load(source))
+    return list(Manifest.load(source).trained_on) if (source / "pipeline.json").is_file() else []
