@@ -1,0 +1,128 @@
+"""How close samples come to real images, and whether the asked class is seen in them (METHOD §10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from prologue.data.sampler import center_batch
+from prologue.data.source import ImageSet
+from prologue.errors import EvaluationError
+from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.runs import (
+    Distances,
+    Features,
+    Record,
+    Watch,
+    choose_images,
+    evaluating,
+    unwatched,
+    wilson_interval,
+)
+from prologue.prior import Prior
+from prologue.sampling.decode import sample_sequences
+from prologue.sampling.guidance import Guidance
+from prologue.sampling.recipe import Recipe
+from prologue.tokenizer import Tokenizer, to_uint8
+
+
+class Samples(NamedTuple):
+    """A batch of samples on the CPU, lossless, and the class that each was asked to be."""
+
+    images: UInt8[Tensor, "b 3 h w"]
+    class_ids: Int64[Tensor, " b"]
+
+
+def uniform_classes(num_classes: int, count: int) -> Int64[Tensor, " count"]:
+    """The classes in turn, so that their counts differ by one at most; the null class where there are no classes."""
+    return torch.arange(count) % max(1, num_classes)
+
+
+def draw_samples(
+    tokenizer: Tokenizer,
+    prior: Prior,
+    recipe: Recipe,
+    class_ids: Int64[Tensor, " n"],
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    watch: Watch = unwatched,
+) -> Iterator[Samples]:
+    """One image of each class id, batch by batch; image `i` has seed `seed + i`, as `Pipeline.generate` gives it.
+
+    Raises `SamplingError` for a recipe that cannot be satisfied, such as guidance on the null class.
+    """
+    device = prior.token_embedding.weight.device
+    for start in watch(range(0, len(class_ids), batch), "samples"):
+        chunk = class_ids[start : start + batch]
+        seeds = list(range(seed + start, seed + start + len(chunk)))
+        with evaluating(tokenizer, prior):
+            sequences = sample_sequences(prior, chunk.to(device), recipe, seeds)
+            images = to_uint8(tokenizer.decode(prior.layout.unpack(sequences).visual)).cpu()
+        yield Samples(images, chunk)
+
+
+def evaluate_generation(
+    tokenizer: Tokenizer,
+    prior: Prior,
+    recipe: Recipe,
+    reference: ImageSet,
+    features: Features,
+    *,
+    count: int,
+    seed: int = 0,
+    batch: int = 64,
+    class_names: Sequence[str] = (),
+    classifier: ShapesExtractor | None = None,
+    watch: Watch = unwatched,
+) -> Record:
+    """`count` samples with uniform labels against center crops of training images `reference`.
+
+    The reference is `count` images at random, or all where there are not more; both numbers are stated. With
+    `classifier`, also how often it recognises the asked class, whose ids must be its own. Without features
+    (`Features()`) no reference is read. Raises `EvaluationError` for a count below 1, and `SamplingError` as
+    `draw_samples` does.
+    """
+    if count < 1:
+        raise EvaluationError(f"count must be at least 1, not {count}")
+    class_ids = uniform_classes(prior.num_classes, count)
+    distances = Distances(features)
+    seen: list[Tensor] = []
+    for samples in draw_samples(tokenizer, prior, recipe, class_ids, seed=seed, batch=batch, watch=watch):
+        distances.add_measured(samples.images)
+        if classifier is not None:
+            seen.append(classifier.classify(samples.images))
+    indices = np.arange(0) if features.extractor is None else choose_images(len(reference), count, seed, "reference")
+    for start in watch(range(0, len(indices), batch), "training images"):
+        distances.add_reference(center_batch(reference, indices[start : start + batch]).images)
+    record: Record = {"kind": "generation", "n": count, "classes": prior.num_classes}
+    record |= {"n_reference": len(indices), "reference_split": "train", "reference_views": "center"}
+    record |= distances.record(seed)
+    record |= {"recipe": recipe.to_dict(), "guided": recipe.guidance.active, "seed": seed}
+    recognition = recognised_classes(class_ids, torch.cat(seen), class_names) if classifier is not None else None
+    return record | {"recognition": recognition, "notes": []}
+
+
+def recognised_classes(
+    asked: Int64[Tensor, " n"], seen: Int64[Tensor, " n"], class_names: Sequence[str] = ()
+) -> Record:
+    """For how many samples the classifier sees the asked class, in all and by class, with 95 % Wilson intervals."""
+    right = asked == seen
+    record: Record = wilson_interval(int(right.sum()), len(asked)).fields("rate")
+    record |= {"n": len(asked), "recognised": int(right.sum()), "by_class": []}
+    for class_id in sorted(set(asked.tolist())):
+        of_class = right[asked == class_id]
+        name = class_names[class_id] if class_id < len(class_names) else str(class_id)
+        counts = {"class": name, "class_id": class_id, "n": len(of_class), "recognised": int(of_class.sum())}
+        record["by_class"].append(counts | wilson_interval(int(of_class.sum()), len(of_class)).fields("rate"))
+    return record
+
+
+def possible_recipe(recipe: Recipe, prior: Prior) -> Recipe:
+    """A stored recipe without its guidance where the prior has no class to lean on."""
+    return recipe if prior.num_classes else recipe.replace(guidance=Guidance.none())

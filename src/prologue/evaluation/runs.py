@@ -1,0 +1,260 @@
+"""What the evaluations share: a run and its images, features and the distances in them, intervals over images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64, UInt8
+from torch import Tensor, nn
+
+from prologue.config import DataConfig, RunConfig
+from prologue.data.source import Data, ImageSet, open_data
+from prologue.errors import DataError, EvaluationError
+from prologue.evaluation.features import FeatureExtractor, open_features
+from prologue.evaluation.frechet import GaussianStatistics, frechet_distance
+from prologue.evaluation.kid import kernel_distance
+from prologue.manifest import NAME as MANIFEST
+from prologue.manifest import Manifest
+from prologue.rng import numpy_stream
+from prologue.training.run import RunFolder
+from prologue.weights import WEIGHTS, file_hash
+
+DISTANCE_IMAGES = 10_000
+"""With fewer images on either side a Fréchet distance is indicative, and the kernel distance leads."""
+LIKELIHOOD_IMAGES = 1024
+"""Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
+_NORMAL_95 = 1.959964
+_SLAB = 4096
+_LEAST = 3
+"""Images on each side that an unbiased kernel distance needs."""
+
+Watch = Callable[[Sequence[int], str], Iterable[int]]
+"""Gives the steps back one by one, and may show how far they are; the text names them."""
+Record = dict[str, Any]
+
+
+def unwatched(steps: Sequence[int], what: str) -> Iterable[int]:
+    """The steps, shown nowhere."""
+    return steps
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards each model is in the mode that it was in."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval; None where one image gives no interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def fields(self, name: str, factor: float = 1.0) -> Record:
+        """`{name, name_low, name_high}`, each times `factor`."""
+        ends = [None if end is None else end * factor for end in (self.low, self.high)]
+        return {name: self.value * factor, f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+
+def mean_interval(values: Float[Tensor, " n"]) -> Interval:
+    """Mean over images with its normal 95 % interval, in float64."""
+    wide = values.double()
+    mean = float(wide.mean())
+    if len(wide) < 2:
+        return Interval(mean, None, None)
+    reach = _NORMAL_95 * float(wide.std()) / len(wide) ** 0.5
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def wilson_interval(hits: int, trials: int) -> Interval:
+    """A rate with its 95 % interval after Wilson, which stays inside [0, 1] and holds at rates of 0 and 1."""
+    rate, z2 = hits / trials, _NORMAL_95**2
+    middle = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    reach = _NORMAL_95 / (1 + z2 / trials) * (rate * (1 - rate) / trials + z2 / (4 * trials**2)) ** 0.5
+    return Interval(rate, max(0.0, middle - reach), min(1.0, middle + reach))
+
+
+def choose_images(total: int, count: int | None, seed: int, name: str) -> Int64[np.ndarray, " n"]:
+    """All `total` images, or `count` of them at random (stream `name` of `seed`), in their order."""
+    if count is not None and count < 1:
+        raise EvaluationError(f"count must be at least 1, not {count}")
+    if total < 1:
+        raise EvaluationError("there are no images to measure")
+    if count is None or count >= total:
+        return np.arange(total)
+    return np.sort(numpy_stream(seed, "evaluation", name).permutation(total)[:count])
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images that a run is measured on."""
+
+    name: Literal["validation", "train"]
+    images: ImageSet
+    notes: tuple[str, ...] = ()
+
+
+def measured_split(data: Data) -> Split:
+    """The validation images; the training images, with a note, where none are held out."""
+    if len(data.validation):
+        return Split("validation", data.validation)
+    note = "no images are held out, so these figures are of training images: they flatter a model that memorises"
+    return Split("train", data.train, (note,))
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run folder says of itself. `config` and `fingerprint` are None for imported and exported folders."""
+
+    path: Path
+    manifest: Manifest
+    config: RunConfig | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it. Of an unfinished run the tokenizer must be finished; else `Manifest.load`'s errors."""
+        if not (path / "run.json").is_file():
+            return cls(path, Manifest.load(path))
+        run = RunFolder.load(path)
+        tokenizer_only = run.finished("tokenizer") and not (path / MANIFEST).is_file()
+        manifest = _unfinished_manifest(run) if tokenizer_only else Manifest.load(path)
+        return cls(path, manifest, run.config, run.record["facts"].get("data_fingerprint"))
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """sha256 of the weight files of both models, of those that are there."""
+        files = {part: self.path / part / WEIGHTS for part in ("tokenizer", "prior")}
+        return {part: file_hash(file) for part, file in files.items() if file.is_file()}
+
+    def open_data(self, where: str | None, image_size: tuple[int, int]) -> tuple[str, Data, tuple[str, ...]]:
+        """The run's images, or those at `where`, read with the run's own options: their name, they, and notes.
+
+        Raises `EvaluationError` where neither the folder nor the caller says where images are; `open_data`'s errors.
+        """
+        source = self.data_name(where)
+        config = self.config.data if self.config is not None else DataConfig()
+        try:
+            data = open_data(source, config, image_size)
+        except DataError as error:
+            if where is not None:
+                raise
+            raise DataError(f"{error}. These are the run's own images; give other ones with --data WHERE") from error
+        changed = where is None and self.fingerprint not in (None, data.fingerprint)
+        note = (f"the images in {source} are not those of the training any more: files or labels have changed",)
+        return source, data, (*data.notes, *(note if changed else ()))
+
+    def data_name(self, where: str | None) -> str:
+        """`where`, or what the run was trained on; an `EvaluationError` where nobody says."""
+        source = where if where is not None else self.manifest.data
+        if source is None:
+            raise EvaluationError(
+                f"{self.path} does not say which images it was trained on (it was imported): give --data WHERE"
+            )
+        return source
+
+
+def _unfinished_manifest(run: RunFolder) -> Manifest:
+    """What the manifest of a run will say of its tokenizer, whose prior is still to be trained."""
+    facts, training = run.record["facts"], run.config.tokenizer_training
+    trained_on = ("lite0",) if training.perceptual == "lite0" and training.perceptual_weight > 0 else ()
+    return Manifest(tuple(facts.get("class_names", ())), None, facts.get("data"), trained_on)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features that distances are measured in, or the reason why there are none."""
+
+    extractor: FeatureExtractor | None = None
+    reason: str | None = "no features were asked for"
+    trained_on: bool = False
+    """A training loss used the same features, so that distances in them flatter the run."""
+
+    @classmethod
+    def open(
+        cls, name: str, data_name: str, device: str | torch.device = "cpu", trained_on: Sequence[str] = ()
+    ) -> Self:
+        """`auto`, `lite0` or `shapes` for the images of `data_name`; see `open_features` for its errors.
+
+        `trained_on` names the features that the run's losses used, as its manifest does.
+        """
+        extractor, reason = open_features(name, data_name, device)
+        return cls(extractor, reason, extractor is not None and extractor.name.lower() in trained_on)
+
+
+class Distances:
+    """Features of measured images and of their reference as they arrive; at the end, the distances between them."""
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self._measured: list[Tensor] = []
+        self._reference: list[Tensor] = []
+
+    def add_measured(self, images: UInt8[Tensor, "b 3 h w"]) -> None:
+        """Add samples or reconstructions, lossless."""
+        if self.features.extractor is not None:
+            self._measured.append(self.features.extractor(images))
+
+    def add_reference(self, images: UInt8[Tensor, "b 3 h w"]) -> None:
+        """Add real images."""
+        if self.features.extractor is not None:
+            self._reference.append(self.features.extractor(images))
+
+    def record(self, seed: int) -> Record:
+        """Fréchet and kernel distance under their names with the features, or nulls and the reason.
+
+        `leads` names the figure to look at; `indicative` marks the Fréchet distance of few images.
+        """
+        reason, extractor = self.features.reason, self.features.extractor
+        fewest = min((sum(map(len, side)) for side in (self._measured, self._reference)), default=0)
+        if extractor is not None and fewest < _LEAST:
+            reason = f"a distance needs at least {_LEAST} images on each side"
+        name = None if extractor is None else extractor.name
+        out: Record = {
+            "features": name,
+            "features_hash": None if extractor is None else extractor.hash,
+            "fd_name": name and f"FD-{name}",
+            "fd": None,
+            "kid_name": name and f"KID-{name}",
+            "kid": None,
+            "kid_low": None,
+            "kid_high": None,
+            "kid_error": None,
+            "leads": None,
+            "indicative": fewest < DISTANCE_IMAGES if reason is None else None,
+            "trained_on_features": self.features.trained_on,
+            "reason": reason,
+        }
+        if reason is None:
+            first, second = torch.cat(self._measured), torch.cat(self._reference)
+            kid = kernel_distance(first, second, seed=seed)
+            out |= {"fd": frechet_distance(_moments(first), _moments(second)), "kid": kid.value, "kid_low": kid.low}
+            out |= {"kid_high": kid.high, "kid_error": kid.error, "leads": "kid" if out["indicative"] else "fd"}
+        return out
+
+
+def _moments(features: Float[Tensor, "n d"]) -> GaussianStatistics:
+    statistics = GaussianStatistics(features.shape[1])
+    for slab in torch.split(features, _SLAB):
+        statistics.update(slab)
+    return statistics
+
+
+def per_image(parts: Sequence[Float64[Tensor, " b"]]) -> Float64[Tensor, " n"]:
+    """Values of all images from those of the batches."""
+    return torch.cat([part.detach().cpu().double() for part in parts])
