@@ -210,6 +210,8 @@ def test_a_run_is_read_with_its_own_options(tmp_path) -> None:
     info = RunInfo.load(run.path)  # its prior is still to be trained
     assert info.manifest == Manifest(("a",), data="shapes")
     assert info.weights == {}
+    run.set_stage("tokenizer", trained_on=["lite0"])  # as the run says that it was taken from
+    assert RunInfo.load(run.path).manifest.trained_on == ("lite0",)
     source, data, notes = info.open_data(None, (8, 8))
     assert (source, len(data.train), len(data.validation)) == ("shapes", 7, 3)
     assert "not those of the training any more" in notes[0]
