@@ -317,6 +317,9 @@ class TokenizerTraining:
     ce_start: int = 0
     ce_ramp: int = 0
     visual_dropout: float = 0.5
+    shared_prior_pass: bool = False
+    """Take the prior's own gradients from the autoencoder step's pass: the same update for half the passes through the
+    prior, with one draw of visual dropout for both. Needs equal CE weights and a prior_model without dropout."""
     label_drop: float = 1.0
     """Chance that the prior sees the null class; 1 in two-stage training, 0.1 in one-stage."""
     one_stage: bool = False
@@ -335,6 +338,10 @@ class TokenizerTraining:
             "gan_ramp", "lecam", "r1", "vq", "ce_prologue", "ce_visual", "ce_start", "ce_ramp", "revive_every",
         )  # fmt: skip
         _fraction(self, "visual_dropout", "label_drop", "revive_until")
+        _require(
+            not self.shared_prior_pass or (self.ce_prologue == self.ce_visual and self.prior_model.dropout == 0),
+            "shared_prior_pass needs ce_prologue equal to ce_visual, and a prior_model without dropout",
+        )
         _require(
             self.perceptual in typing.get_args(Perceptual),
             f"unknown perceptual term {self.perceptual!r}: choose one of {list(typing.get_args(Perceptual))}",

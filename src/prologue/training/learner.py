@@ -47,8 +47,8 @@ class Learner:
             self.decay = ema_decay(ema_half_life)
             self.ema = copy.deepcopy(module).eval().requires_grad_(False)
 
-    def update(self) -> Tensor:
-        """Apply the accumulated gradients and clear them; the gradient norm is returned.
+    def update(self, weight: float = 1.0) -> Tensor:
+        """Apply the gradients of `weight` times the loss, and clear them; the norm of the loss's own is returned.
 
         A gradient that is not finite skips the step, which still counts as an update, and is counted (METHOD §7).
         """
@@ -56,6 +56,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if weight != 1.0:
+            torch._foreach_div_(gradients, weight)
         norm = self._norm(gradients)
         if bool(torch.isfinite(norm)):
             if self.config.clip > 0:

@@ -31,21 +31,33 @@ class StageOnePrior:
         )
         self.last_cost: Tensor | None = None
 
-    def encoder_terms(self, step: int, encoding: Encoding, class_ids: Tensor) -> CrossEntropy:
-        """The cross-entropy whose gradient reaches the encoder through the prologue's one-hot (METHOD §7)."""
+    def encoder_terms(self, step: int, encoding: Encoding, class_ids: Tensor, shared: bool) -> CrossEntropy:
+        """The cross-entropy whose gradient reaches the encoder through the prologue's one-hot (METHOD §7).
+
+        The prior is held fixed; `shared` lets the same pass give its own gradients too, for `shared_step`.
+        """
         assert encoding.prologue is not None
         layout = self.model.layout
         sequence = layout.pack(encoding.tokens)
+        inputs = {
+            "visual_dropout": self._dropped(step, "encoder"),
+            "prologue_one_hot": encoding.prologue.one_hot,
+        }
         self.model.eval()
-        logits = frozen_call(
-            self.model,
-            sequence,
-            class_ids,
-            visual_dropout=self._dropped(step, "encoder"),
-            prologue_one_hot=encoding.prologue.one_hot,
-        )
+        if shared:
+            logits = self.learner.wrapped(sequence, class_ids, **inputs)
+        else:
+            logits = frozen_call(self.model, sequence, class_ids, **inputs)
         self.model.train()
         return cross_entropy_terms(logits, sequence, layout)
+
+    def shared_step(self, terms: CrossEntropy, weight: float) -> Metrics:
+        """One update on the gradients that `weight` times the shared pass's terms left.
+
+        They are those of `step`: the prior has not moved since, the one-hot embeds what the ids look up, and only the
+        draw of visual dropout is the encoder step's.
+        """
+        return self._metrics(terms, self.learner.update(weight))
 
     def step(self, step: int, tokens: TokenIds, class_ids: Tensor) -> Metrics:
         """One update on the ids, everything looked up."""
@@ -57,10 +69,11 @@ class StageOnePrior:
             logits = self.learner.wrapped(sequence, class_ids, visual_dropout=dropped)
             terms = cross_entropy_terms(logits, sequence, layout)
         self.context.accelerator.backward(terms.total)
-        norm = self.learner.update()
-        metrics = terms.metrics()
-        self.last_cost = (terms.prologue + terms.eos).detach() * layout.length
-        return metrics | {"prior_gradient_norm": norm}
+        return self._metrics(terms, self.learner.update())
+
+    def _metrics(self, terms: CrossEntropy, norm: Tensor) -> Metrics:
+        self.last_cost = (terms.prologue + terms.eos).detach() * self.model.layout.length
+        return terms.metrics() | {"prior_gradient_norm": norm}
 
     @torch.no_grad()
     def use(self, tokens: TokenIds, class_ids: Tensor, batch: int) -> float:

@@ -84,13 +84,17 @@ class TokenizerStage:
             self._start_prologue(step)
         null = self.context.chance(self.training.label_drop, step, self.batch, "label drop")
         encoding, reconstruction, metrics = self._autoencoder_step(step, images, labels, null)
-        tokens = encoding.tokens
-        if self.prior is not None:
-            metrics |= self.prior.step(step, tokens, labels.masked_fill(null, self.prior.model.null_class))
+        if self.prior is not None and not self._shared(step):
+            metrics |= self.prior.step(step, encoding.tokens, labels.masked_fill(null, self.prior.model.null_class))
         if self.adversary is not None and reconstruction is not None:
             metrics |= self.adversary.step(step, images, reconstruction.detach())
         self._watch(step, encoding)
         return metrics
+
+    def _shared(self, step: int) -> bool:
+        """Whether the autoencoder step's pass through the prior serves the prior's own update too."""
+        started = ramp(step, self.training.ce_start, self.training.ce_ramp) > 0
+        return self.training.shared_prior_pass and started and self.model.prologue_quantizer is not None
 
     def _autoencoder_step(
         self, step: int, images: Tensor, labels: Tensor, null: Tensor
@@ -113,12 +117,16 @@ class TokenizerStage:
                 metrics["gan_generator"] = self.adversary.generator_loss(step, reconstruction)
                 loss = loss + self.adversary.weight(step) * metrics["gan_generator"]
             weight = ramp(step, options.ce_start, options.ce_ramp)
+            terms = None
             if self.prior is not None and encoding.prologue is not None and weight:
-                terms = self.prior.encoder_terms(step, encoding, labels.masked_fill(null, self.prior.model.null_class))
+                class_ids = labels.masked_fill(null, self.prior.model.null_class)
+                terms = self.prior.encoder_terms(step, encoding, class_ids, self._shared(step))
                 ce = options.ce_prologue * (terms.prologue + terms.eos) + options.ce_visual * terms.visual
                 loss = loss + weight * ce
         if loss.requires_grad:  # a post-hoc prologue has no loss before its cross-entropy begins
             self.context.accelerator.backward(loss)
+        if self.prior is not None and terms is not None and self._shared(step):
+            metrics |= self.prior.shared_step(terms, weight * options.ce_visual)
         metrics["loss"] = loss.detach()
         metrics["gradient_norm"] = self.tokenizer.update()
         return encoding, reconstruction, {key: torch.as_tensor(value).detach() for key, value in metrics.items()}
