@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from prologue.commands._options import DeviceOption, fields_help, parse, resolve
 from prologue.device import pick_device
 from prologue.presets import preset
 from prologue.training.loop import Stopped
-from prologue.training.progress import Terminal
+from prologue.training.progress import Progress, Silent, Terminal
 from prologue.training.train import StageName, TrainRequest, train
 from prologue.weights import WEIGHTS
 
@@ -52,7 +53,8 @@ def run(argv: list[str]) -> int:
     )
     if pick_device(options.device).type == "cpu":
         keep_freed_memory()
-    progress = Terminal()
+    # Launchers (torchrun, accelerate) number the processes of a group: one of them speaks.
+    progress: Progress = Terminal() if int(os.environ.get("RANK", "0")) == 0 else Silent()
     try:
         finished = train(request, progress)
     except Stopped as stopped:

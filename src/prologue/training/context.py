@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,7 +61,12 @@ class Context:
     ) -> Learner:
         """A learner on the device, wrapped for the process group."""
         module.to(self.device)
-        wrapped = self.accelerator.prepare_model(module) if self.world > 1 else module
+        wrapped = module
+        if self.world > 1:
+            with warnings.catch_warnings():
+                # Newer torch has another name for the option, which the versions before it do not know.
+                warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+                wrapped = self.accelerator.prepare_model(module)
         return Learner(name, module, wrapped, config, total, ema_half_life)
 
     def images(self, step: int, batch: int) -> tuple[Tensor, Tensor]:

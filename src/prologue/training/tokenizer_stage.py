@@ -123,8 +123,17 @@ class TokenizerStage:
                 terms = self.prior.encoder_terms(step, encoding, class_ids, self._shared(step))
                 ce = options.ce_prologue * (terms.prologue + terms.eos) + options.ce_visual * terms.visual
                 loss = loss + weight * ce
+            # A process group waits for a gradient of every parameter: before the cross-entropy begins it gets zeros,
+            # which are then taken away, because the optimizer must not count them as updates.
+            idle = encoding.prologue is not None and not weight and self.context.world > 1
+            if idle and encoding.prologue is not None and encoding.prologue.one_hot is not None:
+                loss = loss + 0 * encoding.prologue.one_hot.sum()
         if loss.requires_grad:  # a post-hoc prologue has no loss before its cross-entropy begins
             self.context.accelerator.backward(loss)
+        if idle:
+            for part in (self.model.prologue_quantizer, self.model.prologue_encoder):
+                if part is not None:
+                    part.zero_grad(set_to_none=True)
         if self.prior is not None and terms is not None and self._shared(step):
             metrics |= self.prior.shared_step(terms, weight * options.ce_visual)
         metrics["loss"] = loss.detach()

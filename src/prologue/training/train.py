@@ -53,7 +53,7 @@ def train(request: TrainRequest, progress: Progress) -> RunFolder:
     Under `accelerate launch` or `torchrun` every process calls this; the main one writes.
     """
     config = request.config
-    accelerator = make_accelerator(config.precision, request.device, late_terms=config.tokenizer_training.ce_start > 0)
+    accelerator = make_accelerator(config.precision, request.device)
     given = _given_tokenizer(request, config)
     if given is not None:
         config = dataclasses.replace(config, tokenizer=_adopted_config(config.tokenizer, given.config))
@@ -183,11 +183,8 @@ class _Trainer:
             writer.close()
 
 
-def make_accelerator(precision: str, device: str, late_terms: bool = False) -> Any:
-    """Accelerate's device, precision and process group for this process.
-
-    `late_terms` says that parameters get their first gradient after the first step, which the group must expect.
-    """
+def make_accelerator(precision: str, device: str) -> Any:
+    """Accelerate's device, precision and process group for this process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -201,7 +198,7 @@ def make_accelerator(precision: str, device: str, late_terms: bool = False) -> A
         mixed_precision="bf16" if precision == "bf16" else "no",
         cpu=chosen.type == "cpu",
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=late_terms),
+            DistributedDataParallelKwargs(broadcast_buffers=False),
             InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         ],
     )
