@@ -1,0 +1,43 @@
+"""Floating-point operations of a training step, counted from the configuration: matrix products alone."""
+
+from __future__ import annotations
+
+from prologue.config import RunConfig, TransformerConfig
+from prologue.sequence import SequenceLayout
+
+_TRAINED = 3
+"""Forward, and backward for inputs and weights."""
+_PASSED = 2
+"""Forward, and backward for inputs: a model that is held fixed."""
+
+
+def transformer_flops(config: TransformerConfig, tokens: int) -> float:
+    """One forward pass of a stack of blocks over one sequence; two operations for a multiply-add."""
+    products = 4 * config.width**2 + 3 * config.width * config.hidden
+    return config.depth * (2.0 * tokens * products + 4.0 * tokens**2 * config.width)
+
+
+def tokenizer_step_flops(config: RunConfig) -> float:
+    """One step of stage 1: encoder and decoder, and the stage's prior, which is passed and then trained."""
+    tokenizer, training = config.tokenizer, config.tokenizer_training
+    visual, prologue = tokenizer.visual_tokens, tokenizer.prologue_tokens
+    edges = 4.0 * visual * tokenizer.patch_dim * tokenizer.encoder.width
+    codes = 2.0 * visual * tokenizer.code_dim * tokenizer.codebook_size
+    forward = transformer_flops(tokenizer.encoder, visual + prologue) + transformer_flops(tokenizer.decoder, visual)
+    total = _TRAINED * (forward + edges) + codes
+    if prologue:
+        layout = SequenceLayout.of(tokenizer)
+        prior = training.prior_model
+        each = (
+            transformer_flops(prior.transformer, layout.length) + 2.0 * layout.length * prior.width * layout.vocabulary
+        )
+        total += (_PASSED + _TRAINED) * each
+    return training.batch * total
+
+
+def prior_step_flops(config: RunConfig) -> float:
+    """One step of stage 2."""
+    layout = SequenceLayout.of(config.tokenizer, config.prior.prologue)
+    head = 2.0 * layout.length * config.prior.width * layout.vocabulary
+    each = transformer_flops(config.prior.transformer, layout.length) + head
+    return config.prior_training.batch * _TRAINED * each

@@ -1,0 +1,1 @@
+"""Self-contained HTML reports: their page, and the figures in them."""

@@ -1,0 +1,140 @@
+"""A report as one HTML file that needs nothing beside it, and its pictures once more as PNG files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from PIL import Image
+
+from prologue.errors import ConfigError
+
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph. `strong` sets it apart: what a reader must not miss."""
+
+    text: str
+    strong: bool = False
+    kind: ClassVar[str] = "text"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture under a file name without its ending; `wide` ones keep their details on a phone by scrolling."""
+
+    name: str
+    image: Image.Image
+    alt: str
+    caption: str = ""
+    wide: bool = False
+    kind: ClassVar[str] = "picture"
+
+    def png(self) -> bytes:
+        """The file's content, which is also what the page holds."""
+        file = io.BytesIO()
+        self.image.save(file, format="PNG")
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side where there is room."""
+
+    pictures: Sequence[Picture]
+    kind: ClassVar[str] = "gallery"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text; numbers are set right in all columns but the first `labels`."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    labels: int = 1
+    kind: ClassVar[str] = "table"
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.head):
+                raise ConfigError(f"a row of {len(row)} cells in a table of {len(self.head)} columns: {row}")
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Command lines to copy, each with what it does."""
+
+    lines: Sequence[tuple[str, str]]
+    kind: ClassVar[str] = "commands"
+
+
+Block = Text | Picture | Gallery | Table | Commands
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what is below it; empty sections are left out of the page."""
+
+    title: str
+    blocks: Sequence[Block]
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page: a title, one sentence that says how it went, and sections."""
+
+    title: str
+    verdict: str
+    sections: Sequence[Section]
+    good: bool | None = None
+    """Whether the verdict is good news; None says neither."""
+    footer: str = ""
+    pictures: dict[str, bytes] = field(default_factory=dict, init=False)
+
+    def write(self, path: Path) -> None:
+        """Write the page to `path` and its pictures to `pictures/` beside it; those of an earlier page are replaced."""
+        from jinja2 import Environment, PackageLoader
+
+        for picture in self._all_pictures():
+            if picture.name in self.pictures:
+                raise ConfigError(f"two pictures of the report are called {picture.name!r}")
+            self.pictures[picture.name] = picture.png()
+        environment = Environment(
+            loader=PackageLoader("prologue.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
+        environment.filters["uri"] = lambda name: data_uri(self.pictures[name])
+        page = environment.get_template("report.html.j2").render(report=self, folder=PICTURES)
+        folder = path.parent / PICTURES
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.pictures.items():
+            (folder / f"{name}.png").write_bytes(content)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+
+    def _all_pictures(self) -> list[Picture]:
+        found: list[Picture] = []
+        for section in self.sections:
+            for block in section.blocks:
+                if isinstance(block, Picture):
+                    found.append(block)
+                elif isinstance(block, Gallery):
+                    found.extend(block.pictures)
+        return found
+
+
+def data_uri(png: bytes) -> str:
+    """The bytes of a PNG file as a URI that holds them."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
