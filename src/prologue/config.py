@@ -19,6 +19,7 @@ from prologue.errors import ConfigError
 
 Variant = Literal["2d", "1d", "prologue", "prologue-post"]
 Perceptual = Literal["none", "lpips", "convnext", "lite0"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 _VARIANTS = typing.get_args(Variant)
 
@@ -373,7 +374,9 @@ class RunConfig:
     """One run: data, both models, both trainings. A preset, a file and flags make it, in this order."""
 
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
+    """Of the products in training; weights stay fp32. `auto` is bf16 where the device multiplies it faster, decided
+    when a run begins and kept by it."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     prior: PriorOptions = field(default_factory=lambda: PriorOptions(dropout=0.1))
@@ -389,7 +392,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         _positive(self, "checkpoint_every", "keep_checkpoints", "log_every")
         _not_negative(self, "sample_every", "seed")
-        _require(self.precision in ("fp32", "bf16"), f"precision must be fp32 or bf16, not {self.precision!r}")
+        _require(
+            self.precision in typing.get_args(Precision),
+            f"precision must be one of {list(typing.get_args(Precision))}, not {self.precision!r}",
+        )
         size = min(self.tokenizer.image_size)
         _require(
             self.tokenizer_training.gan == 0 or size >= 24,

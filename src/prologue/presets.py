@@ -216,10 +216,12 @@ def small(
         ce_prologue=3.0 if has_prologue else 0.0,
         ce_visual=3.0 if has_prologue else 0.0,
         visual_dropout=0.5 if has_prologue else 0.0,
+        shared_prior_pass=has_prologue,
         revive_every=0 if frozen_visual else 20,
         prologue_kmeans=prologue_kmeans if has_prologue else (),
     )
     return RunConfig(
+        precision="auto",
         data=DataConfig(shapes_images=shapes_images, shapes_validation=shapes_validation),
         tokenizer=tokenizer,
         prior=PriorOptions(width=prior_width, depth=prior_depth, heads=prior_width // 32, dropout=0.1),

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 
-from prologue.config import RunConfig, TokenizerConfig
+from prologue.config import Precision, RunConfig, TokenizerConfig
 from prologue.data.source import open_data
 from prologue.data.store import TokenStore
+from prologue.device import pick_device, pick_precision
 from prologue.errors import ConfigError, RunError
 from prologue.manifest import Manifest
 from prologue.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ def train(request: TrainRequest, progress: Progress) -> RunFolder:
 
     Under `accelerate launch` or `torchrun` every process calls this; the main one writes.
     """
-    config = request.config
+    config = dataclasses.replace(request.config, precision=_precision(request))
     accelerator = make_accelerator(config.precision, request.device)
     given = _given_tokenizer(request, config)
     if given is not None:
@@ -183,19 +184,24 @@ class _Trainer:
             writer.close()
 
 
-def make_accelerator(precision: str, device: str) -> Any:
+def _precision(request: TrainRequest) -> Precision:
+    """What `auto` stands for: what the run began with, else what is fast here."""
+    if request.config.precision == "auto" and (request.out / "run.json").is_file():
+        return RunFolder.load(request.out).config.precision
+    return pick_precision(request.config.precision, pick_device(request.device))
+
+
+def make_accelerator(precision: Precision, device: str) -> Any:
     """Accelerate's device, precision and process group for this process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    from prologue.device import pick_device
-
     chosen = pick_device(device)
     # Accelerate keeps precision and device for the whole program; a second run in it may ask for others.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        mixed_precision="bf16" if pick_precision(precision, chosen) == "bf16" else "no",
         cpu=chosen.type == "cpu",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
