@@ -344,6 +344,7 @@ def test_post_hoc_before_its_cross_entropy_begins(kit: SimpleNamespace, tmp_path
     for own, given in zip(stage.model.visual_path(), visual.visual_path(), strict=True):
         assert all(torch.equal(value, own.state_dict()[key]) for key, value in given.state_dict().items())
         assert no_gradients(own)
+        assert not any(parameter.requires_grad for parameter in own.parameters())
 
 
 def test_bf16(kit: SimpleNamespace, tmp_path: Path) -> None:
