@@ -11,6 +11,7 @@ import torch
 
 from prologue.data.sampler import train_batch
 from prologue.errors import DataError
+from prologue.training import prefetch
 from prologue.training.prefetch import Prefetcher
 
 
@@ -36,6 +37,12 @@ class Slow:
         return np.full((3, 2, 3), index, dtype=np.uint8) + rng.integers(0, 9, (3, 2, 3), dtype=np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a batch is slow must not depend on what else this machine does."""
+    monkeypatch.setattr(prefetch, "SLOW_SECONDS", 0.0)
+
+
 def names() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "prologue-images" in thread.name]
 
@@ -56,7 +63,8 @@ def test_batches_are_those_of_the_sampler(rank: int, world: int, threads: int) -
     assert names() == []
 
 
-def test_quick_images_are_made_when_asked_for() -> None:
+def test_quick_images_are_made_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "SLOW_SECONDS", 3600.0)
     images = Slow(0)
     batches = Prefetcher(images, 5)
     for step in range(4):

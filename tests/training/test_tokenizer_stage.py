@@ -90,7 +90,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(context: MakeContext) -> None
     images, labels, null = batch(stage, 3)
     with torch.no_grad():
         encoding, reconstruction = stage.model(images)
-        ce = stage.prior.encoder_terms(3, encoding, torch.full_like(labels, stage.prior.model.null_class))
+        ce = stage.prior.encoder_terms(3, encoding, torch.full_like(labels, stage.prior.model.null_class), False)
         expected = (
             0.7 * (reconstruction - images).abs().mean()
             + 0.3 * (reconstruction - images).square().mean()
@@ -108,7 +108,7 @@ def test_the_cross_entropy_reaches_the_prologue_through_its_one_hot_only(context
     assert stage.prior is not None
     images, labels, _ = batch(stage, 3)
     encoding, _ = stage.model(images)
-    terms = stage.prior.encoder_terms(3, encoding, labels)
+    terms = stage.prior.encoder_terms(3, encoding, labels, shared=False)
     (gradient,) = torch.autograd.grad(terms.total, encoding.prologue.one_hot, retain_graph=True)
     assert float(gradient.abs().sum()) > 0
     gradients = torch.autograd.grad(terms.total, list(stage.model.parameters()), allow_unused=True)
