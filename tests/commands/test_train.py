@@ -31,7 +31,7 @@ CONFIG = {
     "prior": {**STACK, "dropout": 0.1},
     "tokenizer_training": {
         "steps": 12, "batch": 4, "autoencoder": RATES, "prior": RATES, "discriminator": RATES,
-        "prior_model": {**STACK, "dropout": 0.1}, "ema_half_life": 3, "prior_ema_half_life": 3, "gan": 0.1,
+        "prior_model": STACK, "ema_half_life": 3, "prior_ema_half_life": 3, "gan": 0.1,
         "gan_start": 3, "gan_channels": 4, "r1_every": 3, "revive_every": 4, "prologue_kmeans": [3],
     },
     "prior_training": {"steps": 12, "batch": 4, "optimizer": RATES, "ema_half_life": 3},
@@ -138,7 +138,7 @@ def test_terminated_it_says_how_to_go_on(settings: list[str], whole: Path, tmp_p
 def test_two_processes_train_what_one_does(settings: list[str], tmp_path: Path) -> None:
     """Without what draws per process (dropout, augmentation, batch norm), up to the order of sums."""
     plain = [
-        *settings, "--tokenizer-training.gan", "0", "--tokenizer-training.prior-model.dropout", "0",
+        *settings, "--precision", "fp32", "--tokenizer-training.gan", "0",
         "--prior.dropout", "0", "--tokenizer-training.steps", "6", "--prior-training.steps", "6",
         "--tokenizer-training.ce-start", "2", "--log-every", "1", "--sample-every", "3",
     ]  # fmt: skip
