@@ -62,17 +62,19 @@ def test_a_prologue_that_carries_little_is_called_so() -> None:
 def test_the_comparison_concludes_from_intervals() -> None:
     same = verdict.comparison(_measures(0.5), _measures(0.52))[-1]
     assert "does not show at this size: no difference" in same
+    # Beyond its own interval (6.1 points), but not beyond that for four differences.
+    chance = verdict.comparison(_measures(0.57), _measures(0.5))[-1]
+    assert "no difference" in chance
     assert "shows here" in verdict.comparison(_measures(0.8, kid=0.2), _measures(0.5))[-1]
     assert "without a prologue samples better" in verdict.comparison(_measures(0.5), _measures(0.8, kid=0.2))[-1]
     assert "disagree" in verdict.comparison(_measures(0.8, kid=0.9), _measures(0.5))[-1]
 
 
 def test_resamples_no_nearer_than_others_are_called_so() -> None:
-    record = {"n": 48, "n_same_class": 48, "pixels_same_prologue": 0.2, "pixels_same_class": 0.3}
-    near = {"layout_same_prologue": 0.1, "layout_same_prologue_high": 0.12}
-    far = {"layout_same_class": 0.2, "layout_same_class_low": 0.18}
-    assert "fixes part of the layout" in verdict.stays(record | near | far)
-    assert "fixes nothing" in verdict.stays(record | near | {**far, "layout_same_class_low": 0.11})
+    record = {"n": 48, "images": 8, "n_same_class": 48, "pixels_same_prologue": 0.2, "pixels_same_class": 0.3}
+    record |= {"layout_same_prologue": 0.1, "layout_same_class": 0.2, "layout_nearer": 0.1, "layout_nearer_high": 0.2}
+    assert "fixes part of the layout" in verdict.stays(record | {"layout_nearer_low": 0.02})
+    assert "fixes nothing" in verdict.stays(record | {"layout_nearer_low": -0.02})
 
 
 def test_the_recipe_is_the_best_recognised_and_among_equals_the_nearest() -> None:

@@ -101,5 +101,5 @@ def test_charts_show_their_curves() -> None:
     full = np.array(line_chart("t", "x", [Curve("", x, x), Curve("two", x, 1 - x, 1, dashed=True)], zero=True))
     assert full.shape == empty.shape
     assert (full != empty).any()
-    bars = np.array(bar_chart("t", list("abcdefgh"), [Bars("n", [0.5] * 8, [0.4] * 8, [0.7] * 8)], top=1.2))
+    bars = np.array(bar_chart("t", list("abcdefgh"), [Bars("n", [0.5] * 8, [0.4] * 8, [0.7] * 8)], whole=1.0))
     assert (bars.reshape(-1, 3) == (0x2F, 0x6F, 0xB3)).all(1).sum() > 5000

@@ -18,7 +18,8 @@ from prologue.data.source import Data, open_data
 from prologue.data.store import TokenStore
 from prologue.demo.plan import Timings
 from prologue.demo.recipe import demo_config
-from prologue.evaluation.generation import draw_samples, uniform_classes
+from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Features, Split
 from prologue.report.figures import Curve, line_chart
@@ -70,17 +71,17 @@ def _measure(context: Context, config: RunConfig, data: Data, seconds: float, im
     prior = PriorStage(context, TokenStore(context.run.tokens_folder))
     prior_step = _median(lambda step: float(prior.step(step)["loss"]), seconds)
 
+    features = Features.open("shapes", "shapes")
+    classifier = features.extractor
+    assert isinstance(classifier, ShapesExtractor)
+
     def sample(count: int) -> None:
-        classes = uniform_classes(data.num_classes, count)
-        for _ in draw_samples(model, prior.shipped(), Recipe(), classes):
-            pass
+        evaluate_generation(model, prior.shipped(), Recipe(), data.train, features, count=count, classifier=classifier)
 
     def reconstruct(count: int) -> None:
-        evaluate_reconstruction(
-            model, Split("validation", data.validation), Features.open("shapes", "shapes"), count=count
-        )
+        evaluate_reconstruction(model, Split("validation", data.validation), features, count=count)
 
-    sample(2)
+    sample(8)
     sampled_row = _seconds(lambda: sample(images)) / images
     center_batch(data.validation, range(len(data.validation)))
     reconstruct(12)

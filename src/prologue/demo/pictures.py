@@ -89,8 +89,11 @@ def _kept(
     for name, side in (("layout", _COARSE), ("pixels", None)):
         same = [_distance(decoded[number // each], image, side) for number, image in enumerate(again)]
         other = [_distance(decoded[row], image, side) for row, images in enumerate(others) for image in images]
-        record |= mean_interval(torch.stack(same)).fields(f"{name}_same_prologue")
-        record |= mean_interval(torch.stack(other)).fields(f"{name}_same_class")
+        record |= {f"{name}_same_prologue": float(torch.stack(same).mean())}
+        record |= {f"{name}_same_class": float(torch.stack(other).mean())}
+        # By image: resamples of one image are no independent draws.
+        rows = [torch.stack(values).view(len(decoded), -1).mean(1) for values in (other, same)]
+        record |= mean_interval(rows[0] - rows[1]).fields(f"{name}_nearer")
     record["n_same_class"] = sum(map(len, others))
     return record
 

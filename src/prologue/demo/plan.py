@@ -20,8 +20,8 @@ RESAMPLED_ROWS = 8
 FIGURES = 6
 _KMEANS_BATCHES = 32
 _CLASSES = 8
-_WRITING_SECONDS = 1.0
-"""For grids, PNG files and the page."""
+_WRITING_SECONDS = 3.0
+"""For the start and the end of the process, grids, PNG files and the page."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Timings:
     token_view: float
     """To encode one image."""
     sampled_row: float
-    """To sample one row of tokens and decode it; a guided image has two."""
+    """To sample one row of tokens, decode and measure it; a guided image has two rows."""
     reconstructed_image: float
     """To measure one reconstruction."""
     rendered_image: float

@@ -97,7 +97,7 @@ def _targets(plan: Plan, measures: Measures) -> list[Block]:
             _bars(f"reconstructions (N = {parts['n']})", parts),
             _bars(f"samples (N = {samples['n']})", samples),
         ],
-        top=1.25,
+        whole=1.0,
     )
     caption = (
         "The judge is a small classifier that was trained on real scenes only; no loss of this run uses it. It "
@@ -222,16 +222,16 @@ def _comparison(told: Mapping[str, Told]) -> list[Block]:
                 _NAMES[name],
                 f"{tokenizer.steps} × {tokenizer.batch}",
                 f"{prior.steps} × {prior.batch}",
-                f"{flops[0]:.3g} + {flops[1]:.3g}",
+                f"{flops[0] / 1e12:.3g} + {flops[1] / 1e12:.3g}",
                 f"{each.seconds['tokenizer']:.0f} + {each.seconds['prior']:.0f}",
                 verdict.recipe_text(each.measures["choice"]["chosen"]),
             ]
         )
-    head = ["run", "stage 1, steps × images", "stage 2", "FLOPs", "seconds", "chosen recipe"]
+    head = ["run", "stage 1, steps × images", "stage 2", "TFLOPs", "seconds", "chosen recipe"]
     caption = (
         "Both runs see the same images in the same order, with the same sizes and learning rates, and choose their "
         "recipe with the same effort. The prologue's run computes more: the stage-1 prior, and longer sequences in "
-        "stage 2."
+        "stage 2. The conclusion widens the four intervals, so that chance in any one of them does not decide."
     )
     return [Text(conclusion, strong=True), *map(Text, sentences), Table(head, rows, caption)]
 
@@ -276,19 +276,21 @@ def _time(plan: Plan, told: Mapping[str, Told], minutes_taken: float) -> list[Bl
         f"The budget was {plan.minutes:g} minutes. A calibration of {plan.seconds['calibration']:.0f} s planned "
         f"{plan.tokenizer_steps} steps of {config.tokenizer_training.batch} images for the tokenizer and "
         f"{plan.prior_steps} steps of {config.prior_training.batch} for the prior, on {config.data.shapes_images} "
-        f"training scenes of {config.tokenizer.image_size[0]} px. All parts together took {minutes_taken:.1f} minutes "
-        f"({100 * minutes_taken / plan.minutes:.0f} % of the budget)."
+        f"training scenes of {config.tokenizer.image_size[0]} px. Until this page was written it took "
+        f"{minutes_taken:.1f} minutes ({100 * minutes_taken / plan.minutes:.0f} % of the budget)."
     )
     taken: dict[str, float] = {}
     for each in told.values():
         for name, seconds in each.seconds.items():
             taken[name] = taken.get(name, 0.0) + seconds
+    taken["calibration"] = plan.seconds["calibration"]
+    taken["starting and writing"] = max(0.0, 60 * minutes_taken - sum(taken.values()))
     rows = [
         [name, *("–" if part.get(name) is None else f"{part[name]:.1f}" for part in (plan.seconds, taken))]
         for name in dict.fromkeys([*plan.seconds, *taken])
     ]
     caption = (
-        "Rendering happens inside the tokenizer's first steps and the token stage, snapshots inside the stages. A run "
+        "Rendering and snapshots happen inside the stages. A run "
         "that was stopped and continued counts the work that is in the result, not what was lost."
     )
     return [Text(text), Table(["part", "planned, s", "taken, s"], rows, caption)]

@@ -15,6 +15,8 @@ RECONSTRUCTION_TARGET = 0.9
 SAMPLE_TARGETS = ((10.0, 0.5), (60.0, 0.8))
 """(minutes, part of the samples in which the asked class is recognised)."""
 _NORMAL_95 = 1.959964
+_NORMAL_FOUR = 2.497705
+"""For a conclusion from four differences, of which none should exceed its interval by chance in 95 % of all runs."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ def verdict(plan: Plan, measures: Measures, minutes_taken: float) -> tuple[str, 
         f"reconstructions. "
     )
     if not missed:
-        text += f"All {len(met)} targets are met."
+        text += f"{'Both' if len(met) == 2 else f'All {len(met)}'} targets are met."
     elif not met:
-        text += f"All {len(missed)} targets are missed."
+        text += f"{'Both' if len(missed) == 2 else f'All {len(missed)}'} targets are missed."
     else:
         text += f"{len(met)} of {len(reached)} targets are met; missed: {'; '.join(each.text for each in missed)}."
     if plan.minutes < SAMPLE_TARGETS[0][0]:
@@ -109,14 +111,15 @@ def stays(record: Record) -> str:
     layout, other = record["layout_same_prologue"], record["layout_same_class"]
     detail, other_detail = record["pixels_same_prologue"], record["pixels_same_class"]
     ratio = layout / max(other, 1e-9)
-    apart = record["layout_same_prologue_high"] < record["layout_same_class_low"]
     figures = (
         f"Shrunk to 4 × 4 pixels, {record['n']} resamples differ from their image's reconstruction by {layout:.3f} on "
         f"a scale of 0 to 1, {record['n_same_class']} other samples of the same class by {other:.3f}; at full size by "
-        f"{detail:.3f} and {other_detail:.3f}."
+        f"{detail:.3f} and {other_detail:.3f}. The shrunk ones are nearer by "
+        f"{record['layout_nearer']:.3f} (95 % interval over the {record['images']} images: "
+        f"{record['layout_nearer_low']:.3f} to {record['layout_nearer_high']:.3f})."
     )
-    if not apart:
-        return f"{figures} So the prologue fixes nothing of the layout that this measure can show."
+    if record["layout_nearer_low"] <= 0:
+        return f"{figures} So the prologue fixes nothing of the layout that so few images can show."
     much = "most" if ratio < 0.4 else "part" if ratio < 0.8 else "a little"
     return f"{figures} So the prologue fixes {much} of the layout and the colours; what is drawn anew is the rest."
 
@@ -131,7 +134,8 @@ def comparison(ours: Measures, theirs: Measures) -> list[str]:
             f"Recognition {name}: {a['recognition']['rate']:.1%} with a prologue, {b['recognition']['rate']:.1%} "
             f"without; difference {100 * difference:+.1f} ± {100 * reach:.1f} points over {a['n']} samples each."
         )
-        better, worse = better + (difference > reach), worse + (difference < -reach)
+        wide = reach * _NORMAL_FOUR / _NORMAL_95
+        better, worse = better + (difference > wide), worse + (difference < -wide)
         if a["kid"] is not None and b["kid"] is not None:
             gain = b["kid"] - a["kid"]
             reach = _NORMAL_95 * (a["kid_error"] ** 2 + b["kid_error"] ** 2) ** 0.5
@@ -139,7 +143,8 @@ def comparison(ours: Measures, theirs: Measures) -> list[str]:
                 f"{a['kid_name']} {name} (lower is better): {a['kid']:.4f} with a prologue, {b['kid']:.4f} without; "
                 f"improvement {gain:+.4f} ± {reach:.4f}."
             )
-            better, worse = better + (gain > reach), worse + (gain < -reach)
+            wide = reach * _NORMAL_FOUR / _NORMAL_95
+            better, worse = better + (gain > wide), worse + (gain < -wide)
     psnr = ours["reconstruction"]["psnr"] - theirs["reconstruction"]["psnr"]
     out.append(f"Reconstruction: PSNR differs by {psnr:+.2f} dB (the method should leave it about the same).")
     return [*out, _conclusion(better, worse)]
@@ -151,11 +156,11 @@ def _conclusion(better: int, worse: int) -> str:
     if worse and not better:
         return (
             "The paper's effect does not show at this size: the run without a prologue samples better here. "
-            "The paper's models are a thousand times larger, and nothing was tuned to turn this around."
+            "The paper's models are far larger and see far more images; nothing was tuned to turn this around."
         )
     if better and worse:
         return "The measures disagree, so the paper's effect cannot be said to show at this size."
-    return "The paper's effect does not show at this size: no difference between the samples exceeds its interval."
+    return "The paper's effect does not show at this size: no difference between the samples is beyond chance."
 
 
 def _rates_apart(first: Record, second: Record) -> tuple[float, float]:

@@ -56,8 +56,8 @@ class Bars:
     high: Sequence[float]
 
 
-def bar_chart(title: str, labels: Sequence[str], groups: Sequence[Bars], top: float | None = None) -> Image.Image:
-    """Groups of bars beside each other, with intervals."""
+def bar_chart(title: str, labels: Sequence[str], groups: Sequence[Bars], whole: float | None = None) -> Image.Image:
+    """Groups of bars beside each other, with intervals; `whole` is the largest value that there can be."""
     figure, axes = _figure(title)
     width = 0.8 / len(groups)
     for number, bars in enumerate(groups):
@@ -69,7 +69,9 @@ def bar_chart(title: str, labels: Sequence[str], groups: Sequence[Bars], top: fl
     axes.set_xticks(
         range(len(labels)), labels, rotation=30 if len(labels) > 5 else 0, ha="right" if len(labels) > 5 else "center"
     )
-    axes.set_ylim(0, top)
+    axes.set_ylim(0, None if whole is None else 1.2 * whole)
+    if whole is not None:
+        axes.set_yticks(np.linspace(0, whole, 6))
     axes.grid(axis="x", visible=False)
     axes.legend(frameon=False, labelcolor=_INK, ncols=len(groups), loc="upper center", bbox_to_anchor=(0.5, 1.0))
     return _picture(figure)
