@@ -340,8 +340,8 @@ class TokenizerTraining:
         )  # fmt: skip
         _fraction(self, "visual_dropout", "label_drop", "revive_until")
         _require(
-            not self.shared_prior_pass or (self.ce_prologue == self.ce_visual and self.prior_model.dropout == 0),
-            "shared_prior_pass needs ce_prologue equal to ce_visual, and a prior_model without dropout",
+            not self.shared_prior_pass or (self.ce_prologue == self.ce_visual > 0 and self.prior_model.dropout == 0),
+            "shared_prior_pass needs ce_prologue equal to ce_visual and above 0, and a prior_model without dropout",
         )
         _require(
             self.perceptual in typing.get_args(Perceptual),

@@ -31,11 +31,12 @@ CODEBOOK_SIZE = 512
 CODE_DIM = 8
 PROLOGUE_TOKENS = 8
 PROLOGUE_CODEBOOK_SIZE = 128
-STAGE_1_PRIOR = PriorOptions(width=128, depth=2, heads=4)
-PRIOR = PriorOptions(width=192, depth=4, heads=6, dropout=0.1)
+STAGE_1_PRIOR = PriorOptions(width=128, depth=1, heads=4)
+PRIOR = PriorOptions(width=128, depth=4, heads=4)
 
-TOKENIZER_BATCH = 32
-PRIOR_BATCH = 64
+TOKENIZER_BATCH = 8
+"""At equal images seen, 8 a step gave 23.8 dB where 16 gave 19.9 and 32 gave 19.3: the number of updates decides."""
+PRIOR_BATCH = 32
 TOKENIZER_LR = 1e-3
 STAGE_1_PRIOR_LR = 1e-3
 PRIOR_LR = 1.5e-3
@@ -81,6 +82,7 @@ def demo_config(
     stack = TransformerConfig(WIDTH, DEPTH, WIDTH // 32)
     return RunConfig(
         seed=seed,
+        precision="auto",
         data=DataConfig(
             crop="center",
             flip=False,
@@ -127,6 +129,7 @@ def _tokenizer_training(steps: int, has_prologue: bool) -> TokenizerTraining:
         ce_prologue=3.0 if has_prologue else 0.0,
         ce_visual=3.0 if has_prologue else 0.0,
         visual_dropout=0.5 if has_prologue else 0.0,
+        shared_prior_pass=has_prologue,
         revive_every=REVIVE_EVERY,
         prologue_kmeans=tuple(sorted({max(1, round(part * steps)) for part in KMEANS_AT})) if has_prologue else (),
     )
