@@ -167,11 +167,11 @@ def small(
     code_dim: int = 8,
     prologue_tokens: int = 8,
     prologue_codebook_size: int = 128,
-    tokenizer_steps: int = 6000,
-    prior_steps: int = 6000,
-    batch: int = 32,
-    prior_batch: int = 64,
-    lr: float = 6e-4,
+    tokenizer_steps: int = 20_000,
+    prior_steps: int = 10_000,
+    batch: int = 8,
+    prior_batch: int = 32,
+    lr: float = 1e-3,
     prior_lr: float = 1e-3,
     prologue_kmeans: tuple[int, ...] = (100, 400),
     shapes_images: int = 20_000,
@@ -182,7 +182,8 @@ def small(
 
     It differs from the paper where that would collapse or stall at this size: dead visual codes are revived, the
     prologue codebook starts from the encoder's own outputs, there is no perceptual or adversarial term, and EMA
-    half-lives are a fiftieth of the updates. Heads have 32 dims.
+    half-lives are a fiftieth of the updates. Heads have 32 dims. Batches are small, since the number of updates decides:
+    at equal images seen, 8 a step gave 23.8 dB where 16 gave 19.9 and 32 gave 19.3 (32 px, 19,200 images).
     """
     has_prologue = variant in ("prologue", "prologue-post")
     frozen_visual = variant == "prologue-post"
@@ -206,7 +207,7 @@ def small(
         autoencoder=_small_optimizer(lr, tokenizer_steps, betas=(0.9, 0.99)),
         prior=_small_optimizer(lr, tokenizer_steps, betas=(0.9, 0.99), weight_decay=0.03),
         discriminator=_small_optimizer(lr, tokenizer_steps, betas=(0.0, 0.99), weight_decay=1e-4),
-        prior_model=PriorOptions(width=prior_width, depth=max(1, prior_depth // 2), heads=prior_width // 32),
+        prior_model=PriorOptions(width=prior_width, depth=max(1, prior_depth // 4), heads=prior_width // 32),
         ema_half_life=tokenizer_steps / 50,
         prior_ema_half_life=tokenizer_steps / 50,
         l1=0.0 if frozen_visual else 1.0,
@@ -263,8 +264,8 @@ _SMOKE = partial(
     prologue_codebook_size=32,
     tokenizer_steps=200,
     prior_steps=200,
-    batch=16,
-    prior_batch=32,
+    batch=8,
+    prior_batch=16,
     prologue_kmeans=(40, 100),
     shapes_images=1000,
     shapes_validation=200,
@@ -282,8 +283,8 @@ _SMALL_64 = partial(
     codebook_size=1024,
     code_dim=12,
     prologue_codebook_size=256,
-    tokenizer_steps=20_000,
-    prior_steps=20_000,
+    tokenizer_steps=60_000,
+    prior_steps=30_000,
 )
 
 _SIZES = {"s": "S", "b": "B", "l": "L", "xl": "XL"}

@@ -37,10 +37,12 @@ def run(argv: list[str]) -> int:
     description = "Train a tokenizer and its prior on embedded scenes, draw images, measure them, and write a report."
     options = parse(DemoOptions, argv, "prologue demo", description)
     minutes = _minutes(options)
+    from prologue.allocator import keep_freed_memory
     from prologue.demo.story import DemoRequest, tell
     from prologue.training.loop import Stopped
     from prologue.training.progress import Terminal
 
+    keep_freed_memory()
     progress = Terminal()
     source = provenance(["demo", *argv])
     request = DemoRequest(minutes, options.compare, options.out, options.seed, options.device, source, began)

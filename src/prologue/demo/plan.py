@@ -18,7 +18,7 @@ LEAST_STEPS = 10
 RESAMPLED_ROWS = 8
 """Images whose prologue is kept, one of each class."""
 FIGURES = 6
-_KMEANS_BATCHES = 32
+_KMEANS_BATCHES = 64
 _CLASSES = 8
 _WRITING_SECONDS = 3.0
 """For the start and the end of the process, grids, PNG files and the page."""

@@ -19,7 +19,7 @@ from prologue.config import (
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 
-TOKENIZER_SHARE = 0.55
+TOKENIZER_SHARE = 0.45
 """Part of the training time that goes to stage 1; the rest is stage 2's."""
 
 IMAGE_SIZE = 32
@@ -39,7 +39,7 @@ TOKENIZER_BATCH = 8
 PRIOR_BATCH = 32
 TOKENIZER_LR = 1e-3
 STAGE_1_PRIOR_LR = 1e-3
-PRIOR_LR = 1.5e-3
+PRIOR_LR = 2e-3
 WARMUP_SHARE = 0.05
 HOLD_SHARE = 0.25
 """Part of the updates at the peak; then the rate decays to a twentieth of it."""

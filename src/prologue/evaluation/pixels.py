@@ -14,36 +14,6 @@ _SSIM_REACH = 5
 """SSIM's window is 11 px wide and mirrors this many at each border."""
 
 
-class PixelMeasures:
-    """Means over images of PSNR (dB) and SSIM; each image counts once, whatever batch it came in."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._psnr = 0.0
-        self._ssim = 0.0
-
-    def update(self, reconstructions: Pixels, images: Pixels) -> None:
-        """Add a batch of pairs."""
-        self._psnr += float(psnr(reconstructions, images).sum())
-        self._ssim += float(ssim(reconstructions, images).sum())
-        self.count += len(images)
-
-    @property
-    def psnr(self) -> float:
-        """Mean PSNR in dB."""
-        return self._psnr / self._need()
-
-    @property
-    def ssim(self) -> float:
-        """Mean SSIM."""
-        return self._ssim / self._need()
-
-    def _need(self) -> int:
-        if not self.count:
-            raise EvaluationError("no images to measure: the validation split is empty")
-        return self.count
-
-
 def psnr(reconstructions: Pixels, images: Pixels) -> Float64[Tensor, " b"]:
     """Peak signal-to-noise ratio of each image in dB, for a peak of 255.
 
