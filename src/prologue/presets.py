@@ -182,8 +182,8 @@ def small(
 
     It differs from the paper where that would collapse or stall at this size: dead visual codes are revived, the
     prologue codebook starts from the encoder's own outputs, there is no perceptual or adversarial term, and EMA
-    half-lives are a fiftieth of the updates. Heads have 32 dims. Batches are small, since the number of updates decides:
-    at equal images seen, 8 a step gave 23.8 dB where 16 gave 19.9 and 32 gave 19.3 (32 px, 19,200 images).
+    half-lives are a fiftieth of the updates. Heads have 32 dims. Batches are small, since updates decide: at equal
+    images seen, 8 a step gave 23.8 dB where 16 gave 19.9 and 32 gave 19.3 (32 px, 19,200 images).
     """
     has_prologue = variant in ("prologue", "prologue-post")
     frozen_visual = variant == "prologue-post"
@@ -204,7 +204,7 @@ def small(
     training = TokenizerTraining(
         steps=tokenizer_steps,
         batch=batch,
-        autoencoder=_small_optimizer(lr, tokenizer_steps, betas=(0.9, 0.99)),
+        autoencoder=_small_optimizer(lr, tokenizer_steps, betas=(0.9, 0.99), clip=1.0),
         prior=_small_optimizer(lr, tokenizer_steps, betas=(0.9, 0.99), weight_decay=0.03),
         discriminator=_small_optimizer(lr, tokenizer_steps, betas=(0.0, 0.99), weight_decay=1e-4),
         prior_model=PriorOptions(width=prior_width, depth=max(1, prior_depth // 4), heads=prior_width // 32),

@@ -40,11 +40,11 @@ PRIOR_BATCH = 32
 TOKENIZER_LR = 1e-3
 STAGE_1_PRIOR_LR = 1e-3
 PRIOR_LR = 2e-3
-WARMUP_SHARE = 0.05
+WARMUP_SHARE = 0.08
 HOLD_SHARE = 0.25
 """Part of the updates at the peak; then the rate decays to a twentieth of it."""
 HALF_LIFE_SHARE = 0.02
-KMEANS_AT = (0.02, 0.08)
+KMEANS_AT = (0.05, 0.16)
 """Parts of stage 1 after which the prologue codebook is set to the encoder's own outputs."""
 REVIVE_EVERY = 20
 
@@ -119,7 +119,7 @@ def _tokenizer_training(steps: int, has_prologue: bool) -> TokenizerTraining:
     return TokenizerTraining(
         steps=steps,
         batch=TOKENIZER_BATCH,
-        autoencoder=_optimizer(TOKENIZER_LR, steps, betas=(0.9, 0.99)),
+        autoencoder=_optimizer(TOKENIZER_LR, steps, betas=(0.9, 0.99), clip=1.0),
         prior=_optimizer(STAGE_1_PRIOR_LR, steps, betas=(0.9, 0.99), weight_decay=0.03),
         prior_model=STAGE_1_PRIOR,
         ema_half_life=_half_life(steps),

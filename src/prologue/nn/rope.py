@@ -16,7 +16,7 @@ RopeTable = tuple[Tensor, Tensor]
 class Positions:
     """Three coordinates and a theta per token, on the CPU in float64."""
 
-    def __init__(self, coordinates: Float[Tensor, "T 3"], theta: Float[Tensor, "T"]) -> None:
+    def __init__(self, coordinates: Float[Tensor, "T 3"], theta: Float[Tensor, " T"]) -> None:
         self.coordinates = coordinates
         self.theta = theta
 
