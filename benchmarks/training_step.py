@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from prologue.allocator import keep_freed_memory
 from prologue.config import Precision, RunConfig
-from prologue.data.source import open_data
+from prologue.data.opening import open_data
 from prologue.presets import preset
 from prologue.training.context import Context
 from prologue.training.run import RunFolder

@@ -15,7 +15,8 @@ from prologue.config import DataConfig
 from prologue.data import crops
 from prologue.data import folder as folder_module
 from prologue.data.folder import FolderSet, open_folder
-from prologue.data.source import Data, open_data
+from prologue.data.opening import open_data
+from prologue.data.source import Data
 from prologue.errors import DataError
 from prologue.rng import numpy_stream
 

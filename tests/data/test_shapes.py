@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from prologue.config import DataConfig
+from prologue.data.opening import open_data
 from prologue.data.shapes import BACKGROUNDS, CLASS_NAMES, COLOURS, TEXTURES, ShapesSet, render, scene
-from prologue.data.source import open_data
 
 
 def correlation(a: list[float], b: list[float]) -> float:

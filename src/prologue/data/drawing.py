@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from prologue.data.shapes import Scene
+from prologue.data.scene import Scene
 
 Field = NDArray[np.float32]
 """One value per pixel, (H, W)."""

@@ -8,7 +8,7 @@ background's hue, and mostly whether it is night. The drawing is in `prologue.da
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from prologue.config import DataConfig
 from prologue.data.cache import PixelCache
 from prologue.data.drawing import draw
 from prologue.data.rendered import RenderedSet
+from prologue.data.scene import Scene
 from prologue.data.source import Data, fingerprint, seen_options
 from prologue.rng import numpy_stream
 
@@ -34,35 +35,6 @@ _HUES = {"red": 25.0, "amber": 75.0, "green": 145.0, "teal": 200.0, "blue": 262.
 _WARM = ("red", "amber", "magenta")
 _LEAN = 25.0
 """Largest rotation to either side, in degrees."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The factors of one scene. Angles in degrees, hues of OKLCH; x to the right, y downwards."""
-
-    kind: str
-    colour: str
-    hue: float
-    """Hue of the shape: its colour's, with a little jitter."""
-    background_hue: float
-    """Opposite to the shape's hue, with a little jitter."""
-    night: bool
-    """Bright shape on a dark ground; else a deep one, with an outline, on a light ground. Warm colours prefer night."""
-    background: str
-    light: float
-    """Where the light comes from: -60 (left) … 0 (above) … 60 (right)."""
-    x: float
-    """Place of the shape in the room it has: -1 at the left border … 1 at the right; it evades the light."""
-    y: float
-    size: float
-    """Diameter over the picture's short side."""
-    rotation: float
-    """Clockwise; the shape leans to the side on which it stands."""
-    texture: str
-    periods: float
-    """Periods of the texture across the shape."""
-    phase: float
-    """Shift of the texture, in periods."""
 
 
 def scene(split: Split, index: int, seed: int = 0) -> Scene:

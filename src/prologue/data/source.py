@@ -1,4 +1,4 @@
-"""Where images come from: the one interface of every image set, and the one door to them."""
+"""What every source of images offers: the interface of an image set, and the splits of a source."""
 
 from __future__ import annotations
 
@@ -69,22 +69,3 @@ def seen_options(config: DataConfig, image_size: tuple[int, int]) -> dict[str, A
     """The options that change what every source shows, for its fingerprint."""
     names = ("crop", "flip", "token_views")
     return {"image_size": list(image_size), **{name: getattr(config, name) for name in names}}
-
-
-def open_data(where: str, config: DataConfig, image_size: tuple[int, int]) -> Data:
-    """Open `shapes`, `digits`, a folder or a zip, for images of `image_size` (rows, columns).
-
-    Raises `DataError` for what is missing, empty, damaged or contradictory, naming it, and `MissingExtraError`
-    for `digits` without its extra. A folder called shapes is reached as ./shapes.
-    """
-    if where == "shapes":
-        from prologue.data.shapes import open_shapes
-
-        return open_shapes(config, image_size)
-    if where == "digits":
-        from prologue.data.digits import open_digits
-
-        return open_digits(config, image_size)
-    from prologue.data.folder import open_folder
-
-    return open_folder(where, config, image_size)

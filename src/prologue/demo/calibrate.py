@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from prologue.config import RunConfig, Variant
+from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
-from prologue.data.source import Data, open_data
+from prologue.data.source import Data
 from prologue.data.store import TokenStore
 from prologue.demo.plan import Timings
 from prologue.demo.recipe import demo_config

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prologue.config import RunConfig, Variant, to_dict
+from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
-from prologue.data.source import open_data
 from prologue.demo import verdict
 from prologue.demo.calibrate import calibrate
 from prologue.demo.ledger import Ledger

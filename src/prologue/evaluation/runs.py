@@ -14,7 +14,8 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor, nn
 
 from prologue.config import DataConfig, RunConfig
-from prologue.data.source import Data, ImageSet, open_data
+from prologue.data.opening import open_data
+from prologue.data.source import Data, ImageSet
 from prologue.errors import DataError, EvaluationError
 from prologue.evaluation.features import FeatureExtractor, open_features
 from prologue.evaluation.frechet import GaussianStatistics, frechet_distance

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from prologue.config import Precision, RunConfig, TokenizerConfig
-from prologue.data.source import open_data
+from prologue.data.opening import open_data
 from prologue.data.store import TokenStore
 from prologue.device import pick_device, pick_precision
 from prologue.errors import ConfigError, RunError
