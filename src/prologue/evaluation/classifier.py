@@ -19,13 +19,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from prologue.config import DataConfig
+from prologue.data.scene import Scene
 from prologue.data.shapes import (
     BACKGROUNDS,
     CLASS_NAMES,
     COLOURS,
     TEXTURES,
     VERSION,
-    Scene,
     ShapesSet,
     Split,
     render,

@@ -65,7 +65,8 @@ def attend(
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if causal:
             scores = scores.masked_fill(~_visible(q, k, start), -torch.inf)
-        return scores.softmax(-1) @ v
+        out: Tensor = scores.softmax(-1) @ v
+        return out
     mask = _visible(q, k, start) if causal and start > 0 else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and start == 0)
 
