@@ -103,7 +103,7 @@ def test_every_schedule_follows_the_steps(steps: int) -> None:
     ):
         assert optimizer.warmup + optimizer.hold < steps / 2
         assert half_life == pytest.approx(max(1, steps / 50))
-    assert all(0 < at < steps / 10 + 1 for at in training.prologue_kmeans)
+    assert all(0 < at < steps / 5 + 1 for at in training.prologue_kmeans)
     assert 3 <= steps / config.sample_every <= 6
 
 

@@ -10,7 +10,7 @@ from prologue.config import Variant
 from prologue.demo import recipe
 from prologue.errors import ConfigError, RunError
 
-MARGIN = 0.05
+MARGIN = 0.07
 """Part of the budget that is planned for nothing."""
 APART_SHARE = 0.25
 """What is not training may take this part of the budget, or fewer images are drawn and measured."""
