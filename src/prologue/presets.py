@@ -153,6 +153,10 @@ def _paper_training(
 
 # Small models
 
+_KMEANS_PARTS = (0.05, 0.16, 0.3)
+"""Parts of stage 1 after which the prologue codebook is set to the encoder's own outputs. Once is too few: early on they
+hardly depend on the image, and the prologue falls back to one code while the prior has not learnt to read it."""
+
 
 def small(
     *,
@@ -173,7 +177,6 @@ def small(
     prior_batch: int = 32,
     lr: float = 1e-3,
     prior_lr: float = 1e-3,
-    prologue_kmeans: tuple[int, ...] = (100, 400),
     shapes_images: int = 20_000,
     shapes_validation: int = 2000,
     checkpoint_every: int = 500,
@@ -219,7 +222,7 @@ def small(
         visual_dropout=0.5 if has_prologue else 0.0,
         shared_prior_pass=has_prologue,
         revive_every=0 if frozen_visual else 20,
-        prologue_kmeans=prologue_kmeans if has_prologue else (),
+        prologue_kmeans=tuple(max(1, round(part * tokenizer_steps)) for part in _KMEANS_PARTS) if has_prologue else (),
     )
     return RunConfig(
         precision="auto",
@@ -266,7 +269,6 @@ _SMOKE = partial(
     prior_steps=200,
     batch=8,
     prior_batch=16,
-    prologue_kmeans=(40, 100),
     shapes_images=1000,
     shapes_validation=200,
     checkpoint_every=100,

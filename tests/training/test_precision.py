@@ -29,7 +29,6 @@ def test_a_run_keeps_what_it_began_with(tmp_path: Path, monkeypatch: pytest.Monk
     config = small(
         image_size=16, width=32, depth=1, prior_width=32, prior_depth=1, codebook_size=16, prologue_tokens=2,
         prologue_codebook_size=8, tokenizer_steps=2, prior_steps=2, batch=4, shapes_images=16, shapes_validation=8,
-        prologue_kmeans=(),
     )  # fmt: skip
     request = TrainRequest(dataclasses.replace(config, precision="auto", sample_every=0), "shapes", tmp_path / "run")
     monkeypatch.setattr(training, "pick_precision", lambda precision, device: "bf16")
