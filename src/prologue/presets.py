@@ -154,7 +154,7 @@ def _paper_training(
 # Small models
 
 _KMEANS_PARTS = (0.05, 0.16, 0.3)
-"""Parts of stage 1 after which the prologue codebook is set to the encoder's own outputs. Once is too few: early on they
+"""Parts of stage 1 after which the prologue codebook is set to the encoder's own outputs. Once is too few: early they
 hardly depend on the image, and the prologue falls back to one code while the prior has not learnt to read it."""
 
 
