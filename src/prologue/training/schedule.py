@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prologue.config import OptimizerConfig
+from prologue.config import OptimizerConfig, RunConfig
 
 
 def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
@@ -14,6 +14,28 @@ def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
         return config.lr
     progress = min(1.0, (update - decay_start) / max(1, total - 1 - decay_start))
     return config.lr + (config.final_lr - config.lr) * progress
+
+
+def schedule_notes(config: RunConfig) -> list[str]:
+    """Sentences on schedules that do not fit their stage, as when only the number of steps was changed."""
+    first, second = config.tokenizer_training, config.prior_training
+    notes = []
+    for field, optimizer, steps in (
+        ("tokenizer-training.autoencoder", first.autoencoder, first.steps),
+        ("prior-training.optimizer", second.optimizer, second.steps),
+    ):
+        if optimizer.warmup + optimizer.hold >= steps:
+            notes.append(
+                f"the learning rate never falls: --{field}.warmup {optimizer.warmup} and --{field}.hold "
+                f"{optimizer.hold} fill all {steps} steps; lower them to a part of the steps"
+            )
+    late = [step for step in first.prologue_kmeans if step >= first.steps / 2]
+    if late:
+        notes.append(
+            f"the prologue codebook starts anew at step {late[-1]} of {first.steps}, which is late: set "
+            "--tokenizer-training.prologue-kmeans to steps in the first third"
+        )
+    return notes
 
 
 def ema_decay(half_life: float) -> float:

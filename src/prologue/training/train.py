@@ -24,6 +24,7 @@ from prologue.training.loop import Stage, Stopped, StopRequest, run_stage
 from prologue.training.prior_stage import PriorStage
 from prologue.training.progress import Progress, Silent
 from prologue.training.run import RunFolder
+from prologue.training.schedule import schedule_notes
 from prologue.training.tokenizer_stage import TokenizerStage
 from prologue.training.tokens_stage import write_tokens
 from prologue.weights import WEIGHTS, file_hash
@@ -65,7 +66,7 @@ def train(request: TrainRequest, progress: Progress) -> RunFolder:
     progress = progress if accelerator.is_main_process else Silent()
     with _main_first(accelerator):
         run = RunFolder.open(request.out, config, facts | dict(request.facts))
-    for note in data.notes:
+    for note in (*data.notes, *schedule_notes(config)):
         progress.say(note)
     agree = _agreement(accelerator) if accelerator.num_processes > 1 else None
     context = Context(run, data, accelerator)
