@@ -20,7 +20,7 @@ RESAMPLED_ROWS = 8
 FIGURES = 6
 _KMEANS_BATCHES = 64
 _CLASSES = 8
-_WRITING_SECONDS = 3.0
+_WRITING_SECONDS = 6.0
 """For the start and the end of the process, grids, PNG files and the page."""
 
 
