@@ -36,13 +36,14 @@ class Usage:
 
     def entropies(self) -> Float[Tensor, P]:
         """Entropy of the ids' marginal at each position, nats."""
-        p = self.counts.double() / self.counts.sum(1, keepdim=True).clamp_min(1)
+        counts = self.counts.cpu()  # float64, which Apple's GPUs lack
+        p = counts.double() / counts.sum(1, keepdim=True).clamp_min(1)
         entropies: Tensor = -torch.special.xlogy(p, p).sum(1)
         return entropies
 
     def perplexity(self) -> float:
         """Exponential of the entropy of all positions' ids together."""
-        total = self.counts.sum(0).double()
+        total = self.counts.sum(0).cpu().double()
         p = total / total.sum().clamp_min(1)
         return float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
