@@ -48,9 +48,9 @@ class Prior(nn.Module):
     def forward(
         self,
         sequence: Int[Tensor, "B T"],
-        class_ids: Int[Tensor, B],
+        class_ids: Int[Tensor, " B"],
         *,
-        visual_dropout: Bool[Tensor, B] | None = None,
+        visual_dropout: Bool[Tensor, " B"] | None = None,
         prologue_one_hot: Float[Tensor, "B P K_p"] | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Teacher-forced logits, fp32: `logits[:, t]` predicts `sequence[:, t]`.
@@ -64,7 +64,7 @@ class Prior(nn.Module):
             x = torch.cat([prologue_one_hot.to(rows.dtype) @ rows, x[:, self.layout.prologue_tokens :]], dim=1)
         return self.logits(self.hidden(torch.cat([self.begin(class_ids), x], dim=1)))
 
-    def begin(self, class_ids: Int[Tensor, B]) -> Float[Tensor, "B 1 D"]:
+    def begin(self, class_ids: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:
         """The BOS input of each class."""
         out: Tensor = self.class_embedding(class_ids)[:, None]
         return out
@@ -98,7 +98,7 @@ class Prior(nn.Module):
             for _ in range(size.depth)
         ]
 
-    def check_classes(self, class_ids: Int[Tensor, B]) -> None:
+    def check_classes(self, class_ids: Int[Tensor, " B"]) -> None:
         """Raise `SamplingError` for a class that the prior does not have."""
         if class_ids.numel() and (int(class_ids.min()) < 0 or int(class_ids.max()) > self.num_classes):
             raise SamplingError(

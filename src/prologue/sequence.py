@@ -118,7 +118,7 @@ class SequenceLayout:
         self.check(tokens)
         return tokens
 
-    def inputs(self, sequence: Int[Tensor, "B T"], visual_dropout: Bool[Tensor, B] | None = None) -> Tensor:
+    def inputs(self, sequence: Int[Tensor, "B T"], visual_dropout: Bool[Tensor, " B"] | None = None) -> Tensor:
         """Token inputs behind BOS, (B, T−1): all targets but the last; dropped samples have EOS for visual ids."""
         inputs = sequence[:, :-1]
         if visual_dropout is None or not self.has_prologue:

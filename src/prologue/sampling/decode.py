@@ -15,7 +15,7 @@ from prologue.sampling.recipe import Recipe
 @torch.inference_mode()
 def sample_sequences(
     prior: Prior,
-    class_ids: Int[Tensor, B],
+    class_ids: Int[Tensor, " B"],
     recipe: Recipe,
     seeds: list[int],
     given: Int[Tensor, "B G"] | None = None,

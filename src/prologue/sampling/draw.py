@@ -13,12 +13,12 @@ _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
-def image_keys(seeds: list[int], device: torch.device | str = "cpu") -> Int[Tensor, B]:
+def image_keys(seeds: list[int], device: torch.device | str = "cpu") -> Int[Tensor, " B"]:
     """Noise key of each image from its seed."""
     return torch.tensor([derive_seed(seed, "sampling") for seed in seeds], dtype=torch.int64, device=device)
 
 
-def gumbel_noise(keys: Int[Tensor, B], position: int, first_id: int, last_id: int) -> Float[Tensor, "B V"]:
+def gumbel_noise(keys: Int[Tensor, " B"], position: int, first_id: int, last_id: int) -> Float[Tensor, "B V"]:
     """Standard Gumbel noise of the ids `first_id:last_id` at a target position, fp32.
 
     A counter-based hash (the SplitMix64 finaliser) of (key, position, id) gives 40 random bits `k`; the noise is
@@ -60,7 +60,7 @@ def draw(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
-) -> Int[Tensor, B]:
+) -> Int[Tensor, " B"]:
     """Gumbel-max: `argmax(filtered(logits / temperature) + noise)`, an exact draw from the filtered softmax."""
     if top_k == 1:
         return logits.argmax(-1)

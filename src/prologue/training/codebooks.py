@@ -34,7 +34,7 @@ class Usage:
         """Part of the codebook that occurs at any position."""
         return float((self.counts.sum(0) > 0).float().mean())
 
-    def entropies(self) -> Float[Tensor, P]:
+    def entropies(self) -> Float[Tensor, " P"]:
         """Entropy of the ids' marginal at each position, nats."""
         counts = self.counts.cpu()  # float64, which Apple's GPUs lack
         p = counts.double() / counts.sum(1, keepdim=True).clamp_min(1)

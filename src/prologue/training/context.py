@@ -74,7 +74,7 @@ class Context:
         taken = self.batches.get(step, batch)
         return taken.images.to(self.device, non_blocking=True), taken.labels.to(self.device, non_blocking=True)
 
-    def chance(self, probability: float, step: int, batch: int, name: str) -> Bool[Tensor, B]:
+    def chance(self, probability: float, step: int, batch: int, name: str) -> Bool[Tensor, " B"]:
         """This process's part of the global batch's coin flips: the same for every number of processes."""
         if probability in (0.0, 1.0):
             share = batch // self.world
