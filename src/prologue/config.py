@@ -340,6 +340,10 @@ class TokenizerTraining:
         )  # fmt: skip
         _fraction(self, "visual_dropout", "label_drop", "revive_until")
         _require(
+            all(step >= 0 for step in self.prologue_kmeans),
+            f"prologue_kmeans are steps, 0 or later, not {self.prologue_kmeans}",
+        )
+        _require(
             not self.shared_prior_pass or (self.ce_prologue == self.ce_visual > 0 and self.prior_model.dropout == 0),
             "shared_prior_pass needs ce_prologue equal to ce_visual and above 0, and a prior_model without dropout",
         )

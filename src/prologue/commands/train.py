@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -38,10 +39,20 @@ class TrainOptions:
     device: DeviceOption = "auto"
 
 
+def _named_preset(argv: list[str]) -> str:
+    """The preset that a command line names, for its help."""
+    for flag, value in pairwise([*argv, ""]):
+        if flag == "--preset" and value:
+            return value
+        if flag.startswith("--preset="):
+            return flag.removeprefix("--preset=")
+    return DEFAULT_PRESET
+
+
 def run(argv: list[str]) -> int:
     """Train, or continue, a run."""
     own, overrides = split_overrides(argv)
-    epilog = fields_help(preset(DEFAULT_PRESET)) if {"-h", "--help"} & set(own) else ""
+    epilog = fields_help(preset(_named_preset(own))) if {"-h", "--help"} & set(own) else ""
     options = parse(TrainOptions, own, "prologue train", "Train a tokenizer and its prior.", epilog)
     request = TrainRequest(
         config=resolve_run_config(options.preset, options.config, overrides),

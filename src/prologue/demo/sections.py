@@ -254,7 +254,7 @@ def _curves(told: Mapping[str, Told]) -> list[Block]:
             factor = {"1": 1.0, "%": 100.0, "T": float(length)}[unit]
             records = [record for record in each.metrics if record["stage"] == stage]
             for colour, (label, key) in enumerate(wanted):
-                points = [(record["step"], record[key] * factor) for record in records if key in record]
+                points = [(record["step"], record[key] * factor) for record in records if record.get(key) is not None]
                 if len(points) < 2 or (key == "ce_prologue" and name != "prologue"):
                     continue
                 x, y = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))

@@ -27,7 +27,7 @@ from prologue.pipeline import Pipeline
 from prologue.report.page import PICTURES
 from prologue.sampling.recipe import Recipe
 from prologue.training.progress import Progress
-from prologue.training.run import RunFolder
+from prologue.training.run import RunFolder, is_vacant
 from prologue.training.train import TrainRequest, train
 
 DATA = "shapes"
@@ -116,7 +116,7 @@ def stored_plan(request: DemoRequest) -> tuple[Plan, dict[Variant, RunConfig]] |
 
 
 def _new_plan(request: DemoRequest, progress: Progress) -> tuple[Plan, dict[Variant, RunConfig]]:
-    if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
+    if not is_vacant(request.out):
         raise RunError(f"{request.out} exists and is not a demo: choose another --out, or empty it")
     progress.say("calibrating: how fast is this machine?")
     variants = [OURS, BASELINE] if request.compare else [OURS]

@@ -9,6 +9,7 @@ from prologue.nn.augment import augment
 from prologue.nn.discriminator import PatchDiscriminator
 from prologue.rng import torch_stream
 from prologue.training.context import Context
+from prologue.training.learner import stored
 from prologue.training.loop import Metrics, frozen_call
 from prologue.training.losses import discriminator_loss, generator_loss, lecam_loss, r1_penalty
 from prologue.training.schedule import ramp
@@ -40,7 +41,7 @@ class Adversary:
     def generator_loss(self, step: int, reconstruction: Tensor) -> Tensor:
         """The generator's term; its gradient reaches the reconstruction only."""
         seen = self._seen(reconstruction, step, "generator")
-        return generator_loss(frozen_call(self.model, seen))
+        return generator_loss(frozen_call(self.model, seen).float())
 
     def step(self, step: int, images: Tensor, reconstruction: Tensor) -> Metrics:
         """One discriminator update; real and reconstructed images pass it separately."""
@@ -48,9 +49,9 @@ class Adversary:
             return {}
         options = self.training
         with self.context.accelerator.autocast():
-            real = self.learner.wrapped(self._seen(images, step, "real"))
-            fake = self.learner.wrapped(self._seen(reconstruction, step, "fake"))
-            means = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
+            real = self.learner.wrapped(self._seen(images, step, "real")).float()
+            fake = self.learner.wrapped(self._seen(reconstruction, step, "fake")).float()
+            means = torch.stack([real.detach().mean(), fake.detach().mean()])
             means = self.context.gather(means[None]).mean(0)
             self.ema_logits.lerp_(means, 1 - LECAM_DECAY)
             loss = discriminator_loss(real, fake)
@@ -82,4 +83,4 @@ class Adversary:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         self.learner.load_state(tensors)
-        self.ema_logits.copy_(tensors["ema_logits"])
+        self.ema_logits.copy_(stored(tensors, "ema_logits", self.ema_logits))

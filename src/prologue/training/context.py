@@ -63,10 +63,12 @@ class Context:
         module.to(self.device)
         wrapped = module
         if self.world > 1:
+            # Not `accelerator.prepare_model`: it puts autocast into the bare module's forward too, and R1 needs fp32.
+            devices = [self.device] if self.device.type == "cuda" else None
             with warnings.catch_warnings():
                 # Newer torch has another name for the option, which the versions before it do not know.
                 warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-                wrapped = self.accelerator.prepare_model(module)
+                wrapped = nn.parallel.DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
         return Learner(name, module, wrapped, config, total, ema_half_life)
 
     def images(self, step: int, batch: int) -> tuple[Tensor, Tensor]:

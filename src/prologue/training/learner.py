@@ -14,6 +14,14 @@ from prologue.errors import CheckpointError
 from prologue.training.schedule import ema_decay, learning_rate
 
 
+def stored(tensors: dict[str, Tensor], key: str, like: Tensor) -> Tensor:
+    """A checkpoint's tensor of this name and of the shape of `like`; anything else is a `CheckpointError`."""
+    found = tensors.get(key)
+    if found is None or found.shape != like.shape:
+        raise CheckpointError(f"the checkpoint has no tensor {key!r} of shape {tuple(like.shape)}")
+    return found
+
+
 class Learner:
     """Updates `module` by AdamW on the config's schedule over `total` updates, and keeps its EMA.
 
@@ -116,11 +124,8 @@ class Learner:
         self._create_moments(tensors)
         counts = torch.zeros(2, dtype=torch.int64)
         for key, target in (*self._tensors(), (f"{self.name}.counts", counts)):
-            source = tensors.get(key)
-            if source is None or source.shape != target.shape:
-                raise CheckpointError(f"the checkpoint has no tensor {key!r} of shape {tuple(target.shape)}")
             with torch.no_grad():
-                target.copy_(source)
+                target.copy_(stored(tensors, key, target))
         self.updates, self.skipped = (int(value) for value in counts)
 
     def _create_moments(self, tensors: dict[str, Tensor]) -> None:

@@ -17,11 +17,17 @@ from prologue.errors import CheckpointError, ConfigError, RunError
 from prologue.training.checkpoint import Checkpoints
 
 RUN_FORMAT = 1
-STAGES = ("tokenizer", "tokens", "prior")
-FREE_FIELDS = ("checkpoint_every", "keep_checkpoints", "log_every", "sample_every")
-"""Fields that change no result, and so may differ between the commands that continue a run."""
-FREE_FACTS = ("data",)
-"""Facts that may differ: the images may have moved, their fingerprint tells whether they are the same."""
+FREE_FIELDS = ("checkpoint_every", "keep_checkpoints", "log_every", "sample_every", "data.cache_mb", "data")
+"""Fields that change no result, and so may differ between the commands that continue a run.
+
+The last is the fact that says where the images are: they may have moved, and their fingerprint tells whether they are
+the same.
+"""
+
+
+def is_vacant(path: Path) -> bool:
+    """Whether a run can begin here; what a kill leaves of its very first write does not count."""
+    return not path.exists() or (path.is_dir() and all(file.name == "run.json.tmp" for file in path.iterdir()))
 
 
 class RunFolder:
@@ -40,13 +46,17 @@ class RunFolder:
         """
         plain_facts = json.loads(json.dumps(dict(facts)))
         if not (path / "run.json").exists():
-            if path.exists() and (not path.is_dir() or any(file.name != "run.json.tmp" for file in path.iterdir())):
+            if not is_vacant(path):
                 raise RunError(f"{path} exists and is not a run folder: choose another --out, or empty it")
             return cls._create(path, config, plain_facts)
         run = cls.load(path)
         differences = [
-            *_differences(_without(FREE_FIELDS, run.record["config"]), _without(FREE_FIELDS, to_dict(config))),
-            *_differences(_without(FREE_FACTS, run.record["facts"]), _without(FREE_FACTS, plain_facts)),
+            difference
+            for difference in (
+                *_differences(run.record["config"], to_dict(config)),
+                *_differences(run.record["facts"], plain_facts),
+            )
+            if difference[0] not in FREE_FIELDS
         ]
         if differences and not run.record["stages"]:  # nothing was begun: there is nothing to lose
             return cls._create(path, config, plain_facts)
@@ -157,10 +167,6 @@ class RunFolder:
                 yield json.loads(line)
             except json.JSONDecodeError:  # the last line of a run that was killed while writing it
                 continue
-
-
-def _without(free: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in free}
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

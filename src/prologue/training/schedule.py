@@ -22,6 +22,7 @@ def schedule_notes(config: RunConfig) -> list[str]:
     notes = []
     for field, optimizer, steps in (
         ("tokenizer-training.autoencoder", first.autoencoder, first.steps),
+        ("tokenizer-training.prior", first.prior, first.steps),
         ("prior-training.optimizer", second.optimizer, second.steps),
     ):
         if optimizer.warmup + optimizer.hold >= steps:
@@ -32,8 +33,8 @@ def schedule_notes(config: RunConfig) -> list[str]:
     late = [step for step in first.prologue_kmeans if step >= first.steps / 2]
     if late:
         notes.append(
-            f"the prologue codebook starts anew at step {late[-1]} of {first.steps}, which is late: set "
-            "--tokenizer-training.prologue-kmeans to steps in the first third"
+            f"the prologue codebook would start anew at step {late[-1]}, late or never in {first.steps} steps: "
+            "set --tokenizer-training.prologue-kmeans to steps in the first third"
         )
     return notes
 

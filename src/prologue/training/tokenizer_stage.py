@@ -12,6 +12,7 @@ from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.images import labelled_grid, to_pil
 from prologue.nn.perceptual import perceptual_loss
+from prologue.nn.quantizers import monitored_entropies
 from prologue.prior import Prior
 from prologue.rng import derive_seed, torch_stream
 from prologue.sequence import TokenIds
@@ -19,12 +20,15 @@ from prologue.tokenizer import Encoding, Tokenizer, to_model_range, to_uint8
 from prologue.training.adversary import Adversary
 from prologue.training.codebooks import Usage, collapse_sentences, replacement_rows, spherical_kmeans
 from prologue.training.context import Context
+from prologue.training.learner import stored
 from prologue.training.loop import Metrics
 from prologue.training.schedule import ramp
 from prologue.training.stage_one_prior import StageOnePrior
 
 KMEANS_POINTS = 64
 """Encoder outputs per centre for the start of the prologue codebook, at most."""
+ENTROPY_POSITIONS = 4096
+"""Positions of a batch that the monitored entropies are taken over, at most."""
 KMEANS_BATCHES = 64
 """Batches that they come from, at most."""
 USE_IMAGES = 256
@@ -62,6 +66,7 @@ class TokenizerStage:
         self.use: float | None = None
         """Nats per image, as last measured."""
         self._said = False
+        self._last: Encoding | None = None
         config = context.config.tokenizer
         self.visual_window = Usage(1, config.codebook_size, context.device)
         self.revival_window = Usage(1, config.codebook_size, context.device)
@@ -162,6 +167,7 @@ class TokenizerStage:
     @torch.no_grad()
     def _watch(self, step: int, encoding: Encoding) -> None:
         """Count ids, and re-seed visual codes that nothing used since the last time."""
+        self._last = encoding
         visual = self.context.gather(encoding.visual.ids)
         self.visual_window.add(visual)
         if self.prologue_window is not None and encoding.prologue is not None:
@@ -179,6 +185,20 @@ class TokenizerStage:
             self.tokenizer.replace_rows("visual_quantizer.codebook", rows, values)
         self.revival_window.reset()
 
+    def _entropies(self) -> Metrics:
+        """The monitored entropies of METHOD §5 on the last batch, of so many positions that they cost little."""
+        metrics: Metrics = {}
+        if self._last is None:
+            return metrics
+        pairs = (("visual", self.model.visual_quantizer, self._last.visual),
+                 ("prologue", self.model.prologue_quantizer, self._last.prologue))  # fmt: skip
+        for name, quantizer, quantized in pairs:
+            if quantizer is not None and quantized is not None:
+                z = quantized.z.detach().flatten(0, 1)[:ENTROPY_POSITIONS]
+                sample, batch = monitored_entropies(quantizer, z[None])
+                metrics |= {f"{name}_sample_entropy": sample, f"{name}_batch_entropy": batch}
+        return metrics
+
     def summary(self, step: int) -> tuple[Metrics, list[str]]:
         metrics: Metrics = {
             "visual_usage": self.visual_window.used,
@@ -186,6 +206,7 @@ class TokenizerStage:
             "learning_rate": self.tokenizer.optimizer.param_groups[0]["lr"],
             "skipped": float(self.tokenizer.skipped + (self.prior.learner.skipped if self.prior else 0)),
         }
+        metrics |= self._entropies()
         diversity = None
         if self.prologue_window is not None:
             metrics["prologue_usage"] = self.prologue_window.used
@@ -219,7 +240,7 @@ class TokenizerStage:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         self.tokenizer.load_state(tensors)
         for name, window in self._windows().items():
-            window.counts.copy_(tensors[name])
+            window.counts.copy_(stored(tensors, name, window.counts))
         if self.prior is not None:
             self.prior.learner.load_state(tensors)
         if self.adversary is not None:
