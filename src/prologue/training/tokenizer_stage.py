@@ -194,7 +194,7 @@ class TokenizerStage:
                  ("prologue", self.model.prologue_quantizer, self._last.prologue))  # fmt: skip
         for name, quantizer, quantized in pairs:
             if quantizer is not None and quantized is not None:
-                z = quantized.z.detach().flatten(0, 1)[:ENTROPY_POSITIONS]
+                z = self.context.gather(quantized.z.detach()).flatten(0, 1)[:ENTROPY_POSITIONS]
                 sample, batch = monitored_entropies(quantizer, z[None])
                 metrics |= {f"{name}_sample_entropy": sample, f"{name}_batch_entropy": batch}
         return metrics
