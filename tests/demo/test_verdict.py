@@ -70,6 +70,14 @@ def test_the_comparison_concludes_from_intervals() -> None:
     assert "disagree" in verdict.comparison(_measures(0.8, kid=0.9), _measures(0.5))[-1]
 
 
+def test_better_samples_are_not_always_the_papers_effect() -> None:
+    ours, theirs = _measures(0.8, kid=0.2), _measures(0.5)
+    collapsed = ours | {"likelihood": ours["likelihood"] | {"collapsed": True}}
+    assert "its prologue has collapsed" in verdict.comparison(collapsed, theirs)[-1]
+    sharper = ours | {"reconstruction": ours["reconstruction"] | {"psnr": theirs["reconstruction"]["psnr"] + 2.8}}
+    assert "do not reconstruct equally well" in verdict.comparison(sharper, theirs)[-1]
+
+
 def test_resamples_no_nearer_than_others_are_called_so() -> None:
     record = {"n": 48, "images": 8, "n_same_class": 48, "pixels_same_prologue": 0.2, "pixels_same_class": 0.3}
     record |= {"layout_same_prologue": 0.1, "layout_same_class": 0.2, "layout_nearer": 0.1, "layout_nearer_high": 0.2}

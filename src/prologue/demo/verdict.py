@@ -124,6 +124,10 @@ def stays(record: Record) -> str:
     return f"{figures} So the prologue fixes {much} of the layout and the colours; what is drawn anew is the rest."
 
 
+EQUAL_PSNR = 0.5
+"""Decibels within which two tokenizers count as equally good."""
+
+
 def comparison(ours: Measures, theirs: Measures) -> list[str]:
     """The prologue's run against the one without, in the samples, the reconstructions, and in one conclusion."""
     out, better, worse = [], 0, 0
@@ -147,10 +151,17 @@ def comparison(ours: Measures, theirs: Measures) -> list[str]:
             better, worse = better + (gain > wide), worse + (gain < -wide)
     psnr = ours["reconstruction"]["psnr"] - theirs["reconstruction"]["psnr"]
     out.append(f"Reconstruction: PSNR differs by {psnr:+.2f} dB (the method should leave it about the same).")
-    return [*out, _conclusion(better, worse)]
+    return [*out, _conclusion(better, worse, bool(ours["likelihood"]["collapsed"]), psnr)]
 
 
-def _conclusion(better: int, worse: int) -> str:
+def _conclusion(better: int, worse: int, collapsed: bool, psnr: float) -> str:
+    if better and not worse and collapsed:
+        return "The run with a prologue samples better, but its prologue has collapsed: this is not the paper's effect."
+    if better and not worse and abs(psnr) > EQUAL_PSNR:
+        return (
+            "The run with a prologue samples better, but the two tokenizers do not reconstruct equally well, so this "
+            "cannot be said to be the paper's effect, which is better samples at equal reconstruction."
+        )
     if better and not worse:
         return "The paper's effect, better samples from the same number of images, shows here beyond the intervals."
     if worse and not better:
