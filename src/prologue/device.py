@@ -40,8 +40,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 def pick_precision(precision: Precision, device: torch.device) -> Precision:
     """The training precision named; `auto` is `bf16` where the device has units for its products, else `fp32`.
 
-    These are CUDA of capability 8 or later, and CPUs with AVX512-BF16 or AMX: there a training step takes about half
-    the time of fp32, while a CPU without them emulates bf16 and is slower.
+    These are CUDA of capability 8 or later, and CPUs with AVX512-BF16 or AMX: there a training step of small-32 takes
+    1.2 times less than in fp32, of larger batches up to twice less. A CPU without them emulates bf16 and is slower.
     """
     if precision != "auto":
         return precision
