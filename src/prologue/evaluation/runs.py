@@ -172,11 +172,8 @@ class RunInfo:
 
 def _unfinished_manifest(run: RunFolder) -> Manifest:
     """What the manifest of a run will say of its tokenizer, whose prior is still to be trained."""
-    facts, training = run.record["facts"], run.config.tokenizer_training
-    own = ["lite0"] if training.perceptual == "lite0" and training.perceptual_weight > 0 else []
-    # A tokenizer taken from another run was trained on what that run says.
-    trained_on = run.record["stages"]["tokenizer"].get("trained_on", own)
-    return Manifest(tuple(facts.get("class_names", ())), None, facts.get("data"), tuple(trained_on))
+    facts = run.record["facts"]
+    return Manifest(tuple(facts.get("class_names", ())), None, facts.get("data"), run.trained_on)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from prologue.errors import CheckpointError, MissingExtraError
 from prologue.weights import load_exactly
 
 FEATURE_DIM = 1280
-NUM_BLOCKS = 16
 _INPUT = 224
 _STRIDE = 32
 _NORMS = (

@@ -140,6 +140,15 @@ class RunFolder:
         self.record["stages"].setdefault(stage, {}).update(values)
         self.save()
 
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Feature extractors that the tokenizer's losses used: this run's, or what the run it was taken from says."""
+        taken = self.record["stages"].get("tokenizer", {}).get("trained_on")
+        if taken is not None:
+            return tuple(taken)
+        training = self.config.tokenizer_training
+        return ("lite0",) if training.perceptual == "lite0" and training.perceptual_weight > 0 else ()
+
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """The logged records, of one stage or all."""
         return [record for record in self._records() if stage is None or record.get("stage") == stage]

@@ -153,7 +153,7 @@ class _Trainer:
         """Feature extractors that a loss of this run's visual path used, here or where it was taken from."""
         if self.request.tokenizer_from is not None:
             return _trained_on_in(self.request.tokenizer_from)
-        return _trained_on_by(self.run)
+        return list(self.run.trained_on)
 
     def _write_manifest(self) -> None:
         existing = Manifest.load(self.run.path) if (self.run.path / "pipeline.json").is_file() else Manifest()
@@ -196,7 +196,7 @@ def make_accelerator(precision: Precision, device: str) -> Any:
     """Accelerate's device, precision and process group for this process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import InitProcessGroupKwargs
 
     chosen = pick_device(device)
     # Accelerate keeps precision and device for the whole program; a second run in it may ask for others.
@@ -205,7 +205,6 @@ def make_accelerator(precision: Precision, device: str) -> Any:
         mixed_precision="bf16" if pick_precision(precision, chosen) == "bf16" else "no",
         cpu=chosen.type == "cpu",
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
             InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         ],
     )
@@ -258,16 +257,8 @@ def _adopted_config(asked: TokenizerConfig, given: TokenizerConfig) -> Tokenizer
     return dataclasses.replace(given, **{name: getattr(asked, name) for name in prologue})
 
 
-def _trained_on_by(run: RunFolder) -> list[str]:
-    taken = run.record["stages"].get("tokenizer", {}).get("trained_on")
-    if taken is not None:  # with the tokenizer, from another run
-        return list(taken)
-    training = run.config.tokenizer_training
-    return ["lite0"] if training.perceptual == "lite0" and training.perceptual_weight > 0 else []
-
-
 def _trained_on_in(source: Path) -> list[str]:
     """What a run or an exported folder says of its tokenizer's training."""
     if (source / "run.json").is_file():
-        return _trained_on_by(RunFolder.load(source))
+        return list(RunFolder.load(source).trained_on)
     return list(Manifest.load(source).trained_on) if (source / "pipeline.json").is_file() else []
