@@ -37,31 +37,37 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     return device
 
 
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device has units for bf16 products: CUDA of capability 8 or later, CPUs with AVX512-BF16 or AMX.
+
+    A CPU without them emulates bf16 and is slower than in fp32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return device.type == "cpu" and any(probe is not None and probe() for probe in probes)
+
+
 def pick_precision(precision: Precision, device: torch.device) -> Precision:
     """The training precision named; `auto` is `bf16` where the device has units for its products, else `fp32`.
 
-    These are CUDA of capability 8 or later, and CPUs with AVX512-BF16 or AMX: there a training step of small-32 takes
-    1.2 times less than in fp32, of larger batches up to twice less. A CPU without them emulates bf16 and is slower.
+    On CPUs that have them a training step of small-32 takes 1.2 times less than in fp32, of larger batches up to
+    twice less.
     """
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    fast = device.type == "cpu" and any(probe is not None and probe() for probe in probes)
-    return "bf16" if fast else "fp32"
+    return "bf16" if fast_bf16(device) else "fp32"
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The floating-point type named; `auto` is bf16 on CUDA of capability 8 or later, and fp32 elsewhere.
+    """The floating-point type named; `auto` is bf16 where the device has units for it, and fp32 elsewhere.
 
     An unknown name, a type that is not floating point, or float64 on MPS (which lacks it) is a `ConfigError`.
     """
-    choices = ", ".join(("auto", *DTYPES))
+    choices = ", ".join(("auto", *DTYPES, "int8"))
     if isinstance(dtype, str):
         if dtype == "auto":
-            fast = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-            return torch.bfloat16 if fast else torch.float32
+            return torch.bfloat16 if fast_bf16(device) else torch.float32
         if dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {dtype!r}: choose one of {choices}, or give a torch dtype")
         return DTYPES[dtype]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Sequence
@@ -12,16 +13,20 @@ from pathlib import Path
 from typing import Final, Literal, Self, TypedDict, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from prologue.device import pick_device, pick_dtype
-from prologue.errors import CheckpointError, DataError, SamplingError
+from prologue.device import pick_device
+from prologue.errors import CheckpointError, ConfigError, DataError, SamplingError
 from prologue.images import fit, to_pil
 from prologue.manifest import Manifest
+from prologue.nn.int8 import has_int8
+from prologue.precision import check_dtype, convert
 from prologue.prior import Prior
+from prologue.sampling.compiling import Compiler, Report, worth_compiling
 from prologue.sampling.decode import sample_sequences
+from prologue.sampling.engine import Engine
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 from prologue.sequence import SequenceLayout, TokenIds
@@ -73,10 +78,21 @@ class Generated:
 class Pipeline:
     """A tokenizer and a prior that fit together, and what a folder says beside them.
 
-    An image depends on its class, its seed and the options alone, not on the images computed with it.
+    An image depends on its class, its seed and the options alone, not on the images computed with it. Its bytes are
+    the same wherever it is computed in a chunk of the same size.
+
+    `compile`: run the sampling step through `torch.compile`; `auto` does where a call has enough work for it to pay.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prior: Prior, manifest: Manifest | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prior: Prior,
+        manifest: Manifest | None = None,
+        compile: bool | Literal["auto"] = "auto",
+    ) -> None:
+        if compile not in (True, False, "auto"):
+            raise ConfigError(f"compile must be True, False or 'auto', not {compile!r}")
         manifest = manifest if manifest is not None else Manifest()
         expected = SequenceLayout.of(tokenizer.config, prologue=prior.layout.has_prologue).config
         if prior.config.layout != expected:
@@ -91,6 +107,11 @@ class Pipeline:
         self.tokenizer = tokenizer.eval()
         self.prior = prior.eval()
         self.manifest = manifest
+        self.compile = compile
+        self.on_compile: Report | None = None
+        """Told what is being compiled, and how long it took."""
+        self._prepared: bool | None = None
+        self._engines: dict[bool, Engine] = {}
         self._said_unguided = False
 
     @property
@@ -117,7 +138,11 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+        cls,
+        path: str | Path,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        compile: bool | Literal["auto"] = "auto",
     ) -> Self:
         """Open a finished run's folder or an exported one.
 
@@ -126,17 +151,22 @@ class Pipeline:
         """
         folder = Path(path)
         where = pick_device(device)
-        kind = pick_dtype(dtype, where)
+        check_dtype(dtype, where)
         manifest = Manifest.load(folder)
         tokenizer, prior = Tokenizer.from_pretrained(folder / "tokenizer"), Prior.from_pretrained(folder / "prior")
         try:
-            return cls(tokenizer.to(where, kind), prior.to(where, kind), manifest)
+            return cls(*convert(tokenizer, prior, dtype, where), manifest, compile)
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that `from_pretrained` opens; weights keep the number format they have now."""
         folder = Path(path)
+        if has_int8(self.prior):
+            raise CheckpointError(
+                "int8 weights are made when a pipeline is opened and are not saved: "
+                "open it with dtype='fp32' or 'bf16' and save that"
+            )
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.prior.save_pretrained(folder / "prior")
         self.manifest.save(folder)  # last: without it the folder does not pass for a whole one
@@ -199,7 +229,7 @@ class Pipeline:
         """
         ids = self.deal(classes, count)
         seeds = _seeds(seed, len(ids))
-        tokens = self._draw(ids, seeds, None, batch, options)
+        tokens = self._draw(self._ids(ids), seeds, None, batch, False, options)
         return Generated(self.decode(tokens.visual, batch), tokens, seeds, ids)
 
     def sample(
@@ -213,7 +243,7 @@ class Pipeline:
     ) -> TokenIds:
         """The tokens that `generate` with the same arguments makes its images from."""
         ids = self.deal(classes, count)
-        return self._draw(ids, _seeds(seed, len(ids)), None, batch, options)
+        return self._draw(self._ids(ids), _seeds(seed, len(ids)), None, batch, False, options)
 
     def resample(
         self,
@@ -243,7 +273,7 @@ class Pipeline:
         ids = [class_id for class_id in each for _ in range(count)]
         seeds = _seeds(seed, len(ids))
         given = layout.pack_prologue(tokens.prologue.repeat_interleave(count, 0).to(self.device))
-        drawn = self._draw(ids, seeds, given, batch, options)
+        drawn = self._draw(self._ids(ids), seeds, given, batch, False, options)
         return Generated(self.decode(drawn.visual, batch), drawn, seeds, ids)
 
     def check_resamples(self) -> None:
@@ -262,8 +292,48 @@ class Pipeline:
 
     def decode(self, visual: Int[Tensor, "B N"], batch: int = 64) -> list[Image.Image]:
         """Pictures of visual ids."""
-        parts = torch.split(visual.to(self.device), batch)
-        return [image for part in parts for image in to_pil(to_uint8(self.tokenizer.decode(part)))]
+        return to_pil(self._decode(visual.to(self.device), min(batch, len(visual))))
+
+    def chunk(
+        self, class_ids: Sequence[int], seeds: Sequence[int], rows: int, **options: Unpack[SamplingOptions]
+    ) -> tuple[TokenIds, UInt8[Tensor, "n 3 H W"]]:
+        """Tokens and images of at most `rows` images, computed as `rows` of them whatever their number.
+
+        An image's bytes then depend on its chunk alone: the same for any number of processes, and after any kill.
+        """
+        tokens = self._draw(self._ids(class_ids), list(seeds), None, rows, True, options)
+        return tokens, self._decode(tokens.visual, rows).cpu()
+
+    def prepare(self, images: int, batch: int) -> bool:
+        """Decide for a run of `images` whether to compile, and keep to it in later calls; returns the decision."""
+        self._prepared = self._compiles(images, batch)
+        return self._prepared
+
+    def _compiles(self, images: int, batch: int) -> bool:
+        """Whether this much work is to be compiled: what was asked for, what was prepared, or what pays."""
+        if self.compile != "auto":
+            return bool(self.compile)
+        if self._prepared is not None:
+            return self._prepared
+        size = sum(tensor.nbytes for tensor in self.prior.parameters()) + sum(t.nbytes for t in self.prior.buffers())
+        return worth_compiling(self.prior.config, self.device, size, batch, math.ceil(images / batch))
+
+    def _ids(self, class_ids: Sequence[int]) -> Int[Tensor, " B"]:
+        return torch.tensor(list(class_ids), dtype=torch.int64, device=self.device)
+
+    def _engine(self, compiled: bool) -> Engine:
+        if compiled not in self._engines:
+            compiler = Compiler(self.device, self.on_compile) if compiled else None
+            self._engines[compiled] = Engine(self.prior, compiler)
+        return self._engines[compiled]
+
+    def _decode(self, visual: Int[Tensor, "B N"], rows: int) -> UInt8[Tensor, "B 3 H W"]:
+        """Images of visual ids in chunks of `rows`, the last one filled up; uint8 is made on the device."""
+        parts = []
+        for part in torch.split(visual, rows):
+            full = part[_filled(len(part), rows, part.device)]
+            parts.append(to_uint8(self.tokenizer.decode(full))[: len(part)])
+        return torch.cat(parts)
 
     def _model_range(self, images: Images) -> Float[Tensor, "B 3 H W"]:
         size = self.tokenizer.config.image_size
@@ -290,18 +360,29 @@ class Pipeline:
         return [self.class_id(value) for value in classes]
 
     def _draw(
-        self, ids: list[int], seeds: list[int], given: Tensor | None, batch: int, options: SamplingOptions
+        self,
+        class_ids: Int[Tensor, " B"],
+        seeds: list[int],
+        given: Tensor | None,
+        batch: int,
+        fill: bool,
+        options: SamplingOptions,
     ) -> TokenIds:
-        """Tokens of every image, computed in chunks of `batch`."""
+        """Tokens of every image, in chunks of `batch`; with `fill`, or behind a full chunk, the last is filled up."""
         if batch < 1:
             raise SamplingError(f"batch must be at least 1, not {batch}")
-        class_ids = torch.tensor(ids, device=self.device)
-        out = torch.empty(len(ids), self.prior.layout.length, dtype=torch.int64, device=self.device)
+        compiled = self._compiles(len(class_ids), batch)
+        engine = self._engine(compiled)
+        out = torch.empty(len(class_ids), self.prior.layout.length, dtype=torch.int64, device=self.device)
         for rows, recipe in self._groups(class_ids, options):
+            # Compiled graphs are kept for few sizes; eager steps take what there is.
+            size = batch if fill or len(rows) > batch else _bucket(len(rows), batch) if compiled else len(rows)
             for part in torch.split(rows, batch):
-                chosen = [seeds[row] for row in part.tolist()]
-                prefix = None if given is None else given[part]
-                out[part] = sample_sequences(self.prior, class_ids[part], recipe, chosen, prefix)
+                full = part[_filled(len(part), size, part.device)]
+                chosen = [seeds[row] for row in full.tolist()]
+                prefix = None if given is None else given[full]
+                drawn = sample_sequences(self.prior, class_ids[full], recipe, chosen, prefix, engine)
+                out[part] = drawn[: len(part)]
         return self.prior.layout.unpack(out)
 
     def _groups(self, class_ids: Int[Tensor, " B"], options: SamplingOptions) -> list[tuple[Tensor, Recipe]]:
@@ -317,6 +398,16 @@ class Pipeline:
             )
         groups = [(~null, recipe), (null, recipe.replace(guidance=Guidance.none()))]
         return [(mask.nonzero()[:, 0], chosen) for mask, chosen in groups if bool(mask.any())]
+
+
+def _filled(count: int, rows: int, device: torch.device) -> Int[Tensor, " rows"]:
+    """The numbers below `count`, the last of them repeated up to `rows`."""
+    return torch.arange(rows, device=device).clamp_max(count - 1)
+
+
+def _bucket(count: int, most: int) -> int:
+    """The next power of two, but no more than `most`."""
+    return min(most, 1 << (count - 1).bit_length())
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from prologue.config import PriorConfig, prior_rope_axes, to_dict
 from prologue.errors import SamplingError
+from prologue.nn.int8 import has_int8
 from prologue.nn.layers import Dropout, Embedding, Linear, RMSNorm, head_in_fp32, initialise
 from prologue.nn.rope import Positions
 from prologue.nn.transformer import LayerCache, Transformer
@@ -45,6 +47,11 @@ class Prior(nn.Module):
     def null_class(self) -> int:
         return self.num_classes
 
+    @property
+    def precision(self) -> str:
+        """`int8` where the linear layers store it, else the number format of the weights."""
+        return "int8" if has_int8(self) else str(self.token_embedding.weight.dtype).removeprefix("torch.")
+
     def forward(
         self,
         sequence: Int[Tensor, "B T"],
@@ -75,7 +82,7 @@ class Prior(nn.Module):
         return out
 
     def hidden(
-        self, x: Float[Tensor, "B L D"], caches: list[LayerCache] | None = None, start: int = 0
+        self, x: Float[Tensor, "B L D"], caches: Sequence[LayerCache] | None = None, start: int = 0
     ) -> Float[Tensor, "B L D"]:
         """Block outputs at input positions `start…start+L`, earlier ones read from `caches`."""
         out: Tensor = self.transformer(self.drop(x), caches, start)
@@ -85,18 +92,18 @@ class Prior(nn.Module):
         self, hidden: Float[Tensor, "B L D"], first_id: int = 0, last_id: int | None = None
     ) -> Float[Tensor, "B L V"]:
         """Logits of the ids `first_id:last_id`, fp32."""
-        weight = self.token_embedding.weight if self.out is None else self.out.weight
-        return head_in_fp32(hidden, self.out_norm, weight[first_id:last_id])
+        if self.out is None:
+            return head_in_fp32(hidden, self.out_norm, self.token_embedding.weight[first_id:last_id])
+        with torch.autocast(hidden.device.type, enabled=False):  # in fp32 where the weights are
+            normed = self.out_norm(hidden.to(self.token_embedding.weight.dtype))
+            return self.out.rows(normed, first_id, last_id).float()
 
-    def new_caches(self, rows: int) -> list[LayerCache]:
-        """Empty static caches for `rows` sequences of this layout's length."""
+    def new_cache(self, rows: int) -> Float[Tensor, "2 depth rows heads T d"]:
+        """An empty static cache, keys then values, of `rows` sequences of this layout's length."""
         size = self.config.transformer
         weight = self.token_embedding.weight
-        shape = (rows, size.heads, self.layout.length, size.head_dim)
-        return [
-            LayerCache(*(torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)))
-            for _ in range(size.depth)
-        ]
+        shape = (2, size.depth, rows, size.heads, self.layout.length, size.head_dim)
+        return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
     def check_classes(self, class_ids: Int[Tensor, " B"]) -> None:
         """Raise `SamplingError` for a class that the prior does not have."""

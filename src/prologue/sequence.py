@@ -51,6 +51,11 @@ class Segment:
     first_id: int
     last_id: int
 
+    @property
+    def forced(self) -> bool:
+        """Whether only one id may stand here."""
+        return self.last_id - self.first_id == 1
+
 
 class SequenceLayout:
     """Targets `[prologue (P), EOS, visual (N)]`; with P = 0 only the visual ids, and no EOS.

@@ -23,6 +23,10 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Weights come from `initialise`."""
 
+    def rows(self, x: Tensor, first: int, last: int | None) -> Tensor:
+        """Outputs `first:last` alone, without the bias."""
+        return F.linear(x, self.weight[first:last])
+
     def initialise(self, generator: torch.Generator) -> None:
         truncated_normal(self.weight, self.std, generator)
         if self.bias is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,16 @@ from prologue.nn.layers import NEAR_ZERO_STD, Dropout, Linear, RMSNorm
 from prologue.nn.rope import RopeTable, rotate
 
 
+class Cache(Protocol):
+    """What one block remembers of earlier positions."""
+
+    def attend(
+        self, q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H L d"], v: Float[Tensor, "B H L d"], start: int
+    ) -> Float[Tensor, "B H L d"]:
+        """Causal attention of positions `start…start+L` over themselves and all before them."""
+        ...
+
+
 @dataclass
 class LayerCache:
     """Keys and values of one block for a fixed number of positions, written in place: (B, H, T, d)."""
@@ -21,12 +33,12 @@ class LayerCache:
     k: Tensor
     v: Tensor
 
-    def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store positions `start…` and return everything stored up to them."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+        """Store positions `start…`, then attend to everything up to each of them."""
         stop = start + k.shape[2]
         self.k[:, :, start:stop] = k
         self.v[:, :, start:stop] = v
-        return self.k[:, :, :stop], self.v[:, :, :stop]
+        return attend(q, self.k[:, :, :stop], self.v[:, :, :stop], q.shape[2] > 1, start)
 
 
 class Attention(nn.Module):
@@ -40,14 +52,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim)
         self.proj = Linear(config.width, config.width, bias=bias, std=NEAR_ZERO_STD)
 
-    def forward(self, x: Tensor, rope: RopeTable, causal: bool, cache: LayerCache | None, start: int) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTable, causal: bool, cache: Cache | None, start: int) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q = rotate(self.q_norm(q), *rope).transpose(1, 2)
         k = rotate(self.k_norm(k), *rope).transpose(1, 2)
         v = v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.update(start, k, v)
-        y = attend(q, k, v, causal and q.shape[2] > 1, start)
+        y = attend(q, k, v, causal and q.shape[2] > 1, 0) if cache is None else cache.attend(q, k, v, start)
         out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
         return out
 
@@ -101,7 +111,7 @@ class Block(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, rope: RopeTable, causal: bool = False, cache: LayerCache | None = None, start: int = 0
+        self, x: Tensor, rope: RopeTable, causal: bool = False, cache: Cache | None = None, start: int = 0
     ) -> Tensor:
         x = x + self.drop(self.attn(self.norm1(x), rope, causal, cache, start))
         out: Tensor = x + self.drop(self.ffn(self.norm2(x)))
@@ -134,7 +144,7 @@ class Transformer(nn.Module):
         return self
 
     def forward(
-        self, x: Float[Tensor, "B L D"], caches: list[LayerCache] | None = None, start: int = 0
+        self, x: Float[Tensor, "B L D"], caches: Sequence[Cache] | None = None, start: int = 0
     ) -> Float[Tensor, "B L D"]:
         """Positions `start…start+L`; with `caches` earlier positions are attended to as well."""
         if torch.is_autocast_enabled(x.device.type):

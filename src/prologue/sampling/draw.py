@@ -18,14 +18,16 @@ def image_keys(seeds: list[int], device: torch.device | str = "cpu") -> Int[Tens
     return torch.tensor([derive_seed(seed, "sampling") for seed in seeds], dtype=torch.int64, device=device)
 
 
-def gumbel_noise(keys: Int[Tensor, " B"], position: int, first_id: int, last_id: int) -> Float[Tensor, "B V"]:
+def gumbel_noise(
+    keys: Int[Tensor, " B"], position: int | Int[Tensor, ""], first_id: int, last_id: int
+) -> Float[Tensor, "B V"]:
     """Standard Gumbel noise of the ids `first_id:last_id` at a target position, fp32.
 
     A counter-based hash (the SplitMix64 finaliser) of (key, position, id) gives 40 random bits `k`; the noise is
     `−log(−log1p(−w))`, `w = (k + ½)/2⁴⁰`, which keeps full precision in the upper tail, where the argmax is decided.
     """
     ids = torch.arange(first_id, last_id, dtype=torch.int64, device=keys.device)
-    row = _mix(keys + _GOLDEN * torch.full_like(keys, position + 1))
+    row = _mix(keys + _GOLDEN * (torch.zeros_like(keys) + (position + 1)))
     bits = _mix(row[:, None] + _GOLDEN * (ids + 1))
     w = (((bits >> 24) & ((1 << 40) - 1)).float() + 0.5) * 2.0**-40
     return -torch.log(-torch.log1p(-w))

@@ -32,6 +32,11 @@ class Recipe:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise SamplingError(f"top_p must lie in (0, 1], not {self.top_p}")
 
+    @property
+    def filtered(self) -> bool:
+        """Whether top-k or top-p leaves ids out."""
+        return self.top_k is not None or (self.top_p is not None and self.top_p < 1)
+
     def segment_temperature(self, segment: str) -> float:
         """The temperature of a segment by its name."""
         if segment == "prologue" and self.prologue_temperature is not None:
