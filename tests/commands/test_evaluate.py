@@ -97,6 +97,35 @@ def test_reconstruction_of_shapes(saved: Path, tmp_path: Path, capsys: pytest.Ca
     assert shown.index("KID-Shapes") < shown.index("FD-Shapes")
 
 
+def test_figures_are_found_again_by_what_they_depend_on(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved / "shapes", run, ignore=shutil.ignore_patterns("evaluations"))
+    argv = ["likelihood", str(run), "--count", "6"]
+    first, origin = measure(argv, tmp_path)
+    kept = list((run / "evaluations").iterdir())
+    assert [re.sub("[0-9a-f]{12}", "KEY", path.name) for path in kept] == ["likelihood-KEY.json"]
+    assert "found in" not in capsys.readouterr().err
+    again, found = measure([*argv, "--batch", "3", "--data", "shapes"], tmp_path)
+    assert (again, found) == (first, origin)
+    assert f"found in {kept[0]}, measured {origin['time']}" in capsys.readouterr().err
+    anew, second = measure([*argv, "--again", "--batch", "3"], tmp_path)
+    assert second["command"] != origin["command"]
+    assert anew["nats"] == pytest.approx(first["nats"])
+    assert list((run / "evaluations").iterdir()) == kept
+    for other in (["--seed", "1"], ["--dtype", "bf16"]):
+        measure([*argv, *other], tmp_path)
+    weights = run / "prior" / "model.safetensors"
+    shutil.copy(saved / "taught" / "prior" / "model.safetensors", weights)
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(bytes(changed))
+    measure(argv, tmp_path)
+    assert "found in" not in capsys.readouterr().err
+    assert len(list((run / "evaluations").iterdir())) == 4
+
+
 @pytest.mark.usefixtures("without_lite0")
 def test_without_the_extra_other_data_have_no_distance(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -198,7 +227,7 @@ def test_training_images_stand_in_where_none_are_held_out(
     saved: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(saved / "photos", run)
+    shutil.copytree(saved / "photos", run, ignore=shutil.ignore_patterns("evaluations"))
     facts = {"data": str(photos), "data_fingerprint": "another", "class_names": ["cat", "dog"]}
     config = RunConfig(data=DataConfig(validation_fraction=0.0))
     (run / "pipeline.json").rename(tmp_path / "pipeline.json")

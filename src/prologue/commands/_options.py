@@ -32,6 +32,7 @@ __all__ = [
     "SeedOption",
     "fields_help",
     "parse",
+    "plain",
     "provenance",
     "resolve_run_config",
     "split_overrides",
@@ -116,7 +117,7 @@ def _sentence(box: str) -> str:
 def write_measurement(path: Path, provenance: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
     """Write `{"provenance": {…}, "records": [{…}]}` to `path`, whole or not at all; numbers that are not finite
     become null."""
-    save_json(path, _plain({"provenance": dict(provenance), "records": list(records)}))
+    save_json(path, plain({"provenance": dict(provenance), "records": list(records)}))
 
 
 def provenance(command: Sequence[str], **extra: Any) -> dict[str, Any]:
@@ -132,12 +133,12 @@ def provenance(command: Sequence[str], **extra: Any) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON values only: paths become text, scalar arrays numbers, tuples lists."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "item"):  # a numpy or torch scalar

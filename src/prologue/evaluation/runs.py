@@ -196,6 +196,12 @@ class Features:
         extractor, reason = open_features(name, data_name, device)
         return cls(extractor, reason, extractor is not None and extractor.name.lower() in trained_on)
 
+    def facts(self) -> dict[str, str | None]:
+        """What the provenance of figures in these features states."""
+        if self.extractor is None:
+            return {"features": None, "features_hash": None}
+        return {"features": self.extractor.name, "features_hash": self.extractor.hash}
+
 
 class Distances:
     """Features of measured images and of their reference as they arrive; at the end, the distances between them."""

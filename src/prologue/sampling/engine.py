@@ -96,7 +96,9 @@ class Engine:
             return Logits(self.prior, segment)(hidden, scale)  # type: ignore[no-any-return]
         guided = scale is not None
         graph = self._graph("logits", len(hidden), guided, lambda: Logits(self.prior, segment))
-        out: tuple[Tensor, Tensor] = graph(hidden.clone(), torch.tensor(scale, device=hidden.device) if guided else None)
+        out: tuple[Tensor, Tensor] = graph(
+            hidden.clone(), torch.tensor(scale, device=hidden.device) if guided else None
+        )
         return out
 
     def draw(

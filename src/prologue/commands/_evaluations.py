@@ -1,0 +1,85 @@
+"""The figures that a run's folder keeps of itself: found again by what they depend on, and by `prologue report`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from PIL import Image
+
+from prologue._version import __version__
+from prologue.commands._options import plain, write_measurement
+from prologue.commands.kinds.base import Prepared
+from prologue.config import load_json
+from prologue.errors import ConfigError
+from prologue.evaluation.runs import Record
+
+FOLDER = "evaluations"
+_NO_MATTER = ("json", "again", "run", "batch", "data", "features", "baseline")
+"""Options that a figure does not depend on, or that the facts name by what is in them."""
+_NO_FACT = ("run", "baseline", "batch")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measurement of a run, as it is kept: `RUN/evaluations/KIND-KEY.json` and `KIND-KEY-PICTURE.png`."""
+
+    path: Path
+    provenance: dict[str, Any]
+    record: Record
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read it; a damaged file is a `ConfigError` naming it."""
+        whole = load_json(path)
+        try:
+            (record,) = whole["records"]
+            return cls(path, dict(whole["provenance"]), dict(record))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path} is not a measurement of one record: remove it and measure again") from error
+
+    @property
+    def pictures(self) -> dict[str, Path]:
+        """The picture files by name."""
+        stem = self.path.stem
+        return {file.stem[len(stem) + 1 :]: file for file in sorted(self.path.parent.glob(f"{stem}-*.png"))}
+
+
+def key_of(kind: str, prepared: Prepared) -> str:
+    """What the figures depend on, as 12 hexadecimal digits: options, weights, images, features, this version."""
+    options = dataclasses.asdict(prepared.options)
+    request = {
+        "kind": kind,
+        "prologue": __version__,
+        "options": {name: value for name, value in options.items() if name not in _NO_MATTER},
+        "facts": {name: value for name, value in prepared.facts.items() if name not in _NO_FACT},
+    }
+    return hashlib.sha256(json.dumps(plain(request), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def place(run: Path, kind: str, key: str) -> Path:
+    """The file that holds the figures."""
+    return run / FOLDER / f"{kind}-{key}.json"
+
+
+def keep(path: Path, provenance: Mapping[str, Any], record: Record, pictures: Mapping[str, Image.Image]) -> Evaluation:
+    """Write pictures, then figures: where the figures are, everything is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        file = path.with_name(f"{path.stem}-{name}.png")
+        temporary = file.with_suffix(".tmp")
+        picture.save(temporary, format="PNG")
+        temporary.replace(file)
+    write_measurement(path, provenance, [record])
+    return Evaluation.read(path)
+
+
+def kept(run: Path) -> Iterator[Evaluation]:
+    """All measurements that the run's folder holds, by kind, the newest of a kind last."""
+    found = [Evaluation.read(path) for path in sorted((run / FOLDER).glob("*.json"))]
+    yield from sorted(found, key=lambda item: (str(item.record.get("kind")), str(item.provenance.get("time"))))

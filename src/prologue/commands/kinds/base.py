@@ -1,0 +1,124 @@
+"""What the kinds share: their options, what a prepared measurement is, rows of its table and facts of its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import torch
+from PIL import Image
+from tyro.conf import Positional, arg
+
+from prologue.commands._options import DeviceOption, JsonOption, SeedOption
+from prologue.config import RunConfig
+from prologue.errors import ConfigError
+from prologue.evaluation.runs import Record, RunInfo
+
+Row = tuple[str, str, str]
+"""A measure, its figure, its 95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every kind takes."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run's folder, or an imported one."""
+    data: Annotated[str | None, arg(metavar="WHERE")] = None
+    """Images to measure on, as `prologue train` takes them. Left out: those of the training."""
+    seed: SeedOption = 0
+    batch: int = 64
+    """Images computed at once: bounds the memory."""
+    device: DeviceOption = "auto"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the models."""
+    again: bool = False
+    """Measure anew what the run's folder already holds."""
+    json: JsonOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutOptions(Options):
+    count: int | None = None
+    """So many of the held-out images, at random. Left out: all."""
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+FeaturesOption = Annotated[
+    Literal["auto", "lite0", "shapes"],
+    arg(
+        help="Features of the distances: lite0 (extra [lite0]), or shapes, the classifier of the embedded shapes; "
+        "auto takes lite0 where it is installed."
+    ),
+]
+
+
+class Measurement(NamedTuple):
+    """What was found: named figures, and pictures of them by name."""
+
+    record: Record
+    pictures: Mapping[str, Image.Image] = {}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A measurement whose options are checked and whose models and images are open, not yet made."""
+
+    options: Options
+    facts: dict[str, Any]
+    """What the figures depend on beside the options: weights, images, features. Stated in their provenance."""
+    measure: Callable[[], Measurement] = field(repr=False)
+
+
+def checked(options: OptionsT) -> OptionsT:
+    """The options, with counts and batches of at least 1."""
+    for name in ("batch", "count"):
+        value: int | None = getattr(options, name, None)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1, not {value}")
+    return options
+
+
+def training_of(info: RunInfo) -> RunConfig:
+    """How the run was trained; the defaults where its folder does not say."""
+    return info.config if info.config is not None else RunConfig()
+
+
+def facts(info: RunInfo, options: Options, source: str, fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """What the figures' provenance states beside command, versions and machine."""
+    return {
+        "run": info.path,
+        "weights": info.weights,
+        "data": source,
+        "data_fingerprint": fingerprint,
+        "seed": options.seed,
+        "batch": options.batch,
+        "device": str(device),
+        "dtype": options.dtype,
+    }
+
+
+def with_notes(record: Record, notes: tuple[str, ...]) -> Record:
+    """The record with these notes before its own."""
+    return record | {"notes": [*notes, *record["notes"]]}
+
+
+def row(label: str, record: Record, name: str, style: str) -> Row:
+    """A figure of the record with its interval `name_low … name_high`."""
+    low, high = record[f"{name}_low"], record[f"{name}_high"]
+    interval = "" if low is None else f"{low:{style}} … {high:{style}}"
+    return label, f"{record[name]:{style}}", interval
+
+
+def images_sentence(record: Record) -> str:
+    """How many images of which split the figures are of."""
+    return f"N = {record['n']} {'held-out' if record['split'] == 'validation' else 'training'} images."
+
+
+def last_sentences(record: Record) -> Iterator[str]:
+    """What was noticed while measuring."""
+    for sentence in record["notes"]:
+        yield f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}."

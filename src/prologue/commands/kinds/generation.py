@@ -1,0 +1,126 @@
+"""`prologue evaluate generation`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from prologue.commands._options import parse
+from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, progress
+from prologue.commands.kinds.base import (
+    FeaturesOption,
+    Measurement,
+    Options,
+    Prepared,
+    Row,
+    checked,
+    facts,
+    row,
+    with_notes,
+)
+from prologue.commands.kinds.distances import distance_rows, distance_sentences
+from prologue.data.shapes import CLASS_NAMES
+from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.generation import evaluate_generation, possible_recipe
+from prologue.evaluation.runs import Features, Record, RunInfo
+from prologue.pipeline import Pipeline, SamplingOptions
+
+_DEFAULT_SAMPLES = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(Options):
+    features: FeaturesOption = "auto"
+    count: int = _DEFAULT_SAMPLES
+    """Samples, dealt to the classes in turn; from 10000 on the Fréchet distance is more than indicative."""
+    guidance: Annotated[str | None, arg(metavar="GUIDANCE")] = None
+    """How strongly to lean on the class; the forms are listed below."""
+    temperature: float | None = None
+    """Divides the logits."""
+    prologue_temperature: float | None = None
+    """The same for prologue tokens alone."""
+    top_k: int | Literal["off"] | None = None
+    """Draw among this many most likely ids; `off` drops a stored limit."""
+    top_p: float | Literal["off"] | None = None
+    """Draw among the most likely ids that hold this mass; `off` drops a stored limit."""
+
+    def sampling(self) -> SamplingOptions:
+        """The sampling options that were given, checked."""
+        names = ("guidance", "temperature", "prologue_temperature", "top_k", "top_p")
+        flags = SamplingFlags(out=Path(), **{name: getattr(self, name) for name in names})
+        flags.check()
+        return flags.sampling()
+
+
+def prepare(argv: Sequence[str]) -> Prepared:
+    prog, description = "prologue evaluate generation", "Measure samples against training images."
+    options = checked(parse(GenerationOptions, argv, prog, description, GUIDANCE_HELP))
+    sampling = options.sampling()
+    info = RunInfo.load(options.run)
+    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    features = Features.open(
+        options.features, info.data_name(options.data), pipeline.device, pipeline.manifest.trained_on
+    )
+    source, data, notes = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    stored = possible_recipe(pipeline.recipe, pipeline.prior)
+    if stored != pipeline.recipe and "guidance" not in sampling:
+        notes = (*notes, "the stored guidance leans on a class, and this run has none, so it is left out")
+    recipe = stored.replace(**sampling)
+    knows = source == "shapes" and pipeline.class_names == CLASS_NAMES
+
+    def measure() -> Measurement:
+        record = evaluate_generation(
+            pipeline.tokenizer,
+            pipeline.prior,
+            recipe,
+            data.train,
+            features,
+            count=options.count,
+            seed=options.seed,
+            batch=options.batch,
+            class_names=pipeline.class_names,
+            classifier=ShapesExtractor(pipeline.device) if knows else None,
+            watch=progress,
+        )
+        return Measurement(with_notes(record, notes))
+
+    origin = facts(info, options, source, data.fingerprint, pipeline.device)
+    return Prepared(options, origin | features.facts() | {"recipe": recipe.to_dict()}, measure)
+
+
+def rows(record: Record) -> Iterator[Row]:
+    yield from distance_rows(record)
+    recognition = record["recognition"]
+    if recognition is not None:
+        yield row("classifier recognises the asked class", recognition, "rate", ".1%")
+        for part in recognition["by_class"]:
+            yield row(f"  {part['class']}", part, "rate", ".1%")
+
+
+def sentences(record: Record) -> Iterator[str]:
+    against = f" against {record['n_reference']} training images (center crops)" if record["n_reference"] else ""
+    yield f"N = {record['n']} samples, labels uniform over the classes{against}."
+    yield f"Recipe: {recipe_words(record['recipe'])}."
+    yield from distance_sentences(record)
+
+
+def recipe_words(recipe: Record) -> str:
+    """The recipe in the words of its flags, those that are set."""
+    guidance = recipe["guidance"]
+    if guidance["whole"] is not None:
+        words = [f"guidance overall:{_schedule(guidance['whole'])}"]
+    elif guidance["prologue"] is not None and guidance["visual"] is not None:
+        words = [f"guidance split:{_schedule(guidance['prologue'])},{_schedule(guidance['visual'])}"]
+    else:
+        words = ["no guidance"]
+    names = ("temperature", "prologue_temperature", "top_k", "top_p")
+    words += [f"{name.replace('_', '-')} {recipe[name]:g}" for name in names if recipe[name] is not None]
+    return ", ".join(words)
+
+
+def _schedule(schedule: Record) -> str:
+    return f"{schedule['kind']}:{schedule['scale']:g}:{schedule['power']:g}"
