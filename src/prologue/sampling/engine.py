@@ -106,7 +106,8 @@ class Engine:
     ) -> Int[Tensor, " B"]:
         """One id for each image, as the prior counts them."""
         temperature = recipe.segment_temperature(segment.name)
-        if recipe.filtered or not self._worth_compiling(segment):
+        # On a CPU the compiler gains nothing here, and does not take the noise's wrapping 64-bit products.
+        if recipe.filtered or keys.device.type == "cpu" or not self._worth_compiling(segment):
             noise = gumbel_noise(keys, position, segment.first_id, segment.last_id)
             return segment.first_id + draw(logits, noise, temperature, recipe.top_k, recipe.top_p)
         graph = self._graph("draw", len(logits), False, lambda: draw_unfiltered)
