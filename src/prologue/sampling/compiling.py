@@ -16,9 +16,6 @@ from prologue.device import out_of_memory
 Report = Callable[[str, float | None], None]
 """Called with what is compiled: before it begins with None, then with the seconds it took."""
 
-_MOST_GRAPHS = 256
-"""Row counts and priors that one process may compile; torch's own limit of 8 is meant for training loops."""
-
 
 class Compiler:
     """Compiles functions for one device; one that cannot be compiled runs as it is, which is said once."""
@@ -30,7 +27,7 @@ class Compiler:
 
     def compile(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
         """`function` as one graph without breaks, compiled at its first call."""
-        graph = torch.compile(function, fullgraph=True, mode=_MODES.get(self.device.type))
+        graph = torch.compile(_apart(function), fullgraph=True, mode=_MODES.get(self.device.type))
         chosen: Callable[..., Any] | None = None
 
         def call(*args: Any) -> Any:
@@ -75,17 +72,29 @@ _CPU = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "C
 """Frozen weights are laid out anew for products with few rows; of the product kernels the fastest is measured."""
 
 
+def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with code of its own.
+
+    Graphs are found again by the code that they were made of, and frozen weights are no part of what is compared:
+    another prior of the same sizes would run with the weights of the first.
+    """
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__code__ = call.__code__.replace()  # an equal one, but not the same
+    return call
+
+
 def _first(graph: Callable[..., Any], args: tuple[Any, ...], device: torch.device) -> Any:
-    """The first call, which compiles: every row count for itself, shapes that are not marked being fixed."""
+    """The first call, which compiles: shapes that are not marked are fixed."""
     import torch._inductor.config as inductor  # heavy, and only now needed
 
     with (
         _quiet(),
         # Not as the compiler's options: weights are frozen while the function is traced, before those count.
         inductor.patch(_CPU if device.type == "cpu" else {}),
-        torch._dynamo.config.patch(
-            automatic_dynamic_shapes=False, recompile_limit=_MOST_GRAPHS, accumulated_recompile_limit=_MOST_GRAPHS
-        ),
+        torch._dynamo.config.patch(automatic_dynamic_shapes=False),
     ):
         return graph(*args)
 
