@@ -15,6 +15,7 @@ from prologue import Guidance, Pipeline, TokenIds
 from prologue import pipeline as pipelines
 from prologue.errors import CheckpointError, ConfigError, DataError, SamplingError
 from prologue.manifest import Manifest
+from prologue.sampling.engine import Engine
 from prologue.sampling.recipe import Recipe
 from prologue.tokenizer import to_model_range
 
@@ -312,14 +313,14 @@ def test_compiling_follows_what_was_asked_for_or_the_amount_of_work(
 
     monkeypatch.setattr(pipelines, "worth_compiling", worth)
     engines: list[bool] = []
-    monkeypatch.setattr(pipe, "_engine", lambda compiled: engines.append(compiled))
+    monkeypatch.setattr(pipe, "_engine", lambda compiled: engines.append(compiled) or Engine(pipe.prior))
     pipe.sample("ring", count=8, batch=4)
     pipe.sample("ring", count=9, batch=4)
     assert seen == [(4, 2), (4, 3)]
     assert engines == [False, True]
     assert pipe.prepare(100, 10) is True
     pipe.chunk([0], [1], rows=10)
-    assert engines == [False, True, True]
+    assert engines == [False, True, True, True]  # tokens, then pixels
     assert len(seen) == 3
     for asked in (True, False):
         assert Pipeline(*tiny_models(), compile=asked).prepare(1, 1) is asked

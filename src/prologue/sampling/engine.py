@@ -78,6 +78,8 @@ class Engine:
         if not self._worth_compiling(segment):
             return self._run(cache, self.prior.embed(ids[:, None]), position)
         graph = self._graph("step", len(ids), False, lambda: Step(self.prior))
+        if ids.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         past = cache
         if ids.device.type == "cpu":
             # Only what is filled is read; the length is a variable of the graph. On a GPU the whole cache is read,
