@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sampling", "data", "images", "manifest"),
     ("training", "evaluation", "interop"),
     ("pipeline",),
-    ("report", "demo", "bench"),
+    ("report", "demo", "bench", "throughput"),
     ("commands", "cli", "__main__"),
 )
 """docs/architecture.md, from the bottom up: a module imports from its own layer and from those before it."""

@@ -63,7 +63,7 @@ def file_name(index: int, name: str | None, seed: int) -> str:
     return f"{index:05d}_{plain}_seed{seed}.png" if plain else f"{index:05d}_seed{seed}.png"
 
 
-WRITTEN_NAME = re.compile(r"\d{5,}(_.+)?_seed-?\d+\.png|grid\.png|samples\.npz")
+WRITTEN_NAME = re.compile(r"\d{5,}(_.+)?_seed-?\d+\.png|grid\.png|samples(-\d{5,})?\.npz|generation\.json")
 """Names of the files that `generate` and `resample` write."""
 
 
@@ -175,14 +175,15 @@ class SampleArchive:
         self.path = path
         self._temporary = path.with_name(path.name + ".tmp")
         self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)
-        self._images = self._zip.open("arr_0.npy", "w", force_zip64=True)
+        # By default a member tells when it was written, and the same samples would make other bytes.
+        self._images = self._zip.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True)
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
         np.lib.format.write_array_header_1_0(self._images, header)
 
     def __enter__(self) -> Self:
         return self
 
-    def add(self, images: Sequence[Image.Image]) -> None:
+    def add(self, images: Sequence[Image.Image] | UInt8[np.ndarray, "n H W 3"]) -> None:
         """Append RGB images of the archive's size."""
         for image in images:
             self._images.write(np.asarray(image).tobytes())
@@ -191,7 +192,7 @@ class SampleArchive:
         """Write the arrays by name and close; call once, after `count` images."""
         self._images.close()
         for name, array in arrays.items():
-            with self._zip.open(f"{name}.npy", "w", force_zip64=True) as file:
+            with self._zip.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
         self._zip.close()
         self._temporary.replace(self.path)
@@ -203,3 +204,13 @@ class SampleArchive:
             self._images.close()
             self._zip.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def read_images(path: Path, count: int) -> list[Image.Image]:
+    """The first `count` images of an archive that `SampleArchive` wrote, without reading the others."""
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        np.lib.format.read_magic(file)
+        (total, *shape), _, _ = np.lib.format.read_array_header_1_0(file)
+        size = math.prod(shape)
+        pixels = (np.frombuffer(file.read(size), np.uint8).reshape(shape) for _ in range(min(count, total)))
+        return [Image.fromarray(array) for array in pixels]
