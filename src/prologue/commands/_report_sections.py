@@ -88,7 +88,7 @@ def _runs(runs: Sequence[Reported], faults: Sequence[str]) -> list[Block]:
         "prior, steps × batch",
         "recipe",
     ]
-    blocks: list[Block] = [Table(head, [_run_row(run) for run in runs], sortable=True)]
+    blocks: list[Block] = [Table(head, [_run_row(run) for run in runs], labels=len(head), sortable=True)]
     if faults:
         blocks.append(Points([f"{fault[:1].upper()}{fault[1:].rstrip('.')}." for fault in faults], "Left out"))
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
@@ -112,7 +112,8 @@ def _run_row(run: Reported) -> list[str]:
         tokenizer, prior = run.config.tokenizer_training, run.config.prior_training
         steps = [f"{stage.steps} × {stage.batch}" for stage in (tokenizer, prior)]
         sizes = run.config.tokenizer
-        cells += [f"{sizes.prologue_tokens} + {sizes.visual_tokens}"]
+        unused = " (unused)" if sizes.prologue_tokens and not run.config.prior.prologue else ""
+        cells += [f"{sizes.prologue_tokens}{unused} + {sizes.visual_tokens}"]
     else:
         cells += [f"{setting('prologue_tokens')} + visual"]
     cells += [f"{setting('prologue_codebook_size')} + {setting('codebook_size')}", *steps]
@@ -131,11 +132,11 @@ def _kind(
     names = _columns(newest, len(runs) > 1)
     blocks.append(_table(newest, names))
     single = len(newest) == 1
-    blocks += [Points(each.sentences, "" if single else _line(name)) for each, name in _with(newest, names)]
+    blocks += _sentences(newest, names)
     blocks += _pictures(kind, newest, names, faults)
     blocks.append(_commands(newest, names, single))
     if earlier:
-        times = [f"{each.run.name}\n{each.time}" + (f"\n{each.asked}" if each.asked else "") for each in earlier]
+        times = [f"{each.run.name}\n{each.time}" + "".join(f"\n{option}" for option in each.asked) for each in earlier]
         inner: list[Block] = [_table(earlier, times), _commands(earlier, times, False)]
         if any(each.evaluation.pictures for each in earlier):
             inner.append(Text("Their pictures lie beside their figures, in the run's folder evaluations/."))
@@ -152,12 +153,12 @@ def _line(name: str) -> str:
 
 
 def _columns(measured: Sequence[Shown], several: bool) -> list[str]:
-    """The run, and the options where a run answers several questions or the runs answer different ones."""
-    optional = len({each.asked for each in measured}) > 1
+    """The run, and the options that not all of them have; those alone where there is one run."""
+    common = set.intersection(*(set(each.asked) for each in measured))
     names = []
     for each in measured:
-        options = each.asked or "without options"
-        names.append((each.run.name + (f"\n{options}" if optional else "")) if several or not optional else options)
+        own = " ".join(option for option in each.asked if option not in common)
+        names.append("\n".join(filter(None, [each.run.name if several or not own else "", own])))
     return names
 
 
@@ -175,6 +176,17 @@ def _table(measured: Sequence[Shown], names: Sequence[str]) -> Table:
         rows.append([indent + label.strip(), *(found.get(column, "–") for column in range(len(measured)))])
     caption = "Small figures are 95 % intervals." if any("\n" in cell for row in rows for cell in row) else ""
     return Table(["measure", *names], rows, caption, sortable=True)
+
+
+def _sentences(measured: Sequence[Shown], names: Sequence[str]) -> Iterator[Block]:
+    """What holds for all of them once, then the rest under their names."""
+    common = [words for words in measured[0].sentences if all(words in each.sentences for each in measured)]
+    if common:
+        yield Points(common)
+    for each, name in _with(measured, names):
+        own = [words for words in each.sentences if words not in common]
+        if own:
+            yield Points(own, _line(name))
 
 
 def _pictures(kind: str, measured: Sequence[Shown], names: Sequence[str], faults: list[str]) -> Iterator[Block]:

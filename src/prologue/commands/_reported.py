@@ -109,8 +109,8 @@ class Shown:
 
     run: Reported
     evaluation: Evaluation
-    asked: str
-    """Its options, those that figures depend on."""
+    asked: tuple[str, ...]
+    """Its options with their values, those that figures depend on."""
     rows: list[Row]
     sentences: list[str]
 
@@ -193,7 +193,7 @@ def _stale(run: Reported, evaluation: Evaluation) -> Iterator[str]:
         yield f"The run's {' and '.join(changed)} changed after this was measured: measure again."
 
 
-def asked(evaluation: Evaluation) -> str:
+def asked(evaluation: Evaluation) -> tuple[str, ...]:
     """The options of the command that figures depend on, sorted: the same for the same question."""
     run = evaluation.provenance.get("run")
     options: list[list[str]] = []
@@ -204,4 +204,4 @@ def asked(evaluation: Evaluation) -> str:
         elif options and (run is None or Path(word) != Path(run)):
             options[-1].append(word)
     kept_options = [option for option in options if option[0].removeprefix("--") not in NO_OPTION]
-    return " ".join(shlex.join(option) for option in sorted(kept_options))
+    return tuple(shlex.join(option) for option in sorted(kept_options))
