@@ -22,7 +22,7 @@ from prologue.evaluation.runs import Record
 
 FOLDER = "evaluations"
 _NAME = re.compile(r"\w+-[0-9a-f]{12}\.json")
-_NO_MATTER = ("json", "again", "run", "batch", "data", "features", "baseline")
+_NO_MATTER = ("json", "again", "run", "batch", "data", "features", "baseline", "store")
 """Options that a figure does not depend on, or that the facts name by what is in them."""
 _NO_FACT = ("run", "baseline", "batch")
 
