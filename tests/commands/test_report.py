@@ -103,7 +103,8 @@ def test_a_run_without_measurements_has_a_page(run: Path, capsys: pytest.Capture
     assert _Page(page).headings == ["Runs", "Not measured yet"]
     assert "nothing measured yet" in page
     for kind in ("reconstruction", "generation", "likelihood"):
-        assert f"prologue evaluate {kind} {run}" in page
+        assert f"prologue evaluate {kind} {run}<" in page
+    assert f"prologue evaluate sweep {run} --temperature 0.8,0.9,1<" in page
     assert not (run / "pictures").exists()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from prologue.commands._reported import Reported, Shown, is_known, kind_of, shown
+from prologue.commands._reported import Reported, Shown, example, is_known, kind_of, shown
 from prologue.commands.evaluate import KINDS
 from prologue.commands.kinds.generation import recipe_words
 from prologue.errors import ConfigError
@@ -241,6 +241,6 @@ def _missing(runs: Sequence[Reported], newest: Mapping[str, Sequence[Shown]]) ->
         for run in runs:
             if run.name not in measured:
                 whose = f", {run.name}" if len(runs) > 1 else ""
-                command = f"prologue evaluate {kind} {shlex.quote(str(run.path))}"
+                command = f"prologue evaluate {kind} {shlex.quote(str(run.path))} {example(kind)}".rstrip()
                 lines.append((command, f"{_title(kind)}{whose}: {KINDS[kind]}."))
     return [Commands(lines)] if lines else []

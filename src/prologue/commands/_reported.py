@@ -161,6 +161,11 @@ def is_known(kind: str) -> bool:
     return _kind_module(kind) is not None
 
 
+def example(kind: str) -> str:
+    """Options that the kind needs, to begin with; none for most."""
+    return str(getattr(_kind_module(kind), "EXAMPLE", ""))
+
+
 def _kind_module(kind: str) -> Any | None:
     if not kind.isidentifier():
         return None

@@ -38,6 +38,8 @@ from prologue.report.figures_sweep import Marks, Panel, sweep_chart
 from prologue.sampling.recipe import Recipe
 
 T = TypeVar("T")
+EXAMPLE = "--temperature 0.8,0.9,1"
+"""Options without which there is nothing to measure, as one may begin."""
 _ROWS = 12
 """Recipes of the first rounds that the table shows."""
 HELP = f"""Values stand between commas, guidances between spaces:
