@@ -22,6 +22,7 @@ KINDS: dict[str, str] = {
     "reconstruction": "PSNR, SSIM, distances to the originals, use of the codebook",
     "generation": "distances to training images; on shapes also whether the asked class is seen",
     "likelihood": "what the prior pays per image, and what the prologue carries",
+    "sweep": "which sampling recipe comes closest to the training images; the best becomes the default",
 }
 """Each is a module of `prologue.commands.kinds`, which is imported when it is asked for."""
 
@@ -46,6 +47,8 @@ def run(argv: list[str]) -> int:
     _show(kind, name, found.record, str(options.run))
     for picture in found.pictures.values():
         print(f"Picture: {picture}")
+    if prepared.after is not None:
+        prepared.after(found.record)
     return 0
 
 

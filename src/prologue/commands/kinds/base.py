@@ -71,6 +71,8 @@ class Prepared:
     facts: dict[str, Any]
     """What the figures depend on beside the options: weights, images, features. Stated in their provenance."""
     measure: Callable[[], Measurement] = field(repr=False)
+    after: Callable[[Record], None] | None = field(default=None, repr=False)
+    """What follows from the record, once it is kept or was found again."""
 
 
 def checked(options: OptionsT) -> OptionsT:
