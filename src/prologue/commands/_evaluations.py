@@ -20,9 +20,12 @@ from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
 
 FOLDER = "evaluations"
-_NO_MATTER = ("json", "again", "run", "batch", "data", "features", "baseline")
+_NO_MATTER = (
+    *("json", "again", "run", "batch", "data", "features", "baseline"),
+    *("inception_weights", "reference", "samples_npz", "lpips"),
+)
 """Options that a figure does not depend on, or that the facts name by what is in them."""
-_NO_FACT = ("run", "baseline", "batch")
+_NO_FACT = ("run", "baseline", "batch", "reference")
 
 
 @dataclass(frozen=True)
