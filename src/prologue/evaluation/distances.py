@@ -114,6 +114,8 @@ class Distances:
             "kid_error": None,
             "leads": None,
             "indicative": fewest < INDICATIVE if reason is None else None,
+            "n_measured": len(measured),
+            "n_compared": len(real),
             "trained_on_features": self.features.trained_on,
             "reason": reason,
         }

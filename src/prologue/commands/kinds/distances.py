@@ -87,6 +87,9 @@ def distance_sentences(record: Record) -> Iterator[str]:
         )
     elif record["fd"] is not None and label is not None and label != name:
         yield f"{label}: published distances are of {PUBLISHED} samples, and fewer give larger ones."
+    if record.get("precision") is not None:
+        which = "Precision and recall" if record["is"] is None else f"Precision, recall and {record['is_name']}"
+        yield f"{which} depend on the numbers, too: {record['n_measured']} samples, {record['n_compared']} real images."
     if record["trained_on_features"]:
         yield f"The tokenizer trained on these features ({record['features']}): the distances flatter this run."
     if record["reason"] is not None:

@@ -95,4 +95,7 @@ def rows(record: Record) -> Iterator[Row]:
 
 def sentences(record: Record) -> Iterator[str]:
     yield images_sentence(record)
+    if record.get("reference") is not None:
+        number = "" if record["n_reference"] is None else f", of N = {record['n_reference']} images"
+        yield f"Distances are to {record['reference']}{number}."
     yield from distance_sentences(record)
