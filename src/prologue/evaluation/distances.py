@@ -16,6 +16,7 @@ from prologue.errors import EvaluationError
 from prologue.evaluation.features import ClassifierExtractor, FeatureExtractor
 from prologue.evaluation.frechet import GaussianStatistics, Moments, frechet_from_moments
 from prologue.evaluation.inception import InceptionExtractor
+from prologue.evaluation.inception_score import LEAST as ENOUGH
 from prologue.evaluation.inception_score import inception_score
 from prologue.evaluation.kid import LEAST, kernel_distance
 from prologue.evaluation.precision_recall import NEIGHBOURS, precision_recall
@@ -94,8 +95,8 @@ class Distances:
         `leads` names the figure to look at; `indicative` marks the Fréchet distance of few images. Of several
         processes the main one alone computes them.
         """
+        score = self._score()
         measured, real = self._gathered(self._measured), self._gathered(self._reference)
-        logits = self._gathered(self._logits)
         extractor, reason = self.features.extractor, self.features.reason
         moments = self.reference.moments if self.reference is not None else None
         known = len(real) if moments is None else self.reference.count if self.reference is not None else None
@@ -121,17 +122,20 @@ class Distances:
         }
         if self._of_samples:
             names = {what: measure_name(what, extractor) for what in ("IS", "precision", "recall")}
-            out |= {"is_name": names["IS"] if len(logits) else None, **dict.fromkeys(_NONE.fields("is"))}
+            out |= {"is_name": names["IS"] if score["is"] is not None else None, **score}
             for what in ("precision", "recall"):
                 out |= {f"{what}_name": names[what], **dict.fromkeys(_NONE.fields(what))}
             out["neighbours"] = NEIGHBOURS
-        if self._processes.rank > 0 or extractor is None:
-            return out
-        if len(logits) >= 2:
-            out |= inception_score(logits).fields("is")
-        if reason is None:
+        if self._processes.rank == 0 and reason is None:
             out |= self._compared(measured, real, moments, seed, bool(out["indicative"]))
         return out
+
+    def _score(self) -> Record:
+        """The Inception Score of a classifier's logits, which are let go; nulls without them."""
+        logits = self._gathered(self._logits)
+        if self._processes.rank > 0 or len(logits) < ENOUGH:
+            return dict.fromkeys(_NONE.fields("is"))
+        return inception_score(logits).fields("is")
 
     def _compared(self, measured: Tensor, real: Tensor, moments: Moments | None, seed: int, indicative: bool) -> Record:
         """What needs a reference."""
