@@ -20,6 +20,7 @@ from prologue.data.shapes import CLASS_NAMES
 from prologue.evaluation.distances import moments_of
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.frechet import frechet_from_moments
+from prologue.evaluation.processes import Processes
 from prologue.manifest import Manifest
 from prologue.nn.perceptual import Lpips
 from prologue.weights import file_hash
@@ -155,6 +156,14 @@ def test_mistakes_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["generation", str(run), "--features", "nowhere:make"], "no module 'nowhere'"),
     ):
         refused(argv, named, capsys)
+
+
+def test_one_process_writes_the_samples(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Processes, "join", classmethod(lambda cls, device: cls(0, 2)))
+    argv = ["generation", str(run), "--samples-npz", str(tmp_path / "samples.npz")]
+    refused(argv, "without the launcher", capsys)
 
 
 def test_one_of_several_processes_speaks(
