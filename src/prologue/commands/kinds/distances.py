@@ -87,6 +87,8 @@ def distance_sentences(record: Record) -> Iterator[str]:
         )
     elif record["fd"] is not None and label is not None and label != name:
         yield f"{label}: published distances are of {PUBLISHED} samples, and fewer give larger ones."
+    if record.get("reference") is not None and record["kid"] is not None:
+        yield f"{record['kid_name']} is to the {record['n_compared']} images that the reference holds."
     if record.get("precision") is not None:
         which = "Precision and recall" if record["is"] is None else f"Precision, recall and {record['is_name']}"
         yield f"{which} depend on the numbers, too: {record['n_measured']} samples, {record['n_compared']} real images."
