@@ -18,7 +18,8 @@ from torch import Tensor
 from prologue.bench.models import agreement
 from prologue.commands._options import provenance, write_measurement
 from prologue.device import pick_device
-from prologue.evaluation.runs import Distances, Features, RunInfo
+from prologue.evaluation.distances import Distances
+from prologue.evaluation.runs import Features, RunInfo
 from prologue.pipeline import Pipeline
 from prologue.throughput.plan import Plan
 

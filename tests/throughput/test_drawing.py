@@ -22,9 +22,9 @@ from prologue.cli import main
 from prologue.commands import generate
 from prologue.errors import RunError, SamplingError
 from prologue.manifest import Manifest
+from prologue.processes import Processes
 from prologue.throughput.drawing import Drawing, Job
 from prologue.throughput.output import Output
-from prologue.throughput.processes import Processes
 
 SPLIT = Guidance.split(("constant", 0.7), ("cosine", 3.75, 0.2))
 JOB = Job([0, 1, 2] * 8, 5, {"guidance": SPLIT}, "both", 10, 4, {"what": "a test", "recipe": {"temperature": 1.0}})

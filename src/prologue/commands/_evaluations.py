@@ -22,9 +22,12 @@ from prologue.evaluation.runs import Record
 
 FOLDER = "evaluations"
 _NAME = re.compile(r"\w+-[0-9a-f]{12}\.json")
-_NO_MATTER = ("json", "again", "run", "batch", "data", "features", "baseline", "store")
+_NO_MATTER = (
+    *("json", "again", "run", "batch", "data", "features", "baseline", "store"),
+    *("inception_weights", "reference", "samples_npz", "lpips"),
+)
 """Options that a figure does not depend on, or that the facts name by what is in them."""
-_NO_FACT = ("run", "baseline", "batch")
+_NO_FACT = ("run", "baseline", "batch", "reference")
 
 
 @dataclass(frozen=True)

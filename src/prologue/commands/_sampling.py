@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from tyro.conf import arg
@@ -75,10 +76,10 @@ class SamplingFlags:
         options: SamplingOptions = {name: None if value == "off" else value for name, value in chosen.items()}  # type: ignore[assignment]
         return options
 
-    def open(self, run: str) -> Pipeline:
-        """The pipeline, as the flags have it; what it compiles is said on standard error."""
+    def open(self, run: str, device: torch.device | None = None) -> Pipeline:
+        """The pipeline, as the flags have it or on `device`; what it compiles is said on standard error."""
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "on": True, "off": False}
-        pipeline = Pipeline.from_pretrained(run, self.device, self.dtype, choice[self.compile])
+        pipeline = Pipeline.from_pretrained(run, device or self.device, self.dtype, choice[self.compile])
         pipeline.on_compile = _say_compiled
         return pipeline
 

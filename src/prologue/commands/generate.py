@@ -19,10 +19,10 @@ from prologue.commands._options import parse, provenance, write_measurement
 from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, notes_on_stderr, parse_classes
 from prologue.errors import ConfigError
 from prologue.pipeline import IN_TURN, Pipeline
+from prologue.processes import Processes
 from prologue.throughput.drawing import Drawing, Job, Write
 from prologue.throughput.output import Output
 from prologue.throughput.plan import Plan
-from prologue.throughput.processes import Processes
 from prologue.weights import WEIGHTS, file_hash
 
 _DEFAULT_COUNT = 16
@@ -52,8 +52,8 @@ def run(argv: list[str]) -> int:
         value: int | None = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    processes = Processes.join(cpu=options.device == "cpu" or not torch.cuda.is_available())
-    pipeline = options.open(options.run)
+    processes = Processes.join(options.device)
+    pipeline = options.open(options.run, processes.device)
     job = _job(pipeline, options)
     output = Output(options.out)
     begin = time.perf_counter()

@@ -20,11 +20,12 @@ from torch import Tensor
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
+from prologue.evaluation.distances import INDICATIVE, moments_of
 from prologue.evaluation.features import FeatureExtractor
-from prologue.evaluation.frechet import GaussianStatistics, frechet_distance
+from prologue.evaluation.frechet import frechet_from_moments
 from prologue.evaluation.generation import draw_samples, uniform_classes
 from prologue.evaluation.kid import LEAST, kernel_distance
-from prologue.evaluation.runs import DISTANCE_IMAGES, Record, Watch, choose_images, unwatched
+from prologue.evaluation.runs import Record, Watch, choose_images, unwatched
 from prologue.prior import Prior
 from prologue.rng import derive_seed
 from prologue.sampling.guidance import Guidance, Schedule
@@ -32,7 +33,6 @@ from prologue.sampling.recipe import Recipe
 from prologue.tokenizer import Tokenizer
 
 Method = Literal["grid", "halving"]
-_SLAB = 4096
 _PARTS = ("whole", "prologue", "visual")
 
 
@@ -174,19 +174,12 @@ def measure_recipe(
     drawn = draw_samples(tokenizer, prior, recipe, class_ids, seed=seed, batch=batch)
     features = torch.cat([extractor(samples.images) for samples in drawn])
     kid = kernel_distance(features, reference)
-    few = min(len(features), len(reference)) < DISTANCE_IMAGES
+    few = min(len(features), len(reference)) < INDICATIVE
     distances = {"kid": kid.value, "kid_low": kid.low, "kid_high": kid.high}
     return distances | {
-        "fd": frechet_distance(_moments(features), _moments(reference)),
+        "fd": frechet_from_moments(*moments_of(features), *moments_of(reference)),
         "leads": "kid" if few else "fd",
     }
-
-
-def _moments(features: Float[Tensor, "n d"]) -> GaussianStatistics:
-    statistics = GaussianStatistics(features.shape[1])
-    for slab in torch.split(features, _SLAB):
-        statistics.update(slab)
-    return statistics
 
 
 @dataclass(frozen=True)

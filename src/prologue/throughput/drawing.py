@@ -15,9 +15,9 @@ from prologue.device import out_of_memory
 from prologue.errors import SamplingError
 from prologue.images import class_grid, file_name, read_images
 from prologue.pipeline import Pipeline, SamplingOptions
+from prologue.processes import Processes
 from prologue.throughput.output import Chunk, Output
 from prologue.throughput.plan import Plan
-from prologue.throughput.processes import Processes
 
 Write = Literal["png", "npz", "both"]
 Progress = Callable[[int, int, float], None]

@@ -19,8 +19,9 @@ from prologue.commands._sampling import GUIDANCE_HELP, parse_guidance, progress
 from prologue.commands.kinds.base import FeaturesOption, Measurement, Options, Prepared, Row, checked, facts, with_notes
 from prologue.commands.kinds.generation import recipe_words
 from prologue.errors import ConfigError, EvaluationError
+from prologue.evaluation.distances import INDICATIVE
 from prologue.evaluation.generation import possible_recipe
-from prologue.evaluation.runs import DISTANCE_IMAGES, Features, Record, RunInfo
+from prologue.evaluation.runs import Features, Record, RunInfo
 from prologue.evaluation.sweep import (
     Axes,
     Method,
@@ -315,7 +316,7 @@ def sentences(record: Record) -> Iterator[str]:
     if record["changed"]:
         yield "The best was chosen on the samples that its figure is of, so the figure flatters it a little."
     if record["indicative"]:
-        yield f"With fewer than {DISTANCE_IMAGES} images on a side {record['kid_name']} leads, not {record['fd_name']}."
+        yield f"With fewer than {INDICATIVE} images on a side {record['kid_name']} leads, not {record['fd_name']}."
     if record["trained_on_features"]:
         yield f"The tokenizer trained on these features ({record['features']}): the distances flatter this run."
 
