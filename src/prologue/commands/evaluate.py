@@ -22,6 +22,9 @@ KINDS: dict[str, str] = {
     "reconstruction": "PSNR, SSIM, distances to the originals, use of the codebook",
     "generation": "distances to training images; on shapes also whether the asked class is seen",
     "likelihood": "what the prior pays per image, and what the prologue carries",
+    "probe": "what a linear classifier reads from frozen codes, beside visual tokens and pixels",
+    "codebook": "use of both codebooks, and which images carry a prologue code",
+    "intervention": "what changes in an image when one prologue token is exchanged",
 }
 """Each is a module of `prologue.commands.kinds`, which is imported when it is asked for."""
 
