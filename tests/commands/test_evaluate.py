@@ -249,9 +249,9 @@ def test_training_images_stand_in_where_none_are_held_out(
 def test_mistakes_are_named(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(saved / "shapes")
     for argv, named in (
-        ([], "KIND is one of reconstruction, generation, likelihood"),
+        ([], "KIND is one of reconstruction, generation, likelihood, probe"),
         (["--json", "a", run], "say first what to measure"),
-        (["probe", run], "'probe': kinds are reconstruction, generation, likelihood"),
+        (["weather", run], "'weather': kinds are reconstruction, generation, likelihood"),
         (["generate", run], "did you mean 'generation'"),
         (["reconstruction"], "RUN"),
         (["reconstruction", run, "--guidance", "none"], "guidance"),

@@ -61,9 +61,9 @@ def fit_linear(
     seed: int = 0,
     strengths: Sequence[float] = STRENGTHS,
 ) -> LinearClassifier:
-    """Fit on all rows, with the L2 strength of least cross-entropy on a fifth of them that the fits before left out.
+    """Fit on all rows, with the L2 strength whose fit to four fifths of them has the least cross-entropy on the rest.
 
-    With one strength nothing is chosen. Raises `EvaluationError` for inputs that are not finite, for labels outside
+    Strengths are tried from the strongest on, until that cross-entropy rises. With one strength nothing is chosen. Raises `EvaluationError` for inputs that are not finite, for labels outside
     `0…classes−1`, and for fewer than 5 rows.
     """
     _check(x, y, classes)
@@ -74,7 +74,7 @@ def fit_linear(
 
 
 def _choose(x: Tensor, y: Tensor, classes: int, seed: int, strengths: Sequence[float]) -> float:
-    """From the strongest to the weakest, each fit starts where the last one ended."""
+    """From the strongest on, each fit starting where the last one ended, until the cross-entropy rises."""
     order = torch.randperm(len(x), generator=torch_stream(seed, "evaluation", "probe held-out"))
     cut = max(1, round(_HELD_OUT * len(x)))
     held, kept = order[:cut], order[cut:]
@@ -85,8 +85,9 @@ def _choose(x: Tensor, y: Tensor, classes: int, seed: int, strengths: Sequence[f
     for l2 in sorted(strengths, reverse=True):
         weight, bias = _descend(inside, y[kept], l2, weight, bias)
         paid = float(F.cross_entropy(outside @ weight + bias, y[held]))
-        if paid < least:
-            best, least = l2, paid
+        if paid >= least:
+            break
+        best, least = l2, paid
     return best
 
 

@@ -64,8 +64,8 @@ def pixel_grid(image_size: tuple[int, int], dimension: int) -> tuple[int, int]:
     """Rows and columns of an image in its own proportions whose number of values is nearest to `dimension`."""
     rows, columns = image_size
     scale = math.sqrt(dimension / (3 * rows * columns))
-    sides = [sorted({min(max(1, part(side * scale)), side) for part in (math.floor, math.ceil)}) for side in image_size]
-    return min(product(*sides), key=lambda size: (abs(3 * size[0] * size[1] - dimension), size))
+    tall, wide = ({min(max(1, part(side * scale)), side) for part in (math.floor, math.ceil)} for side in image_size)
+    return min(product(tall, wide), key=lambda size: (abs(3 * size[0] * size[1] - dimension), size))
 
 
 def read_inputs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -57,11 +58,12 @@ def prepare(argv: Sequence[str]) -> Prepared:
     check_classes(*labels, data.class_names)
 
     def measure() -> Measurement:
-        shared = {"seed": options.seed, "batch": options.batch, "watch": progress}
+        shared: dict[str, Any] = {"seed": options.seed, "batch": options.batch, "watch": progress}
         train = read_inputs(tokenizer, sides.train, sides.train_indices, what="training images", **shared)
         test = read_inputs(tokenizer, sides.test, sides.test_indices, what="tested images", **shared)
-        known = isinstance(sides.train, ShapesSet) and isinstance(sides.test, ShapesSet)
-        factors = scene_factors(sides.train, sides.train_indices, sides.test, sides.test_indices) if known else []
+        factors = []
+        if isinstance(sides.train, ShapesSet) and isinstance(sides.test, ShapesSet):
+            factors = scene_factors(sides.train, sides.train_indices, sides.test, sides.test_indices)
         record = evaluate_probe(
             train,
             test,
