@@ -103,6 +103,14 @@ def labelled_grid(
     return grid
 
 
+def thumbnails(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Copies that are no larger than the tiles of small images in a grid, for sheets of many."""
+    copies = [image.copy() for image in images]
+    for image in copies:
+        image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
+    return copies
+
+
 def titled(picture: Image.Image, title: str) -> Image.Image:
     """A picture under a title, which is broken into as many lines as it needs."""
     font = _font(20)

@@ -31,7 +31,7 @@ def test_figures_by_hand() -> None:
     assert record["prologue_entropy_bits_mean"] == pytest.approx(0.75)
     assert record["prologue_used_by_position"] == [3, 1]
     assert (record["prologue_used"], record["prologue_dead"], record["prologue_usage"]) == (4, 4, 0.5)
-    assert record["prologue_frequencies"] == [0.5, 0.25, 0.125, 0.125, 0, 0, 0, 0]
+    assert record["prologue_counts"] == [4, 2, 1, 1]
     assert record["prologue_perplexity"] == pytest.approx(2**1.75)
     assert record["prologue_most_bits"] == 2  # 4 images cannot show more
     assert (record["visual_used"], record["visual_entropy_bits"]) == (2, [1.0])

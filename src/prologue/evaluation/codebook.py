@@ -21,8 +21,8 @@ def evaluate_codebook(
     """Usage of both codebooks on `tokens`; the prologue's figures are absent where there is none.
 
     By segment: `usage` and `used` codes, `dead` ones (used by no image at any position), `perplexity` over all
-    positions, `entropy_bits` at each position and its mean, `used_by_position`, and `frequencies`: how often each
-    code occurs, the most frequent first. `carried_at_most` bounds the share of images that carry a code which none of
+    positions, `entropy_bits` at each position and its mean, `used_by_position`, and `counts`: how often each used code
+    occurs, the most frequent first. `carried_at_most` bounds the share of images that carry a code which none of
     the `n` does (95 %). All are figures of these images: entropies of few images are too low.
     """
     n = len(tokens)
@@ -45,8 +45,8 @@ def _figures(ids: Int64[Tensor, "n T"], size: int) -> Record:
     usage = Usage(ids.shape[1], size, torch.device("cpu"))
     usage.add(ids)
     used = int((usage.counts.sum(0) > 0).sum())
-    bits = [value / math.log(2) for value in usage.entropies().tolist()]
-    frequencies = usage.counts.sum(0).sort(descending=True).values.double() / ids.numel()
+    bits = [max(0.0, value / math.log(2)) for value in usage.entropies().tolist()]
+    counts = usage.counts.sum(0).sort(descending=True).values[:used]
     return {
         "tokens": ids.shape[1],
         "codebook_size": size,
@@ -58,7 +58,7 @@ def _figures(ids: Int64[Tensor, "n T"], size: int) -> Record:
         "entropy_bits_mean": sum(bits) / len(bits),
         "most_bits": math.log2(min(size, len(ids))),
         "used_by_position": (usage.counts > 0).sum(1).tolist(),
-        "frequencies": frequencies.tolist(),
+        "counts": counts.tolist(),
     }
 
 

@@ -144,7 +144,7 @@ def evaluate_intervention(
     verdicts = None if classifier is None else classifier.classify(images.before)
     record: Record = {"kind": "intervention", "n": len(differs), "split": split, "views": "center"}
     for name, after in (("whole", images.whole), ("resampled", images.resampled)):
-        record |= mean_interval(change_maps(images.before, after).mean((1, 2))).fields(name)
+        record |= _mean_change(change_maps(images.before, after).mean((1, 2))).fields(name)
         if classifier is not None and verdicts is not None:
             changed = int((classifier.classify(after) != verdicts).sum())
             record |= wilson_interval(changed, len(differs)).fields(f"{name}_verdict")
@@ -159,6 +159,12 @@ def evaluate_intervention(
     return record | {"recipe": recipe.to_dict(), "guided": recipe.guidance.active, "seed": seed, "notes": []}
 
 
+def _mean_change(change: Float64[Tensor, " k"]) -> Interval:
+    """The mean with its interval, cut at 0, below which no change lies."""
+    value, low, high = mean_interval(change)
+    return Interval(value, None if low is None else max(0.0, low), high)
+
+
 def _effect(
     before: UInt8[Tensor, "k 3 H W"],
     after: UInt8[Tensor, "k 3 H W"],
@@ -167,9 +173,9 @@ def _effect(
     classifier: ShapesExtractor | None,
 ) -> Record:
     change = change_maps(before, after).mean((1, 2))
-    record = mean_interval(change).fields("effect") | {"differ": int(differs.sum())}
+    record = _mean_change(change).fields("effect") | {"differ": int(differs.sum())}
     some = bool(differs.any())
-    record |= (mean_interval(change[differs]) if some else Interval(0.0, None, None)).fields("effect_differing")
+    record |= (_mean_change(change[differs]) if some else Interval(0.0, None, None)).fields("effect_differing")
     if classifier is not None and verdicts is not None:
         changed = int((classifier.classify(after) != verdicts).sum())
         record |= wilson_interval(changed, len(differs)).fields("verdict")

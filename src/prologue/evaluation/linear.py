@@ -63,24 +63,26 @@ def fit_linear(
 ) -> LinearClassifier:
     """Fit on all rows, with the L2 strength whose fit to four fifths of them has the least cross-entropy on the rest.
 
-    Strengths are tried from the strongest on, until that cross-entropy rises. With one strength nothing is chosen. Raises `EvaluationError` for inputs that are not finite, for labels outside
-    `0…classes−1`, and for fewer than 5 rows.
+    Strengths are tried from the strongest on, until that cross-entropy rises; with one, nothing is chosen. Fitted on
+    the device of `x`. Raises `EvaluationError` for inputs that are not finite, for labels outside `0…classes−1`, and
+    for fewer than 5 rows.
     """
     _check(x, y, classes)
+    y = y.to(x.device)
     l2 = strengths[0] if len(strengths) == 1 else _choose(x, y, classes, seed, strengths)
     standardise = Standardiser.of(x)
-    weight, bias = _descend(standardise(x), y, l2, *_nothing(x.shape[1], classes))
+    weight, bias = _descend(standardise(x), y, l2, *_nothing(standardise.mean, classes))
     return LinearClassifier(standardise, weight, bias, l2)
 
 
 def _choose(x: Tensor, y: Tensor, classes: int, seed: int, strengths: Sequence[float]) -> float:
     """From the strongest on, each fit starting where the last one ended, until the cross-entropy rises."""
-    order = torch.randperm(len(x), generator=torch_stream(seed, "evaluation", "probe held-out"))
+    order = torch.randperm(len(x), generator=torch_stream(seed, "evaluation", "probe held-out")).to(x.device)
     cut = max(1, round(_HELD_OUT * len(x)))
     held, kept = order[:cut], order[cut:]
     standardise = Standardiser.of(x[kept])
     inside, outside = standardise(x[kept]), standardise(x[held])
-    weight, bias = _nothing(x.shape[1], classes)
+    weight, bias = _nothing(standardise.mean, classes)
     best, least = strengths[0], float("inf")
     for l2 in sorted(strengths, reverse=True):
         weight, bias = _descend(inside, y[kept], l2, weight, bias)
@@ -91,8 +93,8 @@ def _choose(x: Tensor, y: Tensor, classes: int, seed: int, strengths: Sequence[f
     return best
 
 
-def _nothing(inputs: int, classes: int) -> tuple[Tensor, Tensor]:
-    return torch.zeros(inputs, classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
+def _nothing(inputs: Float64[Tensor, " d"], classes: int) -> tuple[Tensor, Tensor]:
+    return inputs.new_zeros(len(inputs), classes), inputs.new_zeros(classes)
 
 
 def _descend(x: Tensor, y: Tensor, l2: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

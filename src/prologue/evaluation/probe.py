@@ -35,7 +35,10 @@ _TOP = 5
 
 
 class ProbeInputs(NamedTuple):
-    """What is probed of `n` images, by name, their tokens, and their class ids. All on the CPU."""
+    """What is probed of `n` images, by name; their tokens and class ids, on the CPU.
+
+    The values lie where the probes are fitted: on a CUDA device of the tokenizer, else on the CPU (float64).
+    """
 
     values: dict[str, Float32[Tensor, "n d"]]
     tokens: TokenIds
@@ -101,7 +104,8 @@ def read_inputs(
             parts["visual_pooled"].append(visual.mean(1))
             parts["pixels"].append(_shrunk(pictures, grid))
             parts["random_encoder"].append(prologue_vectors(random, random.encode(given).prologue).flatten(1))
-    values = {name: torch.cat(part) for name, part in parts.items()}
+    place = first.device if first.device.type == "cuda" else "cpu"
+    values = {name: torch.cat(part).to(place) for name, part in parts.items()}
     return ProbeInputs(values, TokenIds.cat(tokens), torch.from_numpy(images.labels[indices].astype(np.int64)))
 
 
@@ -178,7 +182,7 @@ def check_classes(train: Int64[Tensor, " n"], test: Int64[Tensor, " m"], class_n
 
 def _probe(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, seed: int) -> Probe:
     fitted = fit_linear(x, y, classes, seed=seed)
-    ranked = _scores(fitted, test_x).topk(min(_TOP, classes), dim=1).indices
+    ranked = _scores(fitted, test_x).topk(min(_TOP, classes), dim=1).indices.cpu()
     hits = ranked == test_y[:, None]
     return Probe(hits[:, 0], hits.any(1), fitted.l2)
 
@@ -199,7 +203,7 @@ def shuffled_control(train: ProbeInputs, test: ProbeInputs, name: str, classes: 
             len(train.labels), generator=torch_stream(seed, "evaluation", "shuffled labels", shuffle)
         )
         fitted = fit_linear(train.values[name], train.labels[order], classes, strengths=(l2,))
-        named = _scores(fitted, test.values[name]).argmax(1)
+        named = _scores(fitted, test.values[name]).argmax(1).cpu()
         expected = float((torch.bincount(named, minlength=classes).double() / len(named)) @ shares)
         lucky.append(expected)
         beyond.append(float((named == test.labels).double().mean()) - expected)

@@ -20,15 +20,19 @@ def usage_chart(record: dict[str, Any]) -> Image.Image:
     """Frequencies of the codes of each codebook, the most frequent first; what is not drawn is dead."""
     figure, panels = _panels(record)
     for axes, (name, colour) in zip(panels, _present(record), strict=True):
-        values = np.array(record[f"{name}_frequencies"])
-        size, used = len(values), int((values > 0).sum())
+        counts, size = np.array(record[f"{name}_counts"]), record[f"{name}_codebook_size"]
+        used, values = len(counts), 100 * counts / counts.sum()
         dressed(axes, f"{name.capitalize()} codebook: {used} of {size} codes used")
-        axes.plot(np.arange(1, used + 1), 100 * values[:used], color=COLOURS[colour], linewidth=2.2)
+        axes.plot(np.arange(1, used + 1), values, color=COLOURS[colour], linewidth=2.2)
         axes.axhline(100 / size, color=INK, linestyle=":", linewidth=1.4, label="all codes alike")
         axes.axvspan(used + 0.5, size + 0.5, color="#e5e7eb", label="dead codes" if used < size else None)
         axes.set_xlim(0.5, size + 0.5)
         axes.set_yscale("log")
+        # Whole decades, so that there are two labels at least.
+        decades = math.floor(math.log10(values[-1]) - 0.05), math.ceil(math.log10(values[0]) + 0.05)
+        axes.set_ylim(10.0 ** decades[0], 10.0 ** decades[1])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.set_xlabel("code, the most frequent first", color=INK)
         axes.set_ylabel("tokens, %", color=INK)
         axes.legend(frameon=False, labelcolor=INK, loc="lower left")

@@ -33,7 +33,7 @@ from prologue.errors import ConfigError
 from prologue.evaluation.codebook import check_code, code_record, evaluate_codebook, frequent_codes, nearest_images
 from prologue.evaluation.codes import CodedImages, encode_with_nearness, require_prologue
 from prologue.evaluation.runs import Record, RunInfo, choose_images, measured_split
-from prologue.images import to_pil
+from prologue.images import thumbnails, to_pil
 from prologue.report.figures_codes import code_sheet, entropy_chart, position_sheet, usage_chart
 from prologue.tokenizer import Tokenizer
 
@@ -118,7 +118,7 @@ class _Shown:
         return sheets
 
     def _pictures(self, rows: Int64[Tensor, " m"]) -> list[Image.Image]:
-        return to_pil(center_batch(self.images, self.indices[rows.numpy()]).images)
+        return thumbnails(to_pil(center_batch(self.images, self.indices[rows.numpy()]).images))
 
 
 def rows(record: Record) -> Iterator[Row]:

@@ -23,7 +23,7 @@ from prologue.evaluation.generation import possible_recipe
 from prologue.evaluation.intervention import Intervened, Pairs, evaluate_intervention, intervene, mean_maps
 from prologue.evaluation.likelihood import encode_images, true_classes
 from prologue.evaluation.runs import Record, RunInfo, measured_split
-from prologue.images import to_pil
+from prologue.images import thumbnails, to_pil
 from prologue.pipeline import Pipeline, SamplingOptions
 from prologue.report.figures_intervention import change_map, effect_chart, example_sheet
 from prologue.rng import numpy_stream
@@ -109,7 +109,7 @@ def _examples(images: Intervened, record: Record) -> Image.Image:
     shown = sorted(sorted(range(len(effects)), key=lambda position: -effects[position])[:_STRONGEST])
     columns = [images.before, *(images.after[position] for position in shown), images.whole, images.resampled]
     labels = ["before", *(f"position {position}" for position in shown), "whole", "other noise"]
-    pictures = [to_pil(column[:_EXAMPLES]) for column in columns]
+    pictures = [thumbnails(to_pil(column[:_EXAMPLES])) for column in columns]
     return example_sheet([list(row) for row in zip(*pictures, strict=True)], labels)
 
 
