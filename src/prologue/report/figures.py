@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from PIL import Image
 
 COLOURS = ("#2f6fb3", "#d1782c", "#3f8f5f", "#8a5aa8", "#6b7280")
-INK = "#374151"
+_INK = "#374151"
 _GRID = "#e5e7eb"
 
 
@@ -29,7 +29,7 @@ class Curve:
 
 def line_chart(title: str, x_label: str, curves: Sequence[Curve], zero: bool = False) -> Image.Image:
     """Lines over a common axis; noisy ones are drawn pale, with their running mean on top. `zero` starts y at 0."""
-    figure, axes = blank_figure(title)
+    figure, axes = _figure(title)
     for curve in curves:
         style: dict[str, Any] = {
             "color": COLOURS[curve.colour % len(COLOURS)],
@@ -40,9 +40,9 @@ def line_chart(title: str, x_label: str, curves: Sequence[Curve], zero: bool = F
         axes.plot(curve.x, smooth, linewidth=2.2, label=curve.name or None, **style)
     if zero:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel(x_label, color=INK)
+    axes.set_xlabel(x_label, color=_INK)
     if any(curve.name for curve in curves):
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend(frameon=False, labelcolor=_INK)
     return picture_of(figure)
 
 
@@ -58,14 +58,14 @@ class Bars:
 
 def bar_chart(title: str, labels: Sequence[str], groups: Sequence[Bars], whole: float | None = None) -> Image.Image:
     """Groups of bars beside each other, with intervals; `whole` is the largest value that there can be."""
-    figure, axes = blank_figure(title)
+    figure, axes = _figure(title)
     width = 0.8 / len(groups)
     for number, bars in enumerate(groups):
         places = np.arange(len(labels)) + (number - (len(groups) - 1) / 2) * width
         values = np.asarray(bars.values)
         reach = np.clip([values - np.asarray(bars.low), np.asarray(bars.high) - values], 0, None)
         style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": bars.name}
-        axes.bar(places, values, width * 0.92, yerr=reach, error_kw={"ecolor": INK, "elinewidth": 1.2}, **style)
+        axes.bar(places, values, width * 0.92, yerr=reach, error_kw={"ecolor": _INK, "elinewidth": 1.2}, **style)
     axes.set_xticks(
         range(len(labels)), labels, rotation=30 if len(labels) > 5 else 0, ha="right" if len(labels) > 5 else "center"
     )
@@ -73,7 +73,7 @@ def bar_chart(title: str, labels: Sequence[str], groups: Sequence[Bars], whole: 
     if whole is not None:
         axes.set_yticks(np.linspace(0, whole, 6))
     axes.grid(axis="x", visible=False)
-    axes.legend(frameon=False, labelcolor=INK, ncols=len(groups), loc="upper center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(frameon=False, labelcolor=_INK, ncols=len(groups), loc="upper center", bbox_to_anchor=(0.5, 1.0))
     return picture_of(figure)
 
 
@@ -87,17 +87,19 @@ def running_mean(values: Float64[np.ndarray, " n"], part: float = 0.05) -> Float
     return out
 
 
-def blank_figure(title: str) -> tuple[Any, Any]:
-    """A figure of one chart, and its axes."""
-    figure, (axes,) = blank_panels(1, (6.4, 3.6))
-    dressed(axes, title)
+def _figure(title: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot, whose state is global
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", color=_INK, fontsize=13)
+    style_axes(axes)
     return figure, axes
 
 
-def dressed(axes: Any, title: str) -> None:
-    """Give a chart its title, its grid and the look of all others."""
-    axes.set_title(title, loc="left", color=INK, fontsize=13)
-    axes.tick_params(colors=INK, labelsize=11)
+def style_axes(axes: Any) -> None:
+    """The look of every chart: grid, spines and the size of its numbers."""
+    axes.tick_params(colors=_INK, labelsize=11)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -105,23 +107,8 @@ def dressed(axes: Any, title: str) -> None:
         spine.set_color("#9ca3af")
 
 
-def blank_panels(
-    count: int, inches: tuple[float, float], heights: Sequence[float] | None = None, columns: int = 1
-) -> tuple[Any, list[Any]]:
-    """A figure of `count` panels, `columns` of them side by side, and their axes; places left over are empty."""
-    from matplotlib.figure import Figure  # not pyplot, whose state is global
-
-    figure = Figure(figsize=inches, dpi=150, layout="constrained", facecolor="white")
-    rows = -(-count // columns)
-    table = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
-    panels = list(table.flat)
-    for axes in panels[count:]:
-        axes.set_axis_off()
-    return figure, panels[:count]
-
-
 def picture_of(figure: Any) -> Image.Image:
-    """The figure as it is kept and shown."""
+    """A drawn figure as an image."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     with Image.open(file) as image:

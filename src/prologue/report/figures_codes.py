@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from prologue.images import labelled_grid, titled
-from prologue.report.figures import COLOURS, INK, blank_panels, dressed, picture_of
+from prologue.report.figures import COLOURS, picture_of
+from prologue.report.panels import INK, blank_panels, dressed
 
 _SEGMENTS = {"prologue": 1, "visual": 0}
 """Each with its colour."""

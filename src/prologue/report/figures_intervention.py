@@ -10,7 +10,8 @@ from jaxtyping import Float64
 from PIL import Image
 
 from prologue.images import labelled_grid, titled
-from prologue.report.figures import COLOURS, INK, blank_figure, blank_panels, picture_of
+from prologue.report.figures import COLOURS, picture_of
+from prologue.report.panels import INK, blank_figure, blank_panels
 
 
 def effect_chart(record: dict[str, Any]) -> Image.Image:

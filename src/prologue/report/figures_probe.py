@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
-from prologue.report.figures import COLOURS, INK, blank_figure, blank_panels, picture_of
+from prologue.report.figures import COLOURS, picture_of
+from prologue.report.panels import INK, blank_figure, blank_panels
 
 INPUT_NAMES = {
     "prologue": "prologue",
