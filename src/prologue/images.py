@@ -103,6 +103,32 @@ def labelled_grid(
     return grid
 
 
+def thumbnails(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Copies that are no larger than the tiles of small images in a grid, for sheets of many."""
+    copies = [image.copy() for image in images]
+    for image in copies:
+        image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
+    return copies
+
+
+def titled(picture: Image.Image, title: str) -> Image.Image:
+    """A picture under a title, which is broken into as many lines as it needs."""
+    font = _font(20)
+    lines, line = [], ""
+    for word in title.split():
+        if line and font.getlength(f"{line} {word}") > picture.width - 16:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    lines.append(line)
+    height = 28 * len(lines) + 8
+    out = Image.new("RGB", (picture.width, picture.height + height), _WHITE)
+    ImageDraw.Draw(out).multiline_text((8, 6), "\n".join(lines), fill=_INK, font=font, spacing=6)
+    out.paste(picture, (0, height))
+    return out
+
+
 def class_grid(
     images: Sequence[Image.Image], names: Sequence[str], columns: int = 10, most_rows: int = 8, most_classes: int = 60
 ) -> Image.Image:

@@ -251,7 +251,7 @@ def test_mistakes_are_named(saved: Path, tmp_path: Path, capsys: pytest.CaptureF
     for argv, named in (
         ([], "KIND is one of reconstruction, generation, reference"),
         (["--json", "a", run], "say first what to measure"),
-        (["probe", run], "'probe': kinds are reconstruction, generation, reference"),
+        (["zzz", run], "'zzz': kinds are reconstruction, generation, reference"),
         (["generate", run], "did you mean 'generation'"),
         (["reconstruction"], "RUN"),
         (["reconstruction", run, "--guidance", "none"], "guidance"),

@@ -24,6 +24,9 @@ KINDS: dict[str, str] = {
     "generation": "distances to training images; on shapes also whether the asked class is seen",
     "reference": "writes statistics of real images that generation or reconstruction is measured against",
     "likelihood": "what the prior pays per image, and what the prologue carries",
+    "probe": "what a linear classifier reads from frozen codes, beside visual tokens and pixels",
+    "codebook": "use of both codebooks, and which images carry a prologue code",
+    "intervention": "what changes in an image when one prologue token is exchanged",
     "sweep": "which sampling recipe comes closest to the training images; the best becomes the default",
 }
 """Each is a module of `prologue.commands.kinds`, which is imported when it is asked for."""
