@@ -22,6 +22,9 @@ KINDS: dict[str, str] = {
     "reconstruction": "PSNR, SSIM, distances to the originals, use of the codebook",
     "generation": "distances to training images; on shapes also whether the asked class is seen",
     "likelihood": "what the prior pays per image, and what the prologue carries",
+    "layout": "how alike images are that are drawn from one prologue",
+    "attention": "how visual positions look at the prologue",
+    "memorisation": "how near samples are to training images, beside held-out images",
 }
 """Each is a module of `prologue.commands.kinds`, which is imported when it is asked for."""
 

@@ -43,7 +43,7 @@ def line_chart(title: str, x_label: str, curves: Sequence[Curve], zero: bool = F
     axes.set_xlabel(x_label, color=_INK)
     if any(curve.name for curve in curves):
         axes.legend(frameon=False, labelcolor=_INK)
-    return _picture(figure)
+    return picture_of(figure)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def bar_chart(title: str, labels: Sequence[str], groups: Sequence[Bars], whole: 
         axes.set_yticks(np.linspace(0, whole, 6))
     axes.grid(axis="x", visible=False)
     axes.legend(frameon=False, labelcolor=_INK, ncols=len(groups), loc="upper center", bbox_to_anchor=(0.5, 1.0))
-    return _picture(figure)
+    return picture_of(figure)
 
 
 def running_mean(values: Float64[np.ndarray, " n"], part: float = 0.05) -> Float64[np.ndarray, " n"]:
@@ -93,16 +93,22 @@ def _figure(title: str) -> tuple[Any, Any]:
     figure = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", color=_INK, fontsize=13)
+    style_axes(axes)
+    return figure, axes
+
+
+def style_axes(axes: Any) -> None:
+    """The look of every chart: grid, spines and the size of its numbers."""
     axes.tick_params(colors=_INK, labelsize=11)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#9ca3af")
-    return figure, axes
 
 
-def _picture(figure: Any) -> Image.Image:
+def picture_of(figure: Any) -> Image.Image:
+    """A drawn figure as an image."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     with Image.open(file) as image:

@@ -1,0 +1,261 @@
+"""Whether samples lie nearer to the training images than images do that the run has never seen."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64, UInt8
+from torch import Tensor
+
+from prologue.data.sampler import center_batch
+from prologue.data.source import Data, ImageSet
+from prologue.errors import EvaluationError
+from prologue.evaluation.features import FeatureExtractor
+from prologue.evaluation.frechet import GaussianStatistics, frechet_distance
+from prologue.evaluation.generation import draw_samples, uniform_classes
+from prologue.evaluation.kid import LEAST, kernel_distance
+from prologue.evaluation.nearest import Described, Neighbours, nearest_training
+from prologue.evaluation.runs import (
+    DISTANCE_IMAGES,
+    Features,
+    Interval,
+    Record,
+    Watch,
+    choose_images,
+    unwatched,
+    wilson_interval,
+)
+from prologue.prior import Prior
+from prologue.rng import numpy_stream
+from prologue.sampling.recipe import Recipe
+from prologue.tokenizer import Tokenizer
+
+NEAR = 0.01
+"""A sample is near a training image where it is nearer than all but this part of the validation images are."""
+SHOWN = 6
+"""Closest pairs in the picture."""
+LEVELS = 101
+"""Quantiles that a record keeps of each distribution, evenly spaced from 0 to 1."""
+CHANCE = 0.025
+"""Below this probability so many near samples are no accident of which images were held out."""
+_DRAWS = 1000
+_SLAB = 4096
+
+
+class Pair(NamedTuple):
+    """An image, the training image nearest to it (mirrored where that is nearer), and their distance."""
+
+    image: UInt8[Tensor, "3 h w"]
+    training: UInt8[Tensor, "3 h w"]
+    distance: float
+
+
+class Closest(NamedTuple):
+    """The pairs at the smallest distances in coarse pixels, the closest first."""
+
+    samples: list[Pair]
+    validation: list[Pair]
+
+
+def evaluate_memorisation(
+    tokenizer: Tokenizer,
+    prior: Prior,
+    recipe: Recipe,
+    data: Data,
+    features: Features,
+    *,
+    count: int,
+    mirror: bool = False,
+    seed: int = 0,
+    batch: int = 64,
+    watch: Watch = unwatched,
+) -> tuple[Record, Closest]:
+    """`count` samples with uniform labels, and at most as many validation images, against all training images.
+
+    See `compare_nearest` for the figures of both kinds of distance, `coarse` and `features`; `mirror` looks at mirrored
+    training images too. Kernel and Fréchet distances are of the samples to those validation images and to as many
+    training images. Raises `EvaluationError` without held-out images, `SamplingError` as `draw_samples` does.
+    """
+    if count < 1:
+        raise EvaluationError(f"count must be at least 1, not {count}")
+    if not len(data.validation):
+        raise EvaluationError(
+            "no images are held out, so nothing says how near to the training images a new image lies: train with "
+            "--data.validation-fraction above 0, on a folder that leaves images for it"
+        )
+    extractor = features.extractor
+    class_ids = uniform_classes(prior.num_classes, count)
+    drawn = draw_samples(tokenizer, prior, recipe, class_ids, seed=seed, batch=batch, watch=watch)
+    samples = Described.cat([Described.of(each.images, extractor) for each in drawn])
+    held_out = choose_images(len(data.validation), count, seed, "memorisation")
+    validation = describe_images(data.validation, held_out, extractor, batch=batch, watch=watch, what="validation")
+    both = Described.cat([samples, validation])
+    found = nearest_training(both, data.train, extractor, mirror=mirror, batch=batch, watch=watch)
+    record: Record = {"kind": "memorisation", "n": count, "split": "validation", "n_validation": len(held_out)}
+    record |= {"n_training": len(data.train), "training_views": "center", "mirrored": mirror, "seed": seed}
+    record |= {"features": None, "features_hash": None, "reason": features.reason}
+    if extractor is not None:
+        record |= {"features": extractor.name, "features_hash": extractor.hash}
+    record |= {"trained_on_features": features.trained_on, "recipe": recipe.to_dict()}
+    for name in ("coarse", "features"):
+        near = found.get(name)
+        sides = (None, None) if near is None else (near.distance[:count], near.distance[count:])
+        record |= compare_nearest(*sides, name=name, seed=seed)
+    record |= _set_distances(samples, validation, data.train, extractor, seed, batch)
+    coarse, held = found["coarse"][:count], found["coarse"][count:]
+    record["closest"] = [
+        {"seed": seed + row, "training_index": int(coarse.index[row]), "distance": float(coarse.distance[row])}
+        for row in _first(coarse)
+    ]
+    own = [_again(tokenizer, prior, recipe, class_ids, row, seed) for row in _first(coarse)]
+    others = list(center_batch(data.validation, held_out[_first(held)]).images)
+    closest = Closest(_pairs(own, coarse, data.train), _pairs(others, held, data.train))
+    copies = sum(distance == 0 for distance in held.distance.tolist())
+    note = f"{copies} of the validation images have the coarse pixels of a training image: the split may hold copies"
+    return record | {"notes": [note] * (copies > 0)}, closest
+
+
+def describe_images(
+    images: ImageSet,
+    indices: Int64[np.ndarray, " n"],
+    extractor: FeatureExtractor | None = None,
+    *,
+    batch: int = 64,
+    watch: Watch = unwatched,
+    what: str = "images",
+) -> Described:
+    """The center crops of the images at `indices`, as points."""
+    starts = watch(range(0, len(indices), batch), what)
+    return Described.cat(
+        [Described.of(center_batch(images, indices[start : start + batch]).images, extractor) for start in starts]
+    )
+
+
+def compare_nearest(
+    samples: Float64[Tensor, " n"] | None,
+    validation: Float64[Tensor, " m"] | None,
+    *,
+    name: str = "coarse",
+    seed: int = 0,
+) -> Record:
+    """Distances to the nearest training image, of samples against those of validation images; Nones without them.
+
+    - `{name}_nearer`: how often a sample is nearer than a validation image (ties half), 0.5 if they are alike; its
+      95 % interval draws both sides with replacement, 1000 times.
+    - `{name}_share`: the part of the samples nearer than the `NEAR` quantile of the validation images, with Wilson's
+      interval; `{name}_share_expected` if they are alike, `{name}_share_chance` the probability that then as many
+      or more are, over samples and held-out images alike (exact).
+    - `{name}_quantiles` and `{name}_validation_quantiles`: `LEVELS` of each; `{name}_median` and the other.
+    """
+    figures = [f"{name}_{what}{end}" for what in ("nearer", "share") for end in ("", "_low", "_high")]
+    others = ("threshold", "share_expected", "share_chance", "median", "validation_median")
+    names = [*figures, *(f"{name}_{what}" for what in (*others, "quantiles", "validation_quantiles"))]
+    if samples is None or validation is None:
+        return dict.fromkeys(names)
+    if not len(samples) or not len(validation):
+        raise EvaluationError("nearest distances need samples and validation images")
+    ordered = validation.sort().values
+    rank = max(1, math.ceil(NEAR * len(ordered)))
+    threshold = float(ordered[rank - 1])
+    near = int((samples < threshold).sum())
+    record = _nearer(samples, ordered, name, seed).fields(f"{name}_nearer")
+    record |= wilson_interval(near, len(samples)).fields(f"{name}_share")
+    record |= {f"{name}_threshold": threshold, f"{name}_share_expected": rank / (len(ordered) + 1)}
+    record |= {f"{name}_share_chance": chance_of_near(near, len(samples), rank, len(ordered))}
+    levels = np.linspace(0, 1, LEVELS)
+    for prefix, values in ((name, samples), (f"{name}_validation", validation)):
+        record[f"{prefix}_quantiles"] = np.quantile(values.numpy(), levels).tolist()
+        record[f"{prefix}_median"] = float(np.median(values.numpy()))
+    return record
+
+
+def chance_of_near(near: int, samples: int, rank: int, validation: int) -> float:
+    """How likely `near` or more of the samples lie below the `rank`-th smallest validation distance if all are alike.
+
+    Then every order of all is as likely as any other: so many do where fewer than `rank` of the first
+    `near + rank − 1` are validation images, a hypergeometric probability.
+    """
+    first = near + rank - 1
+    ways = sum(math.comb(validation, held) * math.comb(samples, first - held) for held in range(min(rank, first + 1)))
+    return min(1.0, ways / math.comb(samples + validation, first))
+
+
+def _nearer(samples: Float64[Tensor, " n"], ordered: Float64[Tensor, " m"], name: str, seed: int) -> Interval:
+    """How often a sample is nearer than a validation image, ties half."""
+    # Of each sample, how many validation images are farther or as far: drawn again, these become weighted counts.
+    below = torch.searchsorted(ordered, samples).numpy()
+    upto = torch.searchsorted(ordered, samples, right=True).numpy()
+    rng = numpy_stream(seed, "evaluation", "memorisation", name)
+
+    def rate(sample_weights: Int64[np.ndarray, " n"], weights: Int64[np.ndarray, " m"]) -> float:
+        sums = np.concatenate([[0], np.cumsum(weights)])
+        farther = len(ordered) - (sums[below] + sums[upto]) / 2
+        return float(sample_weights @ farther) / (len(samples) * len(ordered))
+
+    value = rate(np.ones(len(samples), dtype=np.int64), np.ones(len(ordered), dtype=np.int64))
+    drawn = [
+        rate(*(np.bincount(rng.integers(size, size=size), minlength=size) for size in (len(samples), len(ordered))))
+        for _ in range(_DRAWS)
+    ]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Interval(value, float(low), float(high))
+
+
+def _set_distances(
+    samples: Described,
+    validation: Described,
+    train: ImageSet,
+    extractor: FeatureExtractor | None,
+    seed: int,
+    batch: int,
+) -> Record:
+    """Kernel and Fréchet distance of the samples to validation and to as many training images; Nones without them."""
+    sides = [f"{side}_{what}" for side in ("validation", "training") for what in ("kid", "kid_low", "kid_high", "fd")]
+    record: Record = dict.fromkeys([*sides, "kid_name", "fd_name", "n_distance", "indicative"])
+    if extractor is None or samples.features is None or validation.features is None:
+        return record
+    count = min(len(validation), len(train))
+    if min(len(samples), count) < LEAST:
+        return record
+    indices = choose_images(len(train), count, seed, "memorisation training")
+    training = describe_images(train, indices, extractor, batch=batch).features
+    assert training is not None
+    for side, features in (("validation", validation.features), ("training", training)):
+        kid = kernel_distance(samples.features, features[:count], seed=seed)
+        record |= {f"{side}_kid": kid.value, f"{side}_kid_low": kid.low, f"{side}_kid_high": kid.high}
+        record[f"{side}_fd"] = frechet_distance(_moments(samples.features), _moments(features[:count]))
+    record |= {"kid_name": f"KID-{extractor.name}", "fd_name": f"FD-{extractor.name}", "n_distance": count}
+    return record | {"indicative": min(len(samples), count) < DISTANCE_IMAGES}
+
+
+def _moments(features: Float[Tensor, "n d"]) -> GaussianStatistics:
+    statistics = GaussianStatistics(features.shape[1])
+    for slab in torch.split(features, _SLAB):
+        statistics.update(slab)
+    return statistics
+
+
+def _first(near: Neighbours) -> list[int]:
+    rows: list[int] = near.distance.argsort(stable=True)[:SHOWN].tolist()
+    return rows
+
+
+def _again(
+    tokenizer: Tokenizer, prior: Prior, recipe: Recipe, class_ids: Int64[Tensor, " n"], row: int, seed: int
+) -> UInt8[Tensor, "3 h w"]:
+    """Sample `row` once more: cheaper than to keep all."""
+    (sample,) = draw_samples(tokenizer, prior, recipe, class_ids[row : row + 1], seed=seed + row, batch=1)
+    image: Tensor = sample.images[0]
+    return image
+
+
+def _pairs(images: list[UInt8[Tensor, "3 h w"]], near: Neighbours, train: ImageSet) -> list[Pair]:
+    pairs = []
+    for image, row in zip(images, _first(near), strict=True):
+        training = center_batch(train, near.index[row : row + 1].numpy()).images[0]
+        shown = training.flip(-1) if bool(near.mirrored[row]) else training
+        pairs.append(Pair(image, shown, float(near.distance[row])))
+    return pairs
