@@ -1,4 +1,8 @@
-"""Whether samples lie nearer to the training images than images do that the run has never seen."""
+"""Whether samples lie nearer to the training images than images do that the run has never seen.
+
+Samples come out of the decoder, which loses detail and so moves them away from any image, copies too. Held-out images
+are therefore encoded and decoded before they are compared: a run that draws as the data do is then exactly like them.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,14 @@ from prologue.evaluation.runs import (
     Record,
     Watch,
     choose_images,
+    evaluating,
     unwatched,
     wilson_interval,
 )
 from prologue.prior import Prior
 from prologue.rng import numpy_stream
 from prologue.sampling.recipe import Recipe
-from prologue.tokenizer import Tokenizer
+from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
 
 NEAR = 0.01
 """A sample is near a training image where it is nearer than all but this part of the validation images are."""
@@ -76,8 +81,10 @@ def evaluate_memorisation(
     """`count` samples with uniform labels, and at most as many validation images, against all training images.
 
     See `compare_nearest` for the figures of both kinds of distance, `coarse` and `features`; `mirror` looks at mirrored
-    training images too. Kernel and Fréchet distances are of the samples to those validation images and to as many
-    training images. Raises `EvaluationError` without held-out images, `SamplingError` as `draw_samples` does.
+    training images too. Validation images are encoded and decoded, `…_undecoded` are distances of them as they are.
+    Copies, the control, are as many training images, encoded and decoded. Kernel and Fréchet distances are of the
+    samples to the validation and to those training images as they are. Raises `EvaluationError` without held-out
+    images, `SamplingError` as `draw_samples` does.
     """
     if count < 1:
         raise EvaluationError(f"count must be at least 1, not {count}")
@@ -92,8 +99,11 @@ def evaluate_memorisation(
     samples = Described.cat([Described.of(each.images, extractor) for each in drawn])
     held_out = choose_images(len(data.validation), count, seed, "memorisation")
     validation = describe_images(data.validation, held_out, extractor, batch=batch, watch=watch, what="validation")
-    both = Described.cat([samples, validation])
-    found = nearest_training(both, data.train, extractor, mirror=mirror, batch=batch, watch=watch)
+    known = choose_images(len(data.train), len(held_out), seed, "memorisation training")
+    decoded = _decoded(tokenizer, data.validation, held_out, extractor, batch, watch)
+    copies = _decoded(tokenizer, data.train, known, extractor, batch, watch)
+    every = Described.cat([samples, decoded, copies, validation])
+    found = nearest_training(every, data.train, extractor, mirror=mirror, batch=batch, watch=watch)
     record: Record = {"kind": "memorisation", "n": count, "split": "validation", "n_validation": len(held_out)}
     record |= {"n_training": len(data.train), "training_views": "center", "mirrored": mirror, "seed": seed}
     record |= {"features": None, "features_hash": None, "reason": features.reason}
@@ -101,21 +111,21 @@ def evaluate_memorisation(
         record |= {"features": extractor.name, "features_hash": extractor.hash}
     record |= {"trained_on_features": features.trained_on, "recipe": recipe.to_dict()}
     for name in ("coarse", "features"):
-        near = found.get(name)
-        sides = (None, None) if near is None else (near.distance[:count], near.distance[count:])
-        record |= compare_nearest(*sides, name=name, seed=seed)
-    record |= _set_distances(samples, validation, data.train, extractor, seed, batch)
-    coarse, held = found["coarse"][:count], found["coarse"][count:]
+        sizes = [count, len(held_out), len(known), len(held_out)]
+        sides = torch.split(found[name].distance, sizes) if name in found else [None] * 4
+        record |= compare_nearest(*sides[:3], name=name, seed=seed) | _spread(f"{name}_undecoded", sides[3])
+    record |= _set_distances(samples, validation, data.train, known, extractor, seed, batch)
+    coarse, held = found["coarse"][:count], found["coarse"][count : count + len(held_out)]
     record["closest"] = [
         {"seed": seed + row, "training_index": int(coarse.index[row]), "distance": float(coarse.distance[row])}
         for row in _first(coarse)
     ]
     own = [_again(tokenizer, prior, recipe, class_ids, row, seed) for row in _first(coarse)]
-    others = list(center_batch(data.validation, held_out[_first(held)]).images)
+    others = list(_through(tokenizer, center_batch(data.validation, held_out[_first(held)]).images))
     closest = Closest(_pairs(own, coarse, data.train), _pairs(others, held, data.train))
-    copies = sum(distance == 0 for distance in held.distance.tolist())
-    note = f"{copies} of the validation images have the coarse pixels of a training image: the split may hold copies"
-    return record | {"notes": [note] * (copies > 0)}, closest
+    same = int((found["coarse"].distance[-len(held_out) :] == 0).sum())
+    note = f"{same} of the validation images have the coarse pixels of a training image: the split may hold copies"
+    return record | {"notes": [note] * (same > 0)}, closest
 
 
 def describe_images(
@@ -134,42 +144,71 @@ def describe_images(
     )
 
 
+def _decoded(
+    tokenizer: Tokenizer,
+    images: ImageSet,
+    indices: Int64[np.ndarray, " n"],
+    extractor: FeatureExtractor | None,
+    batch: int,
+    watch: Watch,
+) -> Described:
+    """The images as they come back from their tokens, as points."""
+    parts = []
+    for start in watch(range(0, len(indices), batch), "decoded images"):
+        pictures = center_batch(images, indices[start : start + batch]).images
+        parts.append(Described.of(_through(tokenizer, pictures), extractor))
+    return Described.cat(parts)
+
+
+def _through(tokenizer: Tokenizer, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+    device = next(tokenizer.parameters()).device
+    with evaluating(tokenizer):
+        return to_uint8(tokenizer.decode(tokenizer.encode(to_model_range(images.to(device))).visual)).cpu()
+
+
 def compare_nearest(
     samples: Float64[Tensor, " n"] | None,
     validation: Float64[Tensor, " m"] | None,
+    copies: Float64[Tensor, " k"] | None,
     *,
     name: str = "coarse",
     seed: int = 0,
 ) -> Record:
-    """Distances to the nearest training image, of samples against those of validation images; Nones without them.
+    """Distances to the nearest training image: samples against validation images and copies; Nones without them.
 
     - `{name}_nearer`: how often a sample is nearer than a validation image (ties half), 0.5 if they are alike; its
       95 % interval draws both sides with replacement, 1000 times.
     - `{name}_share`: the part of the samples nearer than the `NEAR` quantile of the validation images, with Wilson's
       interval; `{name}_share_expected` if they are alike, `{name}_share_chance` the probability that then as many
       or more are, over samples and held-out images alike (exact).
-    - `{name}_quantiles` and `{name}_validation_quantiles`: `LEVELS` of each; `{name}_median` and the other.
+    - `{name}_copies_share`: the same part of the copies, which says what share a run that only copies would have.
+    - `{name}_quantiles`, `{name}_validation_quantiles`, `{name}_copies_quantiles`: `LEVELS` of each, and `…_median`.
     """
-    figures = [f"{name}_{what}{end}" for what in ("nearer", "share") for end in ("", "_low", "_high")]
-    others = ("threshold", "share_expected", "share_chance", "median", "validation_median")
-    names = [*figures, *(f"{name}_{what}" for what in (*others, "quantiles", "validation_quantiles"))]
-    if samples is None or validation is None:
-        return dict.fromkeys(names)
-    if not len(samples) or not len(validation):
-        raise EvaluationError("nearest distances need samples and validation images")
+    if samples is None or validation is None or copies is None:
+        figures = [f"{what}{end}" for what in ("nearer", "share", "copies_share") for end in ("", "_low", "_high")]
+        record = dict.fromkeys(f"{name}_{what}" for what in (*figures, "threshold", "share_expected", "share_chance"))
+        return record | _spread(name) | _spread(f"{name}_validation") | _spread(f"{name}_copies")
+    if not (len(samples) and len(validation) and len(copies)):
+        raise EvaluationError("nearest distances need samples, validation images and copies of training images")
     ordered = validation.sort().values
     rank = max(1, math.ceil(NEAR * len(ordered)))
     threshold = float(ordered[rank - 1])
     near = int((samples < threshold).sum())
     record = _nearer(samples, ordered, name, seed).fields(f"{name}_nearer")
     record |= wilson_interval(near, len(samples)).fields(f"{name}_share")
+    record |= wilson_interval(int((copies < threshold).sum()), len(copies)).fields(f"{name}_copies_share")
     record |= {f"{name}_threshold": threshold, f"{name}_share_expected": rank / (len(ordered) + 1)}
     record |= {f"{name}_share_chance": chance_of_near(near, len(samples), rank, len(ordered))}
-    levels = np.linspace(0, 1, LEVELS)
-    for prefix, values in ((name, samples), (f"{name}_validation", validation)):
-        record[f"{prefix}_quantiles"] = np.quantile(values.numpy(), levels).tolist()
-        record[f"{prefix}_median"] = float(np.median(values.numpy()))
-    return record
+    return (
+        record | _spread(name, samples) | _spread(f"{name}_validation", validation) | _spread(f"{name}_copies", copies)
+    )
+
+
+def _spread(prefix: str, values: Float64[Tensor, " n"] | None = None) -> Record:
+    if values is None:
+        return {f"{prefix}_median": None, f"{prefix}_quantiles": None}
+    quantiles = np.quantile(values.numpy(), np.linspace(0, 1, LEVELS)).tolist()
+    return {f"{prefix}_median": float(np.median(values.numpy())), f"{prefix}_quantiles": quantiles}
 
 
 def chance_of_near(near: int, samples: int, rank: int, validation: int) -> float:
@@ -208,20 +247,20 @@ def _set_distances(
     samples: Described,
     validation: Described,
     train: ImageSet,
+    known: Int64[np.ndarray, " k"],
     extractor: FeatureExtractor | None,
     seed: int,
     batch: int,
 ) -> Record:
-    """Kernel and Fréchet distance of the samples to validation and to as many training images; Nones without them."""
+    """Kernel and Fréchet distance of the samples to validation and to `known` training images; Nones without them."""
     sides = [f"{side}_{what}" for side in ("validation", "training") for what in ("kid", "kid_low", "kid_high", "fd")]
     record: Record = dict.fromkeys([*sides, "kid_name", "fd_name", "n_distance", "indicative"])
     if extractor is None or samples.features is None or validation.features is None:
         return record
-    count = min(len(validation), len(train))
+    count = len(known)
     if min(len(samples), count) < LEAST:
         return record
-    indices = choose_images(len(train), count, seed, "memorisation training")
-    training = describe_images(train, indices, extractor, batch=batch).features
+    training = describe_images(train, known, extractor, batch=batch).features
     assert training is not None
     for side, features in (("validation", validation.features), ("training", training)):
         kid = kernel_distance(samples.features, features[:count], seed=seed)

@@ -69,13 +69,16 @@ class NearestSearch:
             raise EvaluationError("the features hold NaN or infinity: the images or the features' weights are broken")
         if not len(wide):
             return
-        nearest = (wide.square().sum(1) - 2 * self._points @ wide.T).argmin(1)
-        # The products find the nearest; its distance is taken from the differences, so that a copy's is 0.
-        distance = (self._points - wide[nearest]).square().mean(1).sqrt()
-        closer = distance < self._distance
-        self._distance[closer] = distance[closer]
-        self._index[closer] = nearest[closer] + first
-        self._mirrored[closer] = mirrored
+        least, nearest = (wide.square().sum(1) - 2 * self._points @ wide.T).min(1)
+        # The products find who may be nearer; distances are taken from the differences, so that a copy's is 0.
+        about = (least + self._squares) / wide.shape[1]
+        rows = (about <= self._distance.square() + 1e-9 * (self._squares + 1)).nonzero()[:, 0]
+        distance = (self._points[rows] - wide[nearest[rows]]).square().mean(1).sqrt()
+        closer = distance < self._distance[rows]
+        rows = rows[closer]
+        self._distance[rows] = distance[closer]
+        self._index[rows] = nearest[rows] + first
+        self._mirrored[rows] = mirrored
 
     def result(self) -> Neighbours:
         """What was found; an `EvaluationError` where nothing was looked at."""

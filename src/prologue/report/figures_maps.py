@@ -121,9 +121,9 @@ def cumulative_chart(title: str, panels: Sequence[tuple[str, Sequence[Step], flo
         style_axes(axes)
         for place, step in enumerate(steps):
             levels = np.linspace(0, 100, len(step.quantiles))
-            line = {"color": COLOURS[place], "linestyle": ("-", "--")[place % 2], "linewidth": 2.2}
+            line = {"color": COLOURS[place], "linestyle": ("-", "--", ":", "-.")[place % 4], "linewidth": 2.2}
             axes.plot(step.quantiles, levels, label=step.name, **line)
-        axes.axvline(marked, color=_INK, linewidth=1, linestyle=":", label="nearer: 1 % of held-out images")
+        axes.axvline(marked, color=_INK, linewidth=1, label="counts as near")
         axes.set_xlim(left=0)
         axes.set_ylim(0, 100)
         axes.set_xlabel(label, color=_INK)

@@ -69,7 +69,7 @@ def _pictures(record: Record, grid: tuple[int, int]) -> Mapping[str, Image.Image
     return {
         "heads": heat_map("Attention of visual positions on the prologue", "head", "block", heads, "% of attention"),
         "positions": grid_maps(
-            "Who looks at each prologue position",
+            "Attention on each prologue position, over the image",
             names,
             by_position.reshape(-1, *grid),
             "attention / uniform attention",

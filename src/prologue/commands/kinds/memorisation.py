@@ -91,18 +91,20 @@ def _pictures(record: Record, closest: Closest) -> Mapping[str, Image.Image]:
             f"distance to the nearest training image, {label} (RMS{', 0…255' if name == 'coarse' else ''})",
             [
                 Step("samples", record[f"{name}_quantiles"]),
-                Step("held-out images", record[f"{name}_validation_quantiles"]),
+                Step("held-out images, decoded", record[f"{name}_validation_quantiles"]),
+                Step("copies: training images, decoded", record[f"{name}_copies_quantiles"]),
+                Step("held-out images as they are", record[f"{name}_undecoded_quantiles"]),
             ],
             record[f"{name}_threshold"],
         )
         for name, label in _measures(record)
     ]
     pairs = list(zip(closest.samples, closest.validation, strict=False))
-    tiles = [[*_tiles(sample), None, *_tiles(held)] for sample, held in pairs]
+    tiles = [[*_tiles(sample), *_tiles(held)] for sample, held in pairs]
     labels = [f"RMS {sample.distance:.1f}, {held.distance:.1f}" for sample, held in pairs]
     return {
         "distances": cumulative_chart("How near to the training images", panels, "images, %"),
-        "closest": labelled_grid(tiles, ["sample", "nearest", "", "held out", "nearest"], labels),
+        "closest": labelled_grid(tiles, ["sample", "nearest", "held out", "nearest"], labels),
     }
 
 
@@ -112,12 +114,12 @@ def _tiles(pair: Pair) -> list[Image.Image]:
 
 def rows(record: Record) -> Iterator[Row]:
     for name, label in _measures(record):
-        unit = "RMS 0…255" if name == "coarse" else "RMS"
-        yield f"{label}: median to the nearest, samples, {unit}", f"{record[f'{name}_median']:.4g}", ""
-        yield f"{label}: the same, held-out images, {unit}", f"{record[f'{name}_validation_median']:.4g}", ""
-        yield row(f"{label}: sample nearer than a held-out image", record, f"{name}_nearer", ".1%")
-        expected = f"(if alike: {record[f'{name}_share_expected']:.1%})"
-        yield row(f"{label}: nearer than 1 % of held-out images {expected}", record, f"{name}_share", ".1%")
+        yield f"{label}: median to the nearest, samples", f"{record[f'{name}_median']:.4g}", ""
+        for side, what in (("validation", "held-out"), ("undecoded", "held-out, not decoded"), ("copies", "copies")):
+            yield f"  {what}", f"{record[f'{name}_{side}_median']:.4g}", ""
+        yield row(f"{label}: nearer than held-out", record, f"{name}_nearer", ".1%")
+        yield row(f"{label}: near ({record[f'{name}_share_expected']:.1%} if alike)", record, f"{name}_share", ".1%")
+        yield row("  near, of copies", record, f"{name}_copies_share", ".1%")
     if record["validation_kid"] is not None:
         for side, label in (("validation", "held-out"), ("training", "training")):
             yield row(f"{record['kid_name']} to {label} images", record, f"{side}_kid", ".4g")
@@ -130,7 +132,12 @@ def sentences(record: Record) -> Iterator[str]:
     views = "center crops and their mirror images" if record["mirrored"] else "center crops"
     yield (
         f"N = {record['n']} samples, labels uniform over the classes, and {record['n_validation']} held-out images; "
-        f"the nearest of all {record['n_training']} training images ({views})."
+        f"the nearest of all {record['n_training']} training images ({views}). Distances are RMS differences, of "
+        "pixels on 0…255."
+    )
+    yield (
+        "Held-out images are encoded and decoded, as samples come out of the decoder. Copies are training images, "
+        "encoded and decoded: what a run that only copies would show. Near is nearer than all but 1 % of the held-out images."
     )
     yield f"Recipe: {recipe_words(record['recipe'])}."
     for name, label in _measures(record):
@@ -159,6 +166,11 @@ def _verdict(record: Record, name: str, label: str) -> Iterator[str]:
         )
     else:
         yield f"{label}: no more samples are very near a training image than held-out images are, at this N."
+    if record[f"{name}_copies_share_high"] < 0.5:
+        yield (
+            f"{label}: only {record[f'{name}_copies_share']:.1%} of the copies are that near, so many copies would go "
+            "unseen by this share."
+        )
     nearer, low, high = (record[f"{name}_nearer{end}"] for end in ("", "_low", "_high"))
     if low > 0.5:
         yield (
