@@ -70,7 +70,7 @@ def grid_maps(
     across = min(columns, len(maps))
     down = math.ceil(len(maps) / across)
     tall = maps.shape[1] / maps.shape[2]
-    figure = _figure((1.9 * across + 1.5, (1.9 * min(2.0, max(0.5, tall)) + 0.35) * down + 0.6), title)
+    figure = _figure((max(5.6, 1.9 * across + 1.5), (1.9 * min(2.0, max(0.5, tall)) + 0.35) * down + 0.6), title)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     top = float(maps.max())
     for axes, name, values in zip(panels, names, maps, strict=False):

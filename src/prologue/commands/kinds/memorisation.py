@@ -137,7 +137,8 @@ def sentences(record: Record) -> Iterator[str]:
     )
     yield (
         "Held-out images are encoded and decoded, as samples come out of the decoder. Copies are training images, "
-        "encoded and decoded: what a run that only copies would show. Near is nearer than all but 1 % of the held-out images."
+        "encoded and decoded: what a run that only copies would show. Near is nearer than all but 1 % of the "
+        "held-out images."
     )
     yield f"Recipe: {recipe_words(record['recipe'])}."
     for name, label in _measures(record):
