@@ -162,8 +162,8 @@ def _verdict(record: Record, name: str, label: str) -> Iterator[str]:
     if warns(record, name):
         yield (
             f"Warning, {label}: {share:.1%} of the samples ({record[f'{name}_share_low']:.1%} … "
-            f"{record[f'{name}_share_high']:.1%}) are nearer to a training image than all but 1 % of the held-out images, "
-            f"where {expected:.1%} would be if they were alike: look at the closest pairs."
+            f"{record[f'{name}_share_high']:.1%}) are nearer to a training image than all but 1 % of the held-out "
+            f"images, where {expected:.1%} would be if they were alike: look at the closest pairs."
         )
     else:
         yield f"{label}: no more samples are very near a training image than held-out images are, at this N."
