@@ -25,8 +25,11 @@ KINDS: dict[str, str] = {
     "reference": "writes statistics of real images that generation or reconstruction is measured against",
     "likelihood": "what the prior pays per image, and what the prologue carries",
     "probe": "what a linear classifier reads from frozen codes, beside visual tokens and pixels",
-    "codebook": "use of both codebooks, and which images carry a prologue code",
+    "layout": "how alike images are that are drawn from one prologue",
     "intervention": "what changes in an image when one prologue token is exchanged",
+    "attention": "how visual positions look at the prologue",
+    "memorisation": "how near samples are to training images, beside held-out images",
+    "codebook": "use of both codebooks, and which images carry a prologue code",
     "sweep": "which sampling recipe comes closest to the training images; the best becomes the default",
 }
 """Each is a module of `prologue.commands.kinds`, which is imported when it is asked for."""
