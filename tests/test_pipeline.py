@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from prologue import Guidance, Pipeline, TokenIds
+from prologue import pipeline as pipelines
 from prologue.errors import CheckpointError, ConfigError, DataError, SamplingError
 from prologue.manifest import Manifest
+from prologue.sampling.engine import Engine
 from prologue.sampling.recipe import Recipe
 from prologue.tokenizer import to_model_range
 
@@ -277,3 +279,61 @@ def test_damaged_folders_are_named(pipe: Pipeline, tmp_path: Path, fault: str) -
 def test_models_that_were_not_trained_together(tiny_models) -> None:
     with pytest.raises(CheckpointError, match="not trained together"):
         Pipeline(tiny_models()[0], tiny_models(image_size=(8, 8))[1])
+
+
+def test_a_chunk_is_computed_in_one_shape_whatever_is_in_it(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[int] = []
+    sampled, decoded = pipelines.sample_sequences, pipe.tokenizer.decode
+    monkeypatch.setattr(
+        pipelines, "sample_sequences", lambda prior, ids, *rest: shapes.append(len(ids)) or sampled(prior, ids, *rest)
+    )
+    monkeypatch.setattr(pipe.tokenizer, "decode", lambda ids: shapes.append(len(ids)) or decoded(ids))
+    tokens, images = pipe.chunk([0, 1, 2, 0], [5, 6, 7, 8], rows=4, guidance=SPLIT)
+    fewer, some = pipe.chunk([0, 1], [5, 6], rows=4, guidance=SPLIT)
+    assert shapes == [4] * 4
+    assert images.shape == (4, 3, 8, 12)
+    assert images.dtype == torch.uint8
+    assert same(fewer, tokens[:2])
+    assert torch.equal(some, images[:2])
+    whole = pipe.generate(["ring", "star", "cross", "ring"], seed=5, guidance=SPLIT)
+    assert same(whole.tokens, tokens)
+    assert shapes[4:] == [4] * 2
+    pipe.generate(["ring"], count=6, batch=4, guidance=SPLIT)
+    assert shapes[6:] == [4] * 4  # the last two go with a full chunk before them
+
+
+def test_compiling_follows_what_was_asked_for_or_the_amount_of_work(
+    pipe: Pipeline, tiny_models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def worth(config, device, size, rows, batches):
+        seen.append((rows, batches))
+        return batches > 2
+
+    monkeypatch.setattr(pipelines, "worth_compiling", worth)
+    engines: list[bool] = []
+    monkeypatch.setattr(pipe, "_engine", lambda compiled: engines.append(compiled) or Engine(pipe.prior))
+    pipe.sample("ring", count=8, batch=4)
+    pipe.sample("ring", count=9, batch=4)
+    assert seen == [(4, 2), (4, 3)]
+    assert engines == [False, True]
+    assert pipe.prepare(100, 10) is True
+    pipe.chunk([0], [1], rows=10)
+    assert engines == [False, True, True, True]  # tokens, then pixels
+    assert len(seen) == 3
+    for asked in (True, False):
+        assert Pipeline(*tiny_models(), compile=asked).prepare(1, 1) is asked
+    with pytest.raises(ConfigError, match="compile must be True, False or 'auto', not 'yes'"):
+        Pipeline(*tiny_models(), compile="yes")
+
+
+def test_int8_is_made_at_opening_and_not_saved(pipe: Pipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "wide")
+    small = Pipeline.from_pretrained(tmp_path / "wide", dtype="int8")
+    assert small.prior.precision == "int8"
+    assert small.dtype == torch.bfloat16
+    assert len(small.generate(count=2, guidance=SPLIT).images) == 2
+    with pytest.raises(CheckpointError, match="int8 weights are made when a pipeline is opened"):
+        small.save_pretrained(tmp_path / "small")
+    assert not (tmp_path / "small").exists()

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "draw images from a trained run"),
     "resample": ("resample", "keep an image's prologue and draw its visual tokens again"),
     "evaluate": ("evaluate", "measure reconstruction, generation or likelihood"),
+    "report": ("report", "write one page of all that was measured of runs, side by side"),
     "bench": ("bench", "measure sampling speed against an in-process baseline"),
     "import": ("import_", "turn the authors' checkpoints into a folder that this package opens"),
     "presets": ("presets", "list the named configurations, or print one as JSON"),

@@ -76,3 +76,8 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype is torch.float64 and device.type == "mps":
         raise ConfigError("device 'mps' has no float64: choose fp32, or --device cpu")
     return dtype
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that there was no memory for something, on any device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

@@ -63,7 +63,7 @@ def file_name(index: int, name: str | None, seed: int) -> str:
     return f"{index:05d}_{plain}_seed{seed}.png" if plain else f"{index:05d}_seed{seed}.png"
 
 
-WRITTEN_NAME = re.compile(r"\d{5,}(_.+)?_seed-?\d+\.png|grid\.png|samples\.npz")
+WRITTEN_NAME = re.compile(r"\d{5,}(_.+)?_seed-?\d+\.png|grid\.png|samples(-\d{5,})?\.npz|generation\.json")
 """Names of the files that `generate` and `resample` write."""
 
 
@@ -101,6 +101,32 @@ def labelled_grid(
                 shown = tile.resize((width, height), Image.Resampling.LANCZOS) if factor > 1 else tile
                 grid.paste(shown, (left + column * (width + gap), top + row * (height + gap)))
     return grid
+
+
+def thumbnails(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Copies that are no larger than the tiles of small images in a grid, for sheets of many."""
+    copies = [image.copy() for image in images]
+    for image in copies:
+        image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
+    return copies
+
+
+def titled(picture: Image.Image, title: str) -> Image.Image:
+    """A picture under a title, which is broken into as many lines as it needs."""
+    font = _font(20)
+    lines, line = [], ""
+    for word in title.split():
+        if line and font.getlength(f"{line} {word}") > picture.width - 16:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    lines.append(line)
+    height = 28 * len(lines) + 8
+    out = Image.new("RGB", (picture.width, picture.height + height), _WHITE)
+    ImageDraw.Draw(out).multiline_text((8, 6), "\n".join(lines), fill=_INK, font=font, spacing=6)
+    out.paste(picture, (0, height))
+    return out
 
 
 def class_grid(
@@ -175,23 +201,28 @@ class SampleArchive:
         self.path = path
         self._temporary = path.with_name(path.name + ".tmp")
         self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)
-        self._images = self._zip.open("arr_0.npy", "w", force_zip64=True)
+        # By default a member tells when it was written, and the same samples would make other bytes.
+        self._images = self._zip.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True)
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
         np.lib.format.write_array_header_1_0(self._images, header)
 
     def __enter__(self) -> Self:
         return self
 
-    def add(self, images: Sequence[Image.Image]) -> None:
+    def add(self, images: Sequence[Image.Image] | UInt8[np.ndarray, "n H W 3"]) -> None:
         """Append RGB images of the archive's size."""
         for image in images:
             self._images.write(np.asarray(image).tobytes())
+
+    def add_array(self, image: UInt8[np.ndarray, "3 H W"]) -> None:
+        """Append one image given as an array, channels first."""
+        self._images.write(np.ascontiguousarray(image.transpose(1, 2, 0)).tobytes())
 
     def finish(self, **arrays: np.ndarray) -> None:
         """Write the arrays by name and close; call once, after `count` images."""
         self._images.close()
         for name, array in arrays.items():
-            with self._zip.open(f"{name}.npy", "w", force_zip64=True) as file:
+            with self._zip.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
         self._zip.close()
         self._temporary.replace(self.path)
@@ -203,3 +234,13 @@ class SampleArchive:
             self._images.close()
             self._zip.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def read_images(path: Path, count: int) -> list[Image.Image]:
+    """The first `count` images of an archive that `SampleArchive` wrote, without reading the others."""
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        np.lib.format.read_magic(file)
+        (total, *shape), _, _ = np.lib.format.read_array_header_1_0(file)
+        size = math.prod(shape)
+        pixels = (np.frombuffer(file.read(size), np.uint8).reshape(shape) for _ in range(min(count, total)))
+        return [Image.fromarray(array) for array in pixels]

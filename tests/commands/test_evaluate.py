@@ -92,9 +92,9 @@ def test_reconstruction_of_shapes(saved: Path, tmp_path: Path, capsys: pytest.Ca
     assert provenance["command"].startswith(f"prologue evaluate reconstruction {run} --count 12")
     assert (provenance["data"], provenance["seed"], provenance["dtype"]) == ("shapes", 0, "fp32")
     shown = capsys.readouterr().out
-    for text in ("PSNR", "KID-Shapes", "FD-Shapes, indicative", "N = 12 held-out images", "KID-Shapes leads"):
+    for text in ("PSNR", "KID-Shapes", "FD-Shapes@12, indicative", "N = 12 held-out images", "KID-Shapes leads"):
         assert text in shown
-    assert shown.index("KID-Shapes") < shown.index("FD-Shapes")
+    assert shown.index("KID-Shapes") < shown.index("FD-Shapes@12")
 
 
 def test_figures_are_found_again_by_what_they_depend_on(
@@ -179,13 +179,13 @@ def test_a_run_that_trained_on_the_measure_is_marked(
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             return images.float().mean((2, 3))
 
-    monkeypatch.setattr(runs, "open_features", lambda name, data, device: (Stub(), None))
+    monkeypatch.setattr(runs, "open_features", lambda name, data, device, weights: (Stub(), None))
     for kind in ("reconstruction", "generation"):
         record, _ = measure([kind, str(saved / "taught"), "--count", "6"], tmp_path)
         assert record["trained_on_features"] is True
         shown = capsys.readouterr().out
         assert "trained on these features (Lite0)" in shown
-        assert "FD-Lite0 (trained on)" in shown
+        assert "FD-Lite0@6 (trained on)" in shown
         record, _ = measure([kind, str(saved / "shapes"), "--count", "6"], tmp_path)
         assert record["trained_on_features"] is False
         assert "trained on" not in capsys.readouterr().out
@@ -249,9 +249,9 @@ def test_training_images_stand_in_where_none_are_held_out(
 def test_mistakes_are_named(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(saved / "shapes")
     for argv, named in (
-        ([], "KIND is one of reconstruction, generation, likelihood"),
+        ([], "KIND is one of reconstruction, generation, reference"),
         (["--json", "a", run], "say first what to measure"),
-        (["probe", run], "'probe': kinds are reconstruction, generation, likelihood"),
+        (["zzz", run], "'zzz': kinds are reconstruction, generation, reference"),
         (["generate", run], "did you mean 'generation'"),
         (["reconstruction"], "RUN"),
         (["reconstruction", run, "--guidance", "none"], "guidance"),

@@ -48,7 +48,12 @@ def test_generate_writes_pictures_grid_and_archive(run_folder: str, tmp_path: Pa
     assert main([*argv, "--device", "cpu", "--batch", "2", "--json", str(figures)]) == 0
     expected = Pipeline.from_pretrained(run_folder, device="cpu").generate(["ring", 1], count=5, seed=3)
     names = [f"0000{i}_{'old-star' if i % 2 else 'ring'}_seed{3 + i}.png" for i in range(5)]
-    assert sorted(path.name for path in out.iterdir()) == [*names, "grid.png", "samples.npz"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *names,
+        "generation.json",
+        "grid.png",
+        "samples.npz",
+    ]
     for name, image in zip(names, expected.images, strict=True):
         with Image.open(out / name) as written:
             assert np.array_equal(np.array(written), np.array(image))
@@ -134,12 +139,16 @@ def test_nothing_is_overwritten_unasked(run_folder: str, tmp_path: Path, capsys:
     assert main([*argv, "--count", "3"]) == 0
     (out / "notes.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    refused([*argv, "--count", "1"], "not empty.*--overwrite", capsys)
+    refused([*argv, "--count", "1"], r"other settings \(count: 3 → 1\).*--overwrite", capsys)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    refused([*argv[:-1], str(tmp_path / "other")], "not empty.*--overwrite", capsys)
     refused([*argv, "--guidance", "overall:constant:2", "--classes", "null", "--overwrite"], "null class", capsys)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert main([*argv, "--count", "1", "--seed", "5", "--overwrite"]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "00000_ring_seed5.png",
+        "generation.json",
         "grid.png",
         "notes.txt",
         "samples.npz",

@@ -44,8 +44,8 @@ def test_shapes_by_name() -> None:
     assert isinstance(extractor, ShapesExtractor)
     with pytest.raises(EvaluationError, match="digits"):
         open_features("shapes", "digits")
-    with pytest.raises(EvaluationError, match="auto, lite0, shapes"):
-        open_features("inception", "shapes")
+    with pytest.raises(EvaluationError, match="auto, lite0, shapes, inception"):
+        open_features("incept", "shapes")
 
 
 @pytest.mark.parametrize("kind", [Lite0Extractor, ShapesExtractor])

@@ -9,13 +9,14 @@ import torch
 from prologue.config import DataConfig, RunConfig
 from prologue.data.source import Data
 from prologue.errors import CheckpointError, DataError, EvaluationError
+from prologue.evaluation import distances as distances_module
 from prologue.evaluation import runs
+from prologue.evaluation.distances import Distances
 from prologue.evaluation.frechet import GaussianStatistics, frechet_distance
 from prologue.evaluation.kid import kernel_distance
 from prologue.evaluation.pixels import psnr, ssim
 from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import (
-    Distances,
     Features,
     Interval,
     RunInfo,
@@ -102,9 +103,9 @@ def test_few_images_mark_the_frechet_distance(monkeypatch: pytest.MonkeyPatch) -
         return distances.record(0)
 
     assert (record()["leads"], record()["indicative"]) == ("kid", True)
-    monkeypatch.setattr(runs, "DISTANCE_IMAGES", 5)
+    monkeypatch.setattr(distances_module, "INDICATIVE", 5)
     assert (record()["leads"], record()["indicative"]) == ("fd", False)
-    monkeypatch.setattr(runs, "DISTANCE_IMAGES", 6)
+    monkeypatch.setattr(distances_module, "INDICATIVE", 6)
     assert record()["indicative"] is True
 
 
@@ -144,7 +145,7 @@ def test_a_collapsed_codebook_is_said(tiny_models, monkeypatch: pytest.MonkeyPat
 def test_marked_where_the_run_trained_on_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = Means()
     extractor.name = "Lite0"
-    monkeypatch.setattr(runs, "open_features", lambda name, data, device: (extractor, None))
+    monkeypatch.setattr(runs, "open_features", lambda name, data, device, weights: (extractor, None))
     assert Features.open("auto", "shapes", "cpu", ("lite0",)).trained_on is True
     assert Features.open("auto", "shapes", "cpu", ("lpips",)).trained_on is False
     assert Distances(Features(extractor, None, True)).record(0)["trained_on_features"] is True

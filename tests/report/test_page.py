@@ -14,7 +14,8 @@ from PIL import Image
 
 from prologue.errors import ConfigError
 from prologue.report.figures import Bars, Curve, bar_chart, line_chart, running_mean
-from prologue.report.page import Commands, Gallery, Picture, Report, Section, Table, Text
+from prologue.report.figures_sweep import Marks, Panel, sweep_chart
+from prologue.report.page import Commands, Fold, Gallery, Picture, Points, Report, Section, Table, Text
 
 
 def _picture(name: str, colour: str = "red") -> Picture:
@@ -103,3 +104,31 @@ def test_charts_show_their_curves() -> None:
     assert (full != empty).any()
     bars = np.array(bar_chart("t", list("abcdefgh"), [Bars("n", [0.5] * 8, [0.4] * 8, [0.7] * 8)], whole=1.0))
     assert (bars.reshape(-1, 3) == (0x2F, 0x6F, 0xB3)).all(1).sum() > 5000
+
+
+def test_folds_points_and_sortable_tables(tmp_path: Path) -> None:
+    inner = Fold("More", [Table(["a", "b"], [["x", "1\n0 … 2"]], sortable=True), _picture("deep"), Points(["p"], "of")])
+    report = _report(Section("S", [inner]))
+    report.write(tmp_path / "report.html", beside=False)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    found = _Outside(page.replace("<br>", ""))
+    assert found.open == []
+    assert len(found.fetched) == 2
+    assert page.index("<details>") < page.index("<summary>More") < page.index("<li>p</li>") < page.index("</details>")
+    assert '<td class="number">1<br><small>0 … 2</small></td>' in page
+    assert page.count("<script>") == 1
+    assert "beside this page" not in page
+
+
+def test_a_sweep_shows_its_points_best_and_default() -> None:
+    def marked(best: int | None) -> int:
+        """Pixels in the colour of the star."""
+        marks = Marks("N = 4", [1.0, 2.0], [0.5, 1.5], [1.5, 2.5], [[0, 1], [None, 0]], best)
+        panels = [Panel("temperature", ["0.8", "1"]), Panel("top-k", ["none"])]
+        picture = np.array(sweep_chart("t", "KID", panels, [marks], (1.0, 0.8, 1.2)))
+        return int((picture.reshape(-1, 3) == (0xD1, 0x78, 0x2C)).all(1).sum())
+
+    assert marked(0) > 100
+    assert marked(None) == 0
+    assert marked(1) > 1.3 * marked(0)  # inside of both panels

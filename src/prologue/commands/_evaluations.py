@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,9 +21,13 @@ from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
 
 FOLDER = "evaluations"
-_NO_MATTER = ("json", "again", "run", "batch", "data", "features", "baseline")
+_NAME = re.compile(r"\w+-[0-9a-f]{12}\.json")
+_NO_MATTER = (
+    *("json", "again", "run", "batch", "data", "features", "baseline", "store"),
+    *("inception_weights", "reference", "samples_npz", "lpips"),
+)
 """Options that a figure does not depend on, or that the facts name by what is in them."""
-_NO_FACT = ("run", "baseline", "batch")
+_NO_FACT = ("run", "baseline", "batch", "reference")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,13 @@ def keep(path: Path, provenance: Mapping[str, Any], record: Record, pictures: Ma
     return Evaluation.read(path)
 
 
-def kept(run: Path) -> Iterator[Evaluation]:
-    """All measurements that the run's folder holds, by kind, the newest of a kind last."""
-    found = [Evaluation.read(path) for path in sorted((run / FOLDER).glob("*.json"))]
-    yield from sorted(found, key=lambda item: (str(item.record.get("kind")), str(item.provenance.get("time"))))
+def kept(run: Path) -> tuple[list[Evaluation], list[str]]:
+    """All measurements that the run's folder holds, oldest first, and what is wrong with the files left out."""
+    found, faults = [], []
+    for path in sorted((run / FOLDER).glob("*.json")):
+        if _NAME.fullmatch(path.name):
+            try:
+                found.append(Evaluation.read(path))
+            except ConfigError as error:
+                faults.append(str(error))
+    return sorted(found, key=lambda item: str(item.provenance.get("time"))), faults

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from tyro.conf import arg
@@ -53,8 +54,11 @@ class SamplingFlags:
     batch: int = 64
     """Images computed at once: bounds the memory, not the result."""
     device: DeviceOption = "auto"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format; auto is bf16 on recent CUDA GPUs, fp32 elsewhere."""
+    dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Number format; auto is bf16 where the device has units for it, else fp32. int8 stores the prior's weights in a
+    byte each."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decode step, which takes a minute or two; auto does where there is enough to draw."""
     overwrite: bool = False
     """Replace the images that an earlier call left in the folder."""
     json: JsonOption = None
@@ -72,11 +76,22 @@ class SamplingFlags:
         options: SamplingOptions = {name: None if value == "off" else value for name, value in chosen.items()}  # type: ignore[assignment]
         return options
 
+    def open(self, run: str, device: torch.device | None = None) -> Pipeline:
+        """The pipeline, as the flags have it or on `device`; what it compiles is said on standard error."""
+        choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "on": True, "off": False}
+        pipeline = Pipeline.from_pretrained(run, device or self.device, self.dtype, choice[self.compile])
+        pipeline.on_compile = _say_compiled
+        return pipeline
+
     def check(self) -> None:
         """Refuse what no run can do before anything is loaded."""
         if self.batch < 1:
             raise ConfigError(f"--batch must be at least 1, not {self.batch}")
         Recipe().replace(**self.sampling())
+
+
+def _say_compiled(what: str, seconds: float | None) -> None:
+    print(f"compiling the {what} …" if seconds is None else f"compiled in {seconds:.0f} s", file=sys.stderr)
 
 
 def parse_guidance(text: str) -> Guidance:

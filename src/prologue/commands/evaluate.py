@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from difflib import get_close_matches
@@ -21,10 +22,15 @@ from prologue.evaluation.runs import Record
 KINDS: dict[str, str] = {
     "reconstruction": "PSNR, SSIM, distances to the originals, use of the codebook",
     "generation": "distances to training images; on shapes also whether the asked class is seen",
+    "reference": "writes statistics of real images that generation or reconstruction is measured against",
     "likelihood": "what the prior pays per image, and what the prologue carries",
+    "probe": "what a linear classifier reads from frozen codes, beside visual tokens and pixels",
+    "codebook": "use of both codebooks, and which images carry a prologue code",
+    "intervention": "what changes in an image when one prologue token is exchanged",
     "layout": "how alike images are that are drawn from one prologue",
     "attention": "how visual positions look at the prologue",
     "memorisation": "how near samples are to training images, beside held-out images",
+    "sweep": "which sampling recipe comes closest to the training images; the best becomes the default",
 }
 """Each is a module of `prologue.commands.kinds`, which is imported when it is asked for."""
 
@@ -39,16 +45,20 @@ def run(argv: list[str]) -> int:
     prepared: Prepared = kind.prepare(argv[1:])
     options = prepared.options
     path = place(options.run, name, key_of(name, prepared))
-    if path.is_file() and not options.again:
+    if path.is_file() and not options.again and not prepared.anew:
         found = Evaluation.read(path)
         print(f"found in {path}, measured {found.provenance['time']}; --again measures anew", file=sys.stderr)
     else:
         found = _measured(argv, prepared, path)
+    if not _speaks():
+        return 0
     if options.json is not None:
         write_measurement(options.json, found.provenance, [found.record])
     _show(kind, name, found.record, str(options.run))
     for picture in found.pictures.values():
         print(f"Picture: {picture}")
+    if prepared.after is not None:
+        prepared.after(found.record)
     return 0
 
 
@@ -58,11 +68,18 @@ def _measured(argv: list[str], prepared: Prepared, path: Path) -> Evaluation:
     found: Measurement = prepared.measure()
     seconds = round(time.perf_counter() - begin, 2)
     origin = provenance(["evaluate", *argv], **prepared.facts, seconds=seconds)
+    if not _speaks():
+        return Evaluation(path, plain(origin), plain(found.record))
     try:
         return keep(path, origin, found.record, found.pictures)
     except OSError as error:
         print(f"note: the figures are not kept in {path.parent}: {error}", file=sys.stderr)
         return Evaluation(path, plain(origin), plain(found.record))
+
+
+def _speaks() -> bool:
+    """Launchers (torchrun, accelerate) number the processes of a group: one of them writes and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _usage() -> str:

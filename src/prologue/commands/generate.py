@@ -1,32 +1,33 @@
-"""`prologue generate`: images from a trained run as PNG files, a labelled grid and an NPZ archive."""
+"""`prologue generate`: images from a trained run, a few to look at or many to evaluate; goes on where it stopped."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from PIL import Image
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
+from prologue._version import __version__
 from prologue.commands._options import parse, provenance, write_measurement
-from prologue.commands._sampling import (
-    GUIDANCE_HELP,
-    SamplingFlags,
-    clear_earlier,
-    notes_on_stderr,
-    output_folder,
-    parse_classes,
-    progress,
-)
+from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, notes_on_stderr, parse_classes
 from prologue.errors import ConfigError
-from prologue.images import SampleArchive, class_grid, file_name
 from prologue.pipeline import IN_TURN, Pipeline
+from prologue.processes import Processes
+from prologue.throughput.drawing import Drawing, Job, Write
+from prologue.throughput.output import Output
+from prologue.throughput.plan import Plan
+from prologue.weights import WEIGHTS, file_hash
 
 _DEFAULT_COUNT = 16
-_GRID_IMAGES = 600
-"""The grid shows at most the first so many images."""
+_SECONDS_PER_LINE = 30.0
+"""Between lines of progress where nobody looks at a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,64 +38,121 @@ class GenerateOptions(SamplingFlags):
     """Names or ids; `null` for no class. Left out: all classes in turn."""
     count: int | None = None
     """Images in all, dealt to the classes in turn. Left out: one for each class named, else 16."""
+    write: Literal["auto", "png", "npz", "both"] = "auto"
+    """PNG files, NPZ archives, or both; auto is both up to `shard-size` images, and NPZ above."""
+    shard_size: int = 5000
+    """Images in an NPZ archive; above it there are several."""
 
 
 def run(argv: list[str]) -> int:
-    """Draw images and write them to `--out`."""
+    """Draw images and write them to `--out`; the same call again draws what is missing there."""
     options = parse(GenerateOptions, argv, "prologue generate", "Draw images from a trained run.", GUIDANCE_HELP)
     options.check()
-    if options.count is not None and options.count < 1:
-        raise ConfigError(f"--count must be at least 1, not {options.count}")
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
-    class_ids = _deal(pipeline, options)
-    folder = output_folder(options.out, options.overwrite)
+    for name in ("count", "shard_size"):
+        value: int | None = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    processes = Processes.join(options.device)
+    pipeline = options.open(options.run, processes.device)
+    job = _job(pipeline, options)
+    output = Output(options.out)
     begin = time.perf_counter()
-    with notes_on_stderr():
-        records = _draw(pipeline, class_ids, options)
+    with notes_on_stderr(), _Shown(processes.main) as shown:
+        drawing = Drawing(pipeline, job, output, processes, say=_say, progress=shown)
+        drew = drawing.run(options.overwrite)
+    if not processes.main:
+        return 0
+    seconds = time.perf_counter() - begin
     if options.json is not None:
-        extra = {"run": options.run, "device": str(pipeline.device), "dtype": str(pipeline.dtype)}
-        seconds = time.perf_counter() - begin
-        write_measurement(options.json, provenance(["generate", *argv], **extra, seconds=seconds), records)
-    print(f"{len(records)} images, grid.png and samples.npz are in {folder}")
+        extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
+        write_measurement(options.json, provenance(["generate", *argv], **extra, seconds=seconds), _records(drawing))
+    count = len(job.class_ids)
+    made = {"png": "PNG files", "npz": "NPZ", "both": "PNG files and NPZ"}[job.write]
+    if not drew:
+        print(f"{options.out} already holds these {count} images ({made})")
+    else:
+        print(f"{count} images ({made}) and grid.png are in {options.out}; {shown.rate:.2f} images/s")
     return 0
 
 
-def _deal(pipeline: Pipeline, options: GenerateOptions) -> list[int]:
-    """The class id of each image; unknown classes are refused here, before anything is drawn or written."""
+def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
+    """What is to be drawn; unknown classes are refused here, before anything is drawn or written."""
     classes = IN_TURN if options.classes is None else parse_classes(options.classes, pipeline)
     count = options.count
     if count is None and options.classes is None:
         count = _DEFAULT_COUNT
-    return pipeline.deal(classes, count)
+    class_ids = pipeline.deal(classes, count)
+    write: Write = "both" if len(class_ids) <= options.shard_size else "npz"
+    if options.write != "auto":
+        write = options.write
+    sampling = options.sampling()
+    weights = {part: file_hash(Path(options.run) / part / WEIGHTS) for part in ("tokenizer", "prior")}
+    request = {
+        "weights": weights,
+        "classes": [pipeline.class_name(index) for index in dict.fromkeys(class_ids)],
+        "count": len(class_ids),
+        "seed": options.seed,
+        "recipe": pipeline.recipe.replace(**sampling).to_dict(),
+        "batch": options.batch,
+        "precision": pipeline.prior.precision,
+        "compile": options.compile,
+        "device": pipeline.device.type,
+        "write": write,
+        "shard_size": options.shard_size,
+        "torch": torch.__version__,
+        "prologue": __version__,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(request))
+    return Job(class_ids, options.seed, sampling, write, options.shard_size, options.batch, plain)
 
 
-def _draw(pipeline: Pipeline, class_ids: list[int], options: GenerateOptions) -> list[dict[str, Any]]:
-    """Draw and write batch by batch, so that any number of images fits the memory; one record for each image."""
-    folder, sampling = options.out, options.sampling()
-    records: list[dict[str, Any]] = []
-    shown: list[Image.Image] = []
-    tokens = []
-    size = pipeline.tokenizer.config.image_size
-    with SampleArchive(folder / "samples.npz", len(class_ids), size) as archive:
-        for start in progress(range(0, len(class_ids), options.batch), "batches"):
-            chunk = class_ids[start : start + options.batch]
-            out = pipeline.generate(chunk, seed=options.seed + start, batch=options.batch, **sampling)
-            if start == 0:
-                clear_earlier(folder)
-            archive.add(out.images)
-            tokens.append(out.tokens.to("cpu"))
-            shown += out.images[: _GRID_IMAGES - len(shown)]
-            for offset, (image, class_id, seed) in enumerate(zip(out.images, chunk, out.seeds, strict=True)):
-                name = pipeline.class_name(class_id) if pipeline.class_names else None
-                file = file_name(start + offset, name, seed)
-                image.save(folder / file)
-                records.append({"file": file, "class": name, "class_id": class_id, "seed": seed})
-        archive.finish(
-            class_ids=np.array(class_ids, dtype=np.int64),
-            class_names=np.array(pipeline.class_names, dtype=np.str_),
-            seeds=np.array([record["seed"] for record in records], dtype=np.int64),
-            prologue=np.concatenate([part.prologue.numpy() for part in tokens]),
-            visual=np.concatenate([part.visual.numpy() for part in tokens]),
-        )
-    class_grid(shown, [record["class"] or "" for record in records[: len(shown)]]).save(folder / "grid.png")
+def _records(drawing: Drawing) -> list[dict[str, Any]]:
+    """One for each image: where it is, its class and its seed."""
+    job = drawing.job
+    state = drawing.output.state(job.request, overwrite=False)
+    assert state is not None
+    plan = Plan(len(job.class_ids), state["batch"], job.shard_size)
+    records = []
+    for index, class_id in enumerate(job.class_ids):
+        shard, place = plan.place(index)
+        where = {"shard": shard, "index": place} if job.write == "npz" else {"file": drawing.file(index)}
+        seed = job.seed + index
+        records.append({**where, "class": drawing.class_name(index), "class_id": class_id, "seed": seed})
     return records
+
+
+def _say(sentence: str) -> None:
+    print(f"note: {sentence}", file=sys.stderr, flush=True)
+
+
+class _Shown:
+    """Progress on standard error: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, main: bool) -> None:
+        self.rate = 0.0
+        self._last = time.perf_counter()
+        columns = (TextColumn("images"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+        rest = (TextColumn("{task.fields[rate]:.2f} images/s"), TimeRemainingColumn())
+        live = main and sys.stderr.isatty()
+        self._bar = Progress(*columns, *rest, console=Console(stderr=True), transient=True) if live else None
+
+    def __enter__(self) -> _Shown:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("images", total=None, rate=0.0)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, rate: float) -> None:
+        """`done` of `total` images, at `rate` images per second since the start."""
+        now = time.perf_counter()
+        self.rate = rate
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, rate=rate)
+        elif now - self._last >= _SECONDS_PER_LINE:
+            self._last = now
+            left = (total - done) / rate if rate else 0.0
+            print(f"{done}/{total} images, {rate:.2f} images/s, {left:.0f} s left", file=sys.stderr, flush=True)

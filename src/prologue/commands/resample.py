@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--count must be at least 1, not {options.count}")
     if not options.images:
         raise ConfigError("no image was given: `prologue resample RUN IMAGE… --out DIR`")
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    pipeline = options.open(options.run)
     pipeline.check_resamples()
     originals = _read(options.images, pipeline.tokenizer.config.image_size)
     class_ids = _classes(pipeline, options.classes, len(originals))

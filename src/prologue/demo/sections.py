@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from prologue.config import RunConfig
@@ -17,9 +16,9 @@ from prologue.demo.flops import prior_step_flops, tokenizer_step_flops
 from prologue.demo.measure import Measures
 from prologue.demo.plan import Plan
 from prologue.evaluation.runs import Record
-from prologue.report.figures import Bars, Curve, bar_chart, line_chart
+from prologue.report.curves import EXPLAINED, Trained, training_curves
+from prologue.report.figures import Bars, bar_chart
 from prologue.report.page import Block, Commands, Gallery, Picture, Report, Section, Table, Text
-from prologue.sequence import SequenceLayout
 
 IDEA = (
     "A tokenizer turns an image into a grid of visual tokens, from which a decoder paints it again; a second model, "
@@ -237,36 +236,8 @@ def _comparison(told: Mapping[str, Told]) -> list[Block]:
 
 
 def _curves(told: Mapping[str, Told]) -> list[Block]:
-    charts: list[tuple[str, str, str, str, tuple[tuple[str, str], ...]]] = [
-        ("curve-reconstruction", "Stage 1: reconstruction losses", "tokenizer", "1", (("L1", "l1"), ("VQ", "vq"))),
-        ("curve-usage", "Stage 1: codes in use, %", "tokenizer", "%",
-         (("visual", "visual_usage"), ("prologue", "prologue_usage"))),
-        ("curve-prologue", "Stage 1: cross-entropy, nats per image", "tokenizer", "T",
-         (("prologue", "ce_prologue"), ("visual", "ce_visual"))),
-        ("curve-prior", "Stage 2: cross-entropy, nats per image", "prior", "T",
-         (("prologue", "ce_prologue"), ("visual", "ce_visual"))),
-    ]  # fmt: skip
-    pictures = []
-    for file, title, stage, unit, wanted in charts:
-        curves = []
-        for name, each in told.items():
-            length = SequenceLayout.of(each.config.tokenizer).length
-            factor = {"1": 1.0, "%": 100.0, "T": float(length)}[unit]
-            records = [record for record in each.metrics if record["stage"] == stage]
-            for colour, (label, key) in enumerate(wanted):
-                points = [(record["step"], record[key] * factor) for record in records if record.get(key) is not None]
-                if len(points) < 2 or (key == "ce_prologue" and name != "prologue"):
-                    continue
-                x, y = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))
-                legend = f"{label}, {_NAMES[name]}" if len(told) > 1 else label
-                curves.append(Curve(legend, x, y, colour, dashed=name != "prologue"))
-        if curves:
-            pictures.append(Picture(file, line_chart(title, "step", curves, zero=True), title))
-    text = (
-        "Stage 1 trains the tokenizer beside a small prior, whose cross-entropy shapes the prologue; for half of the "
-        "images it sees the prologue alone. Stage 2 trains the prior that draws images. Each point is one batch."
-    )
-    return [Text(text), Gallery(pictures)] if pictures else []
+    pictures = training_curves([Trained(_NAMES[name], each.config, each.metrics) for name, each in told.items()])
+    return [Text(EXPLAINED), Gallery(pictures)] if pictures else []
 
 
 def _time(plan: Plan, told: Mapping[str, Told], minutes_taken: float) -> list[Block]:

@@ -41,7 +41,7 @@ FEATURE_DIM = 128
 _SIDE = 32
 _SIZES = ((32, 32), (32, 32), (32, 32), (16, 16), (24, 24), (48, 48), (64, 64), (32, 48), (48, 32))
 """Rows and columns that training scenes are rendered at, in turn, before they are resized."""
-_FACTORS: tuple[tuple[str, tuple[object, ...]], ...] = (
+FACTORS: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("kind", CLASS_NAMES),
     ("colour", COLOURS),
     ("texture", TEXTURES),
@@ -113,7 +113,7 @@ def train_classifier(seed: int, scenes: int, epochs: int, batch: int = 128) -> S
     model = ShapesClassifier()
     generator = torch_stream(seed, "classifier", "init")
     model.reset_parameters(generator)
-    heads = torch.zeros(sum(len(values) for _, values in _FACTORS[1:]), FEATURE_DIM, requires_grad=True)
+    heads = torch.zeros(sum(len(values) for _, values in FACTORS[1:]), FEATURE_DIM, requires_grad=True)
     steps = epochs * (scenes // batch)
     optimizer = torch.optim.AdamW([*model.parameters(), heads], lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
@@ -121,7 +121,7 @@ def train_classifier(seed: int, scenes: int, epochs: int, batch: int = 128) -> S
     for rows in _batches(seed, scenes, epochs, batch):
         features = model.features(distort(to_model_range(images[rows]), noise))
         logits = torch.cat([model.head(features), features @ heads.T], dim=1)
-        parts = torch.split(logits, [len(values) for _, values in _FACTORS], dim=1)
+        parts = torch.split(logits, [len(values) for _, values in FACTORS], dim=1)
         losses = [F.cross_entropy(part, targets[rows, i]) for i, part in enumerate(parts)]
         loss = losses[0] + 0.25 * torch.stack(losses[1:]).sum()
         optimizer.zero_grad()
@@ -143,7 +143,7 @@ def _training_images(seed: int, scenes: int) -> tuple[UInt8[Tensor, "n 3 32 32"]
     config = DataConfig(cache_mb=1)
     sets = {size: ShapesSet("train", scenes, size, config) for size in _SIZES}
     images = torch.empty(scenes, 3, _SIDE, _SIDE, dtype=torch.uint8)
-    targets = torch.empty(scenes, len(_FACTORS), dtype=torch.int64)
+    targets = torch.empty(scenes, len(FACTORS), dtype=torch.int64)
     rng = numpy_stream(seed, "classifier", "views")
     for index in range(scenes):
         view = sets[_size_of(index)].train_view(index, rng)
@@ -158,7 +158,7 @@ def _size_of(index: int) -> tuple[int, int]:
 
 
 def _numbers(scene: Scene) -> list[int]:
-    return [values.index(getattr(scene, name)) for name, values in _FACTORS]
+    return [values.index(getattr(scene, name)) for name, values in FACTORS]
 
 
 def _shrink(image: UInt8[np.ndarray, "3 h w"]) -> UInt8[Tensor, "3 32 32"]:

@@ -1,8 +1,10 @@
-"""Feature extractors that distances are measured in: EfficientNet-Lite0, or the classifier of the embedded shapes."""
+"""Feature extractors that distances are measured in: EfficientNet-Lite0, the classifier of the embedded shapes,
+Inception, or a function of the user's."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -19,44 +21,68 @@ from prologue.weights import file_hash
 Pixels = UInt8[Tensor, "b 3 h w"]
 _CPU_CHUNK = 8
 """Images at a time on a CPU: the activations of more fall out of its caches, at three times the time per image."""
-CHOICES = ("auto", "lite0", "shapes")
+CHOICES = ("auto", "lite0", "shapes", "inception")
 
 
 class FeatureExtractor(ABC):
-    """A fixed network that turns lossless uint8 images into features."""
+    """A fixed function that turns lossless uint8 images into features."""
 
     name: str
     """What distances in these features are called after: FD-Lite0, KID-Shapes."""
+    dimension: int | None
+    """Features per image; None where it is not known before the first image."""
+    hash: str | None
+    """sha256 of the weight file, to be stated with every figure; None where nobody knows it."""
+
+    @abstractmethod
+    def __call__(self, images: Pixels) -> Float32[Tensor, "b d"]:
+        """Features on the CPU, in fp32. Images that are not uint8 are an `EvaluationError`."""
+
+
+def checked_pixels(images: Pixels) -> Pixels:
+    """The images; an `EvaluationError` where they are not uint8 of shape (b, 3, h, w)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise EvaluationError(
+            f"features are taken from uint8 images of shape (b, 3, h, w), not {images.dtype} {tuple(images.shape)}"
+        )
+    return images
+
+
+class ClassifierExtractor(FeatureExtractor):
+    """A classifier, whose last features are taken and whose logits say what it sees in an image."""
+
+    name: str
     dimension: int
     hash: str
-    """sha256 of the weight file, to be stated with every figure."""
 
     def __init__(self, network: nn.Module, device: str | torch.device) -> None:
         # Apple's GPU lacks some of the resizing, and its other rounding would not be comparable.
         self._device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
         self._network = network.to(self._device)
 
-    @torch.inference_mode()
     def __call__(self, images: Pixels) -> Float32[Tensor, "b d"]:
-        """Features on the CPU, in fp32. Images that are not uint8 are an `EvaluationError`."""
+        return self.with_logits(images)[0]
+
+    @torch.inference_mode()
+    def with_logits(self, images: Pixels) -> tuple[Float32[Tensor, "b d"], Float32[Tensor, "b classes"]]:
+        """Features and class logits, both on the CPU and in fp32."""
         size = _CPU_CHUNK if self._device.type == "cpu" else max(1, len(images))
-        chunks = torch.split(self._prepare(images), size)
-        return torch.cat([self._features(chunk) for chunk in chunks]).float().cpu()
+        chunks = torch.split(checked_pixels(images).to(self._device), size)
+        features, logits = zip(*(self._outputs(chunk) for chunk in chunks), strict=True)
+        return torch.cat(features).float().cpu(), torch.cat(logits).float().cpu()
+
+    @torch.inference_mode()
+    def classify(self, images: Pixels) -> Int64[Tensor, " b"]:
+        """The class id that each image is taken for, on the CPU."""
+        return self.with_logits(images)[1].argmax(1)
 
     @abstractmethod
-    def _features(self, images: Tensor) -> Tensor:
-        """Features of images in model range."""
-
-    def _prepare(self, images: Pixels) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise EvaluationError(
-                f"features are taken from uint8 images of shape (b, 3, h, w), not {images.dtype} {tuple(images.shape)}"
-            )
-        return to_model_range(images.to(self._device))
+    def _outputs(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        """Features and logits of uint8 images on the network's device."""
 
 
-class Lite0Extractor(FeatureExtractor):
-    """Pooled features of EfficientNet-Lite0; needs the extra [lite0]."""
+class Lite0Extractor(ClassifierExtractor):
+    """Pooled features of EfficientNet-Lite0 and its 1000 classes of ImageNet; needs the extra [lite0]."""
 
     name = "Lite0"
     dimension = LITE0_DIM
@@ -66,12 +92,12 @@ class Lite0Extractor(FeatureExtractor):
         super().__init__(self._model, device)
         self.hash = file_hash(lite0_weights())
 
-    def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = self._model(images)[0]
-        return features
+    def _outputs(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        outputs: tuple[Tensor, Tensor] = self._model(to_model_range(pixels))
+        return outputs
 
 
-class ShapesExtractor(FeatureExtractor):
+class ShapesExtractor(ClassifierExtractor):
     """Penultimate features of the shipped classifier of `shapes`, and its verdict on the class."""
 
     name = "Shapes"
@@ -82,26 +108,30 @@ class ShapesExtractor(FeatureExtractor):
         super().__init__(self._model, device)
         self.hash = file_hash(SHIPPED)
 
-    def _features(self, images: Tensor) -> Tensor:
-        return self._model.features(images)
-
-    @torch.inference_mode()
-    def classify(self, images: Pixels) -> Int64[Tensor, " b"]:
-        """The class id of `shapes` that each image is taken for, on the CPU."""
-        logits: Tensor = self._model(self._prepare(images))
-        return logits.argmax(1).cpu()
+    def _outputs(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        features = self._model.features(to_model_range(pixels))
+        return features, self._model.head(features)
 
 
 def open_features(
-    name: str, data_name: str, device: str | torch.device = "cpu"
+    name: str, data_name: str, device: str | torch.device = "cpu", inception_weights: Path | None = None
 ) -> tuple[FeatureExtractor | None, str | None]:
     """The extractor `name` for images of the data source `data_name`, or None and the reason why there is none.
 
     `auto` takes lite0 where its extra is installed, else shapes on the embedded `shapes`, else none. A name asked for
-    must be possible: `lite0` without its extra is a `MissingExtraError`, `shapes` on other data an `EvaluationError`.
+    must be possible: `lite0` or `inception` without its extra is a `MissingExtraError`, `shapes` on other data an
+    `EvaluationError`. `module:function` is a user's (see `FunctionExtractor`).
     """
+    if ":" in name:
+        from prologue.evaluation.function_features import FunctionExtractor
+
+        return FunctionExtractor(name), None
     if name not in CHOICES:
-        raise EvaluationError(f"unknown features {name!r}: choose one of {', '.join(CHOICES)}")
+        raise EvaluationError(f"unknown features {name!r}: choose one of {', '.join(CHOICES)}, or module:function")
+    if name == "inception":
+        from prologue.evaluation.inception import InceptionExtractor
+
+        return InceptionExtractor(device, inception_weights), None
     if name == "lite0" or (name == "auto" and lite0_installed()):
         return Lite0Extractor(device), None
     if name == "shapes" and data_name != "shapes":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Float64
@@ -12,6 +12,13 @@ from prologue.errors import EvaluationError
 
 Matrix = Float64[Tensor, "d d"]
 Vector = Float64[Tensor, " d"]
+
+
+class Moments(NamedTuple):
+    """Mean and covariance of features, float64 on the CPU."""
+
+    mean: Vector
+    covariance: Matrix
 
 
 class GaussianStatistics:
@@ -48,6 +55,24 @@ class GaussianStatistics:
         if other.count:
             self._combine(other.count, other._mean, other._scatter)
         return self
+
+    def state(self) -> Float64[Tensor, "d + 2 d"]:
+        """Count, mean and scatter as rows of one table, for `from_state` in another process."""
+        count = torch.full((1, self.dimension), float(self.count), dtype=torch.float64)
+        return torch.cat([count, self._mean[None], self._scatter])
+
+    @classmethod
+    def from_state(cls, state: Float64[Tensor, "d + 2 d"]) -> Self:
+        """The statistics whose `state` this is."""
+        statistics = cls(state.shape[1])
+        statistics.count = int(state[0, 0])
+        statistics._mean, statistics._scatter = state[1].clone(), state[2:].clone()
+        return statistics
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and covariance; at least two samples."""
+        return Moments(self.mean, self.covariance)
 
     def _combine(self, count: int, mean: Vector, scatter: Matrix) -> None:
         """Chan's update: sums about the own mean of each part, so that nothing large cancels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
+from prologue.evaluation.distances import Distances
 from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import (
-    Distances,
     Features,
     Record,
     Watch,
@@ -25,6 +26,7 @@ from prologue.evaluation.runs import (
     wilson_interval,
 )
 from prologue.prior import Prior
+from prologue.processes import ALONE, Processes
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
@@ -52,13 +54,16 @@ def draw_samples(
     seed: int = 0,
     batch: int = 64,
     watch: Watch = unwatched,
+    processes: Processes = ALONE,
 ) -> Iterator[Samples]:
     """One image of each class id, batch by batch; image `i` has seed `seed + i`, as `Pipeline.generate` gives it.
+
+    Of several processes each draws its share of the batches.
 
     Raises `SamplingError` for a recipe that cannot be satisfied, such as guidance on the null class.
     """
     device = prior.token_embedding.weight.device
-    for start in watch(range(0, len(class_ids), batch), "samples"):
+    for start in watch(processes.share(range(0, len(class_ids), batch)), "samples"):
         chunk = class_ids[start : start + batch]
         seeds = list(range(seed + start, seed + start + len(chunk)))
         with evaluating(tokenizer, prior):
@@ -80,32 +85,45 @@ def evaluate_generation(
     class_names: Sequence[str] = (),
     classifier: ShapesExtractor | None = None,
     watch: Watch = unwatched,
+    statistics: Reference | None = None,
+    keep: Callable[[Samples], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Record:
     """`count` samples with uniform labels against center crops of training images `reference`.
 
-    The reference is `count` images at random, or all where there are not more; both numbers are stated. With
-    `classifier`, also how often it recognises the asked class, whose ids must be its own. Without features
-    (`Features()`) no reference is read. Raises `EvaluationError` for a count below 1, and `SamplingError` as
-    `draw_samples` does.
+    The reference is `count` images at random, or all where there are not more; both numbers are stated. A file
+    `statistics` takes their place. With `classifier`, also how often it recognises the asked class, whose ids must be
+    its own. Without features (`Features()`) no reference is read. `keep` is shown every batch of samples. Raises
+    `EvaluationError` for a count below 1, and `SamplingError` as `draw_samples` does.
     """
     if count < 1:
         raise EvaluationError(f"count must be at least 1, not {count}")
     class_ids = uniform_classes(prior.num_classes, count)
-    distances = Distances(features)
+    distances = Distances(features, statistics, of_samples=True, processes=processes)
     seen: list[Tensor] = []
-    for samples in draw_samples(tokenizer, prior, recipe, class_ids, seed=seed, batch=batch, watch=watch):
+    drawn = draw_samples(tokenizer, prior, recipe, class_ids, seed=seed, batch=batch, watch=watch, processes=processes)
+    for samples in drawn:
         distances.add_measured(samples.images)
         if classifier is not None:
             seen.append(classifier.classify(samples.images))
-    indices = np.arange(0) if features.extractor is None else choose_images(len(reference), count, seed, "reference")
-    for start in watch(range(0, len(indices), batch), "training images"):
+        if keep is not None:
+            keep(samples)
+    from_data = features.extractor is not None and statistics is None
+    indices = choose_images(len(reference), count, seed, "reference") if from_data else np.arange(0)
+    for start in watch(processes.share(range(0, len(indices), batch)), "training images"):
         distances.add_reference(center_batch(reference, indices[start : start + batch]).images)
+    distances.add_reference_file(batch, watch)
     record: Record = {"kind": "generation", "n": count, "classes": prior.num_classes}
     record |= {"n_reference": len(indices), "reference_split": "train", "reference_views": "center"}
+    if statistics is not None:
+        record |= statistics.facts() | {"n_reference": statistics.count, "reference_views": None}
     record |= distances.record(seed)
     record |= {"recipe": recipe.to_dict(), "guided": recipe.guidance.active, "seed": seed}
-    recognition = recognised_classes(class_ids, torch.cat(seen), class_names) if classifier is not None else None
-    return record | {"recognition": recognition, "notes": []}
+    recognition = None
+    if classifier is not None:
+        own = torch.cat(seen) if seen else torch.empty(0, dtype=torch.int64)
+        recognition = recognised_classes(class_ids, processes.gather(own[:, None])[:, 0], class_names)
+    return record | {"recognition": recognition, "notes": distances.notes}
 
 
 def recognised_classes(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from prologue.errors import EvaluationError
@@ -45,24 +45,24 @@ def kernel_distance(
         raise EvaluationError(
             f"a distance needs the same features on both sides, not {tuple(first.shape)} and {tuple(second.shape)}"
         )
+    first, second = first.detach().cpu(), second.detach().cpu()
     fewest, most = sorted((len(first), len(second)))
     if fewest < LEAST:
         raise EvaluationError(f"a kernel distance needs at least {LEAST} images on each side, not {fewest}")
     subsets = min(-(-most // subset_size), fewest // LEAST)
-    parts_a = _deal(first, subsets, seed, "first")
-    parts_b = _deal(second, subsets, seed, "second")
-    estimates = [_estimate(a, b) for a, b in zip(parts_a, parts_b, strict=True)]
+    parts = zip(_deal(first, subsets, seed, "first"), _deal(second, subsets, seed, "second"), strict=True)
+    estimates = [_estimate(first[a].double(), second[b].double()) for a, b in parts]
     value = sum(value for value, _ in estimates) / subsets
     error = sum(variance for _, variance in estimates) ** 0.5 / subsets
     return KernelDistance(value, error, value - _NORMAL_95 * error, value + _NORMAL_95 * error)
 
 
-def _deal(features: Float[Tensor, "n d"], subsets: int, seed: int, side: str) -> list[Float64[Tensor, "_ d"]]:
-    features = features.detach().to("cpu", torch.float64)
-    if not bool(features.isfinite().all()):
+def _deal(features: Float[Tensor, "n d"], subsets: int, seed: int, side: str) -> tuple[Int64[Tensor, " _"], ...]:
+    """The rows of each subset."""
+    if not all(bool(part.isfinite().all()) for part in torch.split(features, _ROWS)):
         raise EvaluationError("the features hold NaN or infinity: the images or the model's weights are broken")
     order = torch.from_numpy(numpy_stream(seed, "kid", side).permutation(len(features)))
-    return [features[rows] for rows in order.tensor_split(subsets)]
+    return order.tensor_split(subsets)
 
 
 def _row_sums(

@@ -17,13 +17,13 @@ from torch import Tensor
 from prologue.data.sampler import center_batch
 from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
+from prologue.evaluation.distances import INDICATIVE, measure_name
 from prologue.evaluation.features import FeatureExtractor
 from prologue.evaluation.frechet import GaussianStatistics, frechet_distance
 from prologue.evaluation.generation import draw_samples, uniform_classes
 from prologue.evaluation.kid import LEAST, kernel_distance
 from prologue.evaluation.nearest import Described, Neighbours, nearest_training
 from prologue.evaluation.runs import (
-    DISTANCE_IMAGES,
     Features,
     Interval,
     Record,
@@ -266,8 +266,12 @@ def _set_distances(
         kid = kernel_distance(samples.features, features[:count], seed=seed)
         record |= {f"{side}_kid": kid.value, f"{side}_kid_low": kid.low, f"{side}_kid_high": kid.high}
         record[f"{side}_fd"] = frechet_distance(_moments(samples.features), _moments(features[:count]))
-    record |= {"kid_name": f"KID-{extractor.name}", "fd_name": f"FD-{extractor.name}", "n_distance": count}
-    return record | {"indicative": min(len(samples), count) < DISTANCE_IMAGES}
+    record |= {
+        "kid_name": measure_name("KID", extractor),
+        "fd_name": measure_name("FD", extractor),
+        "n_distance": count,
+    }
+    return record | {"indicative": min(len(samples), count) < INDICATIVE}
 
 
 def _moments(features: Float[Tensor, "n d"]) -> GaussianStatistics:

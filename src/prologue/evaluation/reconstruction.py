@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from prologue.data.sampler import center_batch
+from prologue.evaluation.distances import Distances
 from prologue.evaluation.pixels import psnr, ssim
+from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import (
-    Distances,
     Features,
     Record,
     Split,
@@ -13,9 +17,10 @@ from prologue.evaluation.runs import (
     choose_images,
     evaluating,
     mean_interval,
-    per_image,
     unwatched,
 )
+from prologue.nn.perceptual import PerceptualLoss
+from prologue.processes import ALONE, Processes
 from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
 from prologue.training.codebooks import Usage, collapse_sentences
 
@@ -30,34 +35,54 @@ def evaluate_reconstruction(
     seed: int = 0,
     revives: bool = False,
     watch: Watch = unwatched,
+    statistics: Reference | None = None,
+    lpips: PerceptualLoss | None = None,
+    processes: Processes = ALONE,
 ) -> Record:
     """Center crops of `split` (all, or `count` of them at random) against their reconstructions.
 
-    PSNR in dB and SSIM per image with 95 % intervals, the distances of `Distances.record`, part of the visual codebook
-    in use and its perplexity. `revives` says that the training re-seeded dead codes, which the remedy of a collapse
-    depends on. Raises `EvaluationError` where there are no images, or images too small for SSIM.
+    PSNR in dB, SSIM and, with that network, LPIPS per image with 95 % intervals; the distances of `Distances.record`,
+    to the same crops or to the file `statistics`; part of the visual codebook in use and its perplexity. `revives` says
+    that the training re-seeded dead codes, which the remedy of a collapse depends on. Raises `EvaluationError` where
+    there are no images, or images too small for SSIM.
     """
     device = next(tokenizer.parameters()).device
     indices = choose_images(len(split.images), count, seed, "reconstruction")
-    distances, usage = Distances(features), Usage(1, tokenizer.config.codebook_size, device)
-    decibels, similarities = [], []
+    distances = Distances(features, statistics, processes=processes)
+    usage = Usage(1, tokenizer.config.codebook_size, device)
+    values: list[Tensor] = []
     with evaluating(tokenizer):
-        for start in watch(range(0, len(indices), batch), "reconstructions"):
+        for start in watch(processes.share(range(0, len(indices), batch)), "reconstructions"):
             originals = center_batch(split.images, indices[start : start + batch]).images
             visual = tokenizer.encode(to_model_range(originals.to(device))).visual
             reconstructions = to_uint8(tokenizer.decode(visual)).cpu()
             usage.add(visual)
-            decibels.append(psnr(reconstructions, originals))
-            similarities.append(ssim(reconstructions, originals))
+            columns = [psnr(reconstructions, originals), ssim(reconstructions, originals)]
+            if lpips is not None:
+                columns.append(_lpips(lpips, reconstructions.to(device), originals.to(device)))
+            values.append(torch.stack([column.detach().cpu().double() for column in columns], dim=1))
             distances.add_measured(reconstructions)
-            distances.add_reference(originals)
+            if statistics is None:
+                distances.add_reference(originals)
+    distances.add_reference_file(batch, watch)
+    table = processes.gather(torch.cat(values) if values else torch.empty(0, 0, dtype=torch.float64))
+    usage.counts = processes.gather(usage.counts.cpu()).sum(0, keepdim=True)
     record: Record = {"kind": "reconstruction", "n": len(indices), "split": split.name, "views": "center"}
-    record |= mean_interval(per_image(decibels)).fields("psnr")
-    record |= mean_interval(per_image(similarities)).fields("ssim")
+    record |= mean_interval(table[:, 0]).fields("psnr") | mean_interval(table[:, 1]).fields("ssim")
+    if lpips is not None:
+        record |= {"lpips_name": "LPIPS-VGG16"} | mean_interval(table[:, 2]).fields("lpips")
+    if statistics is not None:
+        record |= statistics.facts() | {"n_reference": statistics.count}
     record |= distances.record(seed)
     record |= {"visual_usage": usage.used, "visual_perplexity": usage.perplexity()}
     record |= {"visual_codebook_size": tokenizer.config.codebook_size, "seed": seed}
     # Few images cannot use a large codebook widely, which must not be called a collapse.
     reachable = min(1.0, len(indices) * tokenizer.config.visual_tokens / tokenizer.config.codebook_size)
     collapse = collapse_sentences(usage.used / reachable, None, None, revives, True)
-    return record | {"collapsed": bool(collapse), "notes": [*split.notes, *collapse]}
+    return record | {"collapsed": bool(collapse), "notes": [*split.notes, *distances.notes, *collapse]}
+
+
+def _lpips(network: PerceptualLoss, reconstructions: Tensor, originals: Tensor) -> Tensor:
+    """One value for each image; the network itself averages over a batch."""
+    pairs = zip(to_model_range(reconstructions)[:, None], to_model_range(originals)[:, None], strict=True)
+    return torch.stack([network(*pair) for pair in pairs])

@@ -1,4 +1,4 @@
-"""What the evaluations share: a run and its images, features and the distances in them, intervals over images."""
+"""What the evaluations share: a run and its images, features, intervals over images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from prologue.config import DataConfig, RunConfig
@@ -18,22 +18,15 @@ from prologue.data.opening import open_data
 from prologue.data.source import Data, ImageSet
 from prologue.errors import DataError, EvaluationError
 from prologue.evaluation.features import FeatureExtractor, open_features
-from prologue.evaluation.frechet import GaussianStatistics, frechet_distance
-from prologue.evaluation.kid import kernel_distance
 from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
 from prologue.rng import numpy_stream
 from prologue.training.run import RunFolder
 from prologue.weights import WEIGHTS, file_hash
 
-DISTANCE_IMAGES = 10_000
-"""With fewer images on either side a Fréchet distance is indicative, and the kernel distance leads."""
 LIKELIHOOD_IMAGES = 1024
 """Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
-_NORMAL_95 = 1.959964
-_SLAB = 4096
-_LEAST = 3
-"""Images on each side that an unbiased kernel distance needs."""
+NORMAL_95 = 1.959964
 
 Watch = Callable[[Sequence[int], str], Iterable[int]]
 """Gives the steps back one by one, and may show how far they are; the text names them."""
@@ -78,15 +71,15 @@ def mean_interval(values: Float[Tensor, " n"]) -> Interval:
     mean = float(wide.mean())
     if len(wide) < 2:
         return Interval(mean, None, None)
-    reach = _NORMAL_95 * float(wide.std()) / len(wide) ** 0.5
+    reach = NORMAL_95 * float(wide.std()) / len(wide) ** 0.5
     return Interval(mean, mean - reach, mean + reach)
 
 
 def wilson_interval(hits: int, trials: int) -> Interval:
     """A rate with its 95 % interval after Wilson, which stays inside [0, 1] and holds at rates of 0 and 1."""
-    rate, z2 = hits / trials, _NORMAL_95**2
+    rate, z2 = hits / trials, NORMAL_95**2
     middle = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    reach = _NORMAL_95 / (1 + z2 / trials) * (rate * (1 - rate) / trials + z2 / (4 * trials**2)) ** 0.5
+    reach = NORMAL_95 / (1 + z2 / trials) * (rate * (1 - rate) / trials + z2 / (4 * trials**2)) ** 0.5
     return Interval(rate, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
@@ -187,13 +180,18 @@ class Features:
 
     @classmethod
     def open(
-        cls, name: str, data_name: str, device: str | torch.device = "cpu", trained_on: Sequence[str] = ()
+        cls,
+        name: str,
+        data_name: str,
+        device: str | torch.device = "cpu",
+        trained_on: Sequence[str] = (),
+        inception_weights: Path | None = None,
     ) -> Self:
-        """`auto`, `lite0` or `shapes` for the images of `data_name`; see `open_features` for its errors.
+        """The features `name` for the images of `data_name`; see `open_features` for the names and errors.
 
         `trained_on` names the features that the run's losses used, as its manifest does.
         """
-        extractor, reason = open_features(name, data_name, device)
+        extractor, reason = open_features(name, data_name, device, inception_weights)
         return cls(extractor, reason, extractor is not None and extractor.name.lower() in trained_on)
 
     def facts(self) -> dict[str, str | None]:
@@ -201,64 +199,6 @@ class Features:
         if self.extractor is None:
             return {"features": None, "features_hash": None}
         return {"features": self.extractor.name, "features_hash": self.extractor.hash}
-
-
-class Distances:
-    """Features of measured images and of their reference as they arrive; at the end, the distances between them."""
-
-    def __init__(self, features: Features) -> None:
-        self.features = features
-        self._measured: list[Tensor] = []
-        self._reference: list[Tensor] = []
-
-    def add_measured(self, images: UInt8[Tensor, "b 3 h w"]) -> None:
-        """Add samples or reconstructions, lossless."""
-        if self.features.extractor is not None:
-            self._measured.append(self.features.extractor(images))
-
-    def add_reference(self, images: UInt8[Tensor, "b 3 h w"]) -> None:
-        """Add real images."""
-        if self.features.extractor is not None:
-            self._reference.append(self.features.extractor(images))
-
-    def record(self, seed: int) -> Record:
-        """Fréchet and kernel distance under their names with the features, or nulls and the reason.
-
-        `leads` names the figure to look at; `indicative` marks the Fréchet distance of few images.
-        """
-        reason, extractor = self.features.reason, self.features.extractor
-        fewest = min((sum(map(len, side)) for side in (self._measured, self._reference)), default=0)
-        if extractor is not None and fewest < _LEAST:
-            reason = f"a distance needs at least {_LEAST} images on each side"
-        name = None if extractor is None else extractor.name
-        out: Record = {
-            "features": name,
-            "features_hash": None if extractor is None else extractor.hash,
-            "fd_name": name and f"FD-{name}",
-            "fd": None,
-            "kid_name": name and f"KID-{name}",
-            "kid": None,
-            "kid_low": None,
-            "kid_high": None,
-            "kid_error": None,
-            "leads": None,
-            "indicative": fewest < DISTANCE_IMAGES if reason is None else None,
-            "trained_on_features": self.features.trained_on,
-            "reason": reason,
-        }
-        if reason is None:
-            first, second = torch.cat(self._measured), torch.cat(self._reference)
-            kid = kernel_distance(first, second, seed=seed)
-            out |= {"fd": frechet_distance(_moments(first), _moments(second)), "kid": kid.value, "kid_low": kid.low}
-            out |= {"kid_high": kid.high, "kid_error": kid.error, "leads": "kid" if out["indicative"] else "fd"}
-        return out
-
-
-def _moments(features: Float[Tensor, "n d"]) -> GaussianStatistics:
-    statistics = GaussianStatistics(features.shape[1])
-    for slab in torch.split(features, _SLAB):
-        statistics.update(slab)
-    return statistics
 
 
 def per_image(parts: Sequence[Float64[Tensor, " b"]]) -> Float64[Tensor, " n"]:

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from prologue.nn.layers import Linear
 
+_WHOLE = 32
+"""Inputs that the CPU's kernel takes at once: it reads beyond a row that is not a multiple."""
+
 
 class Int8Linear(nn.Module):
     """`x @ (weight · scale)ᵀ + bias` with an int8 weight; made of a trained layer, and not trained itself.
@@ -38,7 +41,7 @@ class Int8Linear(nn.Module):
     def rows(self, x: Tensor, first: int, last: int | None) -> Tensor:
         """Outputs `first:last` alone, without the bias."""
         weight, scale = self.weight[first:last], self.scale[first:last]
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % _WHOLE == 0:
             # This kernel, and the one the compiler puts in its place, read the weights as they are stored.
             y: Tensor = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), weight, scale)
             return y.view(*x.shape[:-1], -1)

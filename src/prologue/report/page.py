@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -54,12 +54,17 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; numbers are set right in all columns but the first `labels`."""
+    """Cells of text; numbers are set right in all columns but the first `labels`.
+
+    What follows a line break in a cell is set small beneath. `sortable` columns sort at a tap on their head, where the
+    page's script runs.
+    """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     labels: int = 1
+    sortable: bool = False
     kind: ClassVar[str] = "table"
 
     def __post_init__(self) -> None:
@@ -76,7 +81,25 @@ class Commands:
     kind: ClassVar[str] = "commands"
 
 
-Block = Text | Picture | Gallery | Table | Commands
+@dataclass(frozen=True)
+class Points:
+    """Sentences one below the other, under a name where they have one."""
+
+    sentences: Sequence[str]
+    name: str = ""
+    kind: ClassVar[str] = "points"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks behind a line that opens them."""
+
+    title: str
+    blocks: Sequence[Block]
+    kind: ClassVar[str] = "fold"
+
+
+Block = Text | Picture | Gallery | Table | Commands | Points | Fold
 
 
 @dataclass(frozen=True)
@@ -101,10 +124,17 @@ class Report:
     good: bool | None = None
     """Whether the verdict is good news; None says neither."""
     footer: str = ""
+    maker: str = ""
+    """Who made the page, for whoever is about to replace it."""
     pictures: dict[str, bytes] = field(default_factory=dict, init=False)
 
-    def write(self, path: Path) -> None:
-        """Write the page to `path` and its pictures to `pictures/` beside it; those of an earlier page are replaced."""
+    @property
+    def sortable(self) -> bool:
+        """Whether the page needs its script."""
+        return any(isinstance(block, Table) and block.sortable for block in self._all_blocks())
+
+    def write(self, path: Path, beside: bool = True) -> None:
+        """Write the page to `path` and, with `beside`, its pictures to `pictures/` beside it, over those of before."""
         from jinja2 import Environment, PackageLoader
 
         for picture in self._all_pictures():
@@ -115,23 +145,30 @@ class Report:
             loader=PackageLoader("prologue.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
         environment.filters["uri"] = lambda name: data_uri(self.pictures[name])
-        page = environment.get_template("report.html.j2").render(report=self, folder=PICTURES)
+        page = environment.get_template("report.html.j2").render(report=self, folder=PICTURES if beside else "")
         folder = path.parent / PICTURES
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.pictures.items():
+        (folder if beside else path.parent).mkdir(parents=True, exist_ok=True)
+        for name, content in self.pictures.items() if beside else ():
             (folder / f"{name}.png").write_bytes(content)
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(path)
 
+    def _all_blocks(self) -> Iterator[Block]:
+        waiting = [block for section in reversed(self.sections) for block in reversed(section.blocks)]
+        while waiting:
+            block = waiting.pop()
+            yield block
+            if isinstance(block, Fold):
+                waiting.extend(reversed(block.blocks))
+
     def _all_pictures(self) -> list[Picture]:
         found: list[Picture] = []
-        for section in self.sections:
-            for block in section.blocks:
-                if isinstance(block, Picture):
-                    found.append(block)
-                elif isinstance(block, Gallery):
-                    found.extend(block.pictures)
+        for block in self._all_blocks():
+            if isinstance(block, Picture):
+                found.append(block)
+            elif isinstance(block, Gallery):
+                found.extend(block.pictures)
         return found
 
 

@@ -4,92 +4,117 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from prologue.config import PriorConfig
+from prologue.device import out_of_memory
 
 Report = Callable[[str, float | None], None]
 """Called with what is compiled: before it begins with None, then with the seconds it took."""
 
-_MOST_GRAPHS = 256
-"""Row counts and priors that one process may compile; torch's own limit of 8 is meant for training loops."""
-
 
 class Compiler:
-    """Compiles functions for one device; where that fails, says so once and hands back the function itself."""
+    """Compiles functions for one device; one that cannot be compiled runs as it is, which is said once."""
 
     def __init__(self, device: torch.device, report: Report | None = None) -> None:
         self.device = device
         self.report = report
-        self.seconds = 0.0
-        """Spent on compiling so far."""
-        self._broken = False
+        self._said = False
 
     def compile(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
         """`function` as one graph without breaks, compiled at its first call."""
-        if self._broken:
-            return function
-        graph = torch.compile(function, fullgraph=True, **_options(self.device))
-        ready = False
+        graph = torch.compile(_apart(function), fullgraph=True, mode=_MODES.get(self.device.type))
+        chosen: Callable[..., Any] | None = None
 
         def call(*args: Any) -> Any:
-            nonlocal ready
-            if ready:
-                return graph(*args)
-            if self._broken:
-                return function(*args)
+            nonlocal chosen
+            if chosen is not None:
+                return chosen(*args)
             self._say(what, None)
             begin = time.perf_counter()
             try:
-                out = self._first(graph, args)
+                out = _first(graph, args, self.device)
+                chosen = graph
             except Exception as error:
-                if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                if out_of_memory(error):
                     raise
-                self._broken = True
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                warnings.warn(
-                    f"sampling goes on without compiling, which is slower ({type(error).__name__}: {reason[:200]}); "
-                    "a C++ compiler (on a GPU, Triton) is needed, or leave it out with compile=False",
-                    stacklevel=2,
-                )
+                self._warn(error)
+                chosen = function
                 return function(*args)
-            ready = True
-            seconds = time.perf_counter() - begin
-            self.seconds += seconds
-            self._say(what, seconds)
+            self._say(what, time.perf_counter() - begin)
             return out
 
         return call
+
+    def _warn(self, error: Exception) -> None:
+        if self._said:
+            return
+        self._said = True
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        warnings.warn(
+            f"sampling goes on without compiling, which is slower ({type(error).__name__}: {reason}): "
+            "install a C++ compiler (on a GPU, Triton), or leave it out with compile=False",
+            stacklevel=4,
+        )
 
     def _say(self, what: str, seconds: float | None) -> None:
         if self.report is not None:
             self.report(what, seconds)
 
-    @staticmethod
-    def _first(graph: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """The first call, which compiles: every row count for itself, shapes that are not marked being fixed."""
-        import torch._inductor.select_algorithm as choice  # heavy, and only now needed
 
-        shown, choice.PRINT_AUTOTUNE = choice.PRINT_AUTOTUNE, False
-        try:
-            with torch._dynamo.config.patch(
-                automatic_dynamic_shapes=False, recompile_limit=_MOST_GRAPHS, accumulated_recompile_limit=_MOST_GRAPHS
-            ):
-                return graph(*args)
-        finally:
-            choice.PRINT_AUTOTUNE = shown
+_MODES = {"cuda": "max-autotune"}
+"""With CUDA graphs: a step's launches cost more than its work."""
+_CPU = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+"""Frozen weights are laid out anew for products with few rows; of the product kernels the fastest is measured."""
 
 
-def _options(device: torch.device) -> dict[str, Any]:
-    if device.type == "cuda":
-        return {"mode": "max-autotune"}  # with CUDA graphs: a step's launches cost more than its work
-    if device.type == "cpu":
-        # Frozen weights are laid out anew for products with few rows; of the product kernels the fastest is measured.
-        return {"options": {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}}
-    return {}
+def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with code of its own.
+
+    Graphs are found again by the code that they were made of, and frozen weights are no part of what is compared:
+    another prior of the same sizes would run with the weights of the first.
+    """
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__code__ = call.__code__.replace()  # an equal one, but not the same
+    return call
+
+
+def _first(graph: Callable[..., Any], args: tuple[Any, ...], device: torch.device) -> Any:
+    """The first call, which compiles: shapes that are not marked are fixed."""
+    import torch._inductor.config as inductor  # heavy, and only now needed
+
+    with (
+        _quiet(),
+        # Not as the compiler's options: weights are frozen while the function is traced, before those count.
+        inductor.patch(_CPU if device.type == "cpu" else {}),
+        torch._dynamo.config.patch(automatic_dynamic_shapes=False),
+    ):
+        return graph(*args)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tables that choosing kernels prints, and the warnings that come from within the compiler."""
+    import torch._inductor.select_algorithm as choice
+
+    quiet: dict[str, Any] = {"PRINT_AUTOTUNE": False, "_log_autotune_choices_stats": lambda *_: None}
+    before = {name: getattr(choice, name) for name in quiet if hasattr(choice, name)}
+    try:
+        for name in before:
+            setattr(choice, name, quiet[name])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, value in before.items():
+            setattr(choice, name, value)
 
 
 _EAGER_STEP_SECONDS = 150e-6

@@ -29,14 +29,19 @@ def gumbel_noise(
     ids = torch.arange(first_id, last_id, dtype=torch.int64, device=keys.device)
     row = _mix(keys + _GOLDEN * (torch.zeros_like(keys) + (position + 1)))
     bits = _mix(row[:, None] + _GOLDEN * (ids + 1))
-    w = (((bits >> 24) & ((1 << 40) - 1)).float() + 0.5) * 2.0**-40
-    return -torch.log(-torch.log1p(-w))
+    w = _unsigned_shift(bits, 24).float().add_(0.5).mul_(2.0**-40)
+    return w.neg_().log1p_().neg_().log_().neg_()
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MIX_1
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _MIX_2
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
+    x = _unsigned_shift(x, 30).bitwise_xor_(x).mul_(_MIX_1)
+    x = _unsigned_shift(x, 27).bitwise_xor_(x).mul_(_MIX_2)
+    return _unsigned_shift(x, 31).bitwise_xor_(x)
+
+
+def _unsigned_shift(x: Tensor, bits: int) -> Tensor:
+    """`x >> bits` of a 64-bit number whose sign is a bit like the others; a new tensor."""
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def filter_logits(logits: Float[Tensor, "B V"], top_k: int | None, top_p: float | None) -> Float[Tensor, "B V"]:

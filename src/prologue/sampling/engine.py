@@ -78,6 +78,8 @@ class Engine:
         if not self._worth_compiling(segment):
             return self._run(cache, self.prior.embed(ids[:, None]), position)
         graph = self._graph("step", len(ids), False, lambda: Step(self.prior))
+        if ids.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         past = cache
         if ids.device.type == "cpu":
             # Only what is filled is read; the length is a variable of the graph. On a GPU the whole cache is read,
@@ -106,7 +108,8 @@ class Engine:
     ) -> Int[Tensor, " B"]:
         """One id for each image, as the prior counts them."""
         temperature = recipe.segment_temperature(segment.name)
-        if recipe.filtered or not self._worth_compiling(segment):
+        # On a CPU the compiler gains nothing here, and does not take the noise's wrapping 64-bit products.
+        if recipe.filtered or keys.device.type == "cpu" or not self._worth_compiling(segment):
             noise = gumbel_noise(keys, position, segment.first_id, segment.last_id)
             return segment.first_id + draw(logits, noise, temperature, recipe.top_k, recipe.top_p)
         graph = self._graph("draw", len(logits), False, lambda: draw_unfiltered)

@@ -48,11 +48,16 @@ class HeldOutOptions(Options):
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 FeaturesOption = Annotated[
-    Literal["auto", "lite0", "shapes"],
+    str,
     arg(
-        help="Features of the distances: lite0 (extra [lite0]), or shapes, the classifier of the embedded shapes; "
-        "auto takes lite0 where it is installed."
+        metavar="FEATURES",
+        help="Features of the distances: lite0 (extra [lite0]); shapes, the classifier of the embedded shapes; "
+        "inception (extra [fid]), the only ones called FID; module:function, your own. "
+        "auto takes lite0 where it is installed.",
     ),
+]
+InceptionOption = Annotated[
+    Path | None, arg(metavar="FILE", help="Weights of Inception. Left out: torch's cache, else a download into it.")
 ]
 
 
@@ -71,6 +76,10 @@ class Prepared:
     facts: dict[str, Any]
     """What the figures depend on beside the options: weights, images, features. Stated in their provenance."""
     measure: Callable[[], Measurement] = field(repr=False)
+    after: Callable[[Record], None] | None = field(default=None, repr=False)
+    """What follows from the record, once it is kept or was found again."""
+    anew: bool = False
+    """Measure even what the run's folder holds: a file that the measurement leaves beside its figures is not there."""
 
 
 def checked(options: OptionsT) -> OptionsT:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+import torch
 from tyro.conf import arg
 
 from prologue.commands._options import parse
 from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, progress
 from prologue.commands.kinds.base import (
-    FeaturesOption,
     Measurement,
-    Options,
     Prepared,
     Row,
     checked,
@@ -22,19 +22,21 @@ from prologue.commands.kinds.base import (
     row,
     with_notes,
 )
-from prologue.commands.kinds.distances import distance_rows, distance_sentences
+from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
 from prologue.data.shapes import CLASS_NAMES
+from prologue.errors import ConfigError
 from prologue.evaluation.features import ShapesExtractor
-from prologue.evaluation.generation import evaluate_generation, possible_recipe
-from prologue.evaluation.runs import Features, Record, RunInfo
+from prologue.evaluation.generation import Samples, evaluate_generation, possible_recipe
+from prologue.evaluation.runs import Record, RunInfo
+from prologue.images import SampleArchive
 from prologue.pipeline import Pipeline, SamplingOptions
+from prologue.processes import Processes
 
 _DEFAULT_SAMPLES = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationOptions(Options):
-    features: FeaturesOption = "auto"
+class GenerationOptions(DistanceOptions):
     count: int = _DEFAULT_SAMPLES
     """Samples, dealt to the classes in turn; from 10000 on the Fréchet distance is more than indicative."""
     guidance: Annotated[str | None, arg(metavar="GUIDANCE")] = None
@@ -48,6 +50,9 @@ class GenerationOptions(Options):
     top_p: float | Literal["off"] | None = None
     """Draw among the most likely ids that hold this mass; `off` drops a stored limit."""
 
+    samples_npz: Annotated[Path | None, arg(metavar="FILE.npz")] = None
+    """Also write the samples in ADM's form (`arr_0` images, `arr_1` class ids), for other evaluators."""
+
     def sampling(self) -> SamplingOptions:
         """The sampling options that were given, checked."""
         names = ("guidance", "temperature", "prologue_temperature", "top_k", "top_p")
@@ -60,20 +65,23 @@ def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate generation", "Measure samples against training images."
     options = checked(parse(GenerationOptions, argv, prog, description, GUIDANCE_HELP))
     sampling = options.sampling()
+    processes = Processes.join(options.device)
+    _check_archive(options, processes)
     info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
-    features = Features.open(
-        options.features, info.data_name(options.data), pipeline.device, pipeline.manifest.trained_on
-    )
-    source, data, notes = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    pipeline = Pipeline.from_pretrained(options.run, processes.device, options.dtype)
+    size = pipeline.tokenizer.config.image_size
+    features = options.open_features(info, pipeline.device, pipeline.manifest.trained_on)
+    source, data, notes = info.open_data(options.data, size)
+    statistics = options.open_reference(features, size, "train")
+    notes = (*notes, *reference_notes(statistics, data.fingerprint))
     stored = possible_recipe(pipeline.recipe, pipeline.prior)
     if stored != pipeline.recipe and "guidance" not in sampling:
         notes = (*notes, "the stored guidance leans on a class, and this run has none, so it is left out")
     recipe = stored.replace(**sampling)
     knows = source == "shapes" and pipeline.class_names == CLASS_NAMES
 
-    def measure() -> Measurement:
-        record = evaluate_generation(
+    def evaluated(keep: Callable[[Samples], None] | None) -> Record:
+        return evaluate_generation(
             pipeline.tokenizer,
             pipeline.prior,
             recipe,
@@ -85,11 +93,50 @@ def prepare(argv: Sequence[str]) -> Prepared:
             class_names=pipeline.class_names,
             classifier=ShapesExtractor(pipeline.device) if knows else None,
             watch=progress,
+            statistics=statistics,
+            keep=keep,
+            processes=processes,
         )
+
+    def measure() -> Measurement:
+        file = options.samples_npz
+        record = evaluated(None) if file is None else _archived(evaluated, file, options.count, size)
         return Measurement(with_notes(record, notes))
 
     origin = facts(info, options, source, data.fingerprint, pipeline.device)
-    return Prepared(options, origin | features.facts() | {"recipe": recipe.to_dict()}, measure)
+    origin |= features.facts() | {"recipe": recipe.to_dict()} | (statistics.facts() if statistics is not None else {})
+    return Prepared(options, origin, measure, anew=options.samples_npz is not None)
+
+
+def _check_archive(options: GenerationOptions, processes: Processes) -> None:
+    """Refuse an archive that cannot be written before anything is measured."""
+    file = options.samples_npz
+    if file is None:
+        return
+    if file.suffix != ".npz":
+        raise ConfigError(f"--samples-npz {file} must end in .npz")
+    if file.exists() and not options.again:
+        raise ConfigError(f"{file} is there already: give another --samples-npz, or --again to replace it")
+    if processes.world > 1:
+        raise ConfigError("--samples-npz is written by one process: run it without the launcher")
+
+
+def _archived(
+    evaluated: Callable[[Callable[[Samples], None] | None], Record], file: Path, count: int, size: tuple[int, int]
+) -> Record:
+    """The figures, with the samples that they are of written as they are drawn."""
+    class_ids: list[torch.Tensor] = []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with SampleArchive(file, count, size) as archive:
+
+        def keep(samples: Samples) -> None:
+            class_ids.append(samples.class_ids)
+            for image in samples.images.numpy():
+                archive.add_array(image)
+
+        record = evaluated(keep)
+        archive.finish(arr_1=torch.cat(class_ids).numpy().astype(np.int64))
+    return record
 
 
 def rows(record: Record) -> Iterator[Row]:
@@ -103,6 +150,9 @@ def rows(record: Record) -> Iterator[Row]:
 
 def sentences(record: Record) -> Iterator[str]:
     against = f" against {record['n_reference']} training images (center crops)" if record["n_reference"] else ""
+    if record.get("reference") is not None:
+        number = "" if record["n_reference"] is None else f" of {record['n_reference']} training images"
+        against = f" against {record['reference']}{number}"
     yield f"N = {record['n']} samples, labels uniform over the classes{against}."
     yield f"Recipe: {recipe_words(record['recipe'])}."
     yield from distance_sentences(record)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from prologue.commands._options import parse
 from prologue.commands._sampling import progress
 from prologue.commands.kinds.base import (
-    FeaturesOption,
     HeldOutOptions,
     Measurement,
     Prepared,
@@ -20,46 +23,70 @@ from prologue.commands.kinds.base import (
     training_of,
     with_notes,
 )
-from prologue.commands.kinds.distances import distance_rows, distance_sentences
-from prologue.device import pick_device, pick_dtype
+from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
+from prologue.device import pick_dtype
+from prologue.errors import ConfigError
 from prologue.evaluation.reconstruction import evaluate_reconstruction
-from prologue.evaluation.runs import Features, Record, RunInfo, measured_split
+from prologue.evaluation.runs import Record, RunInfo, measured_split
+from prologue.nn.perceptual import perceptual_loss
+from prologue.processes import Processes
 from prologue.tokenizer import Tokenizer
+from prologue.weights import file_hash
+
+_LPIPS_SIDE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionOptions(HeldOutOptions):
-    features: FeaturesOption = "auto"
+class ReconstructionOptions(DistanceOptions, HeldOutOptions):
+    lpips: Annotated[Path | None, arg(metavar="FILE.safetensors")] = None
+    """Weights of LPIPS with VGG-16, as the training takes them: also measure LPIPS."""
 
 
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate reconstruction", "Measure what a tokenizer keeps of held-out images."
     options = checked(parse(ReconstructionOptions, argv, prog, description))
     info = RunInfo.load(options.run)
-    device = pick_device(options.device)
-    features = Features.open(options.features, info.data_name(options.data), device, info.manifest.trained_on)
+    processes = Processes.join(options.device)
+    device = processes.device
+    features = options.open_features(info, device, info.manifest.trained_on)
     tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
     source, data, notes = info.open_data(options.data, tokenizer.config.image_size)
+    split = measured_split(data)
+    statistics = options.open_reference(features, tokenizer.config.image_size, split.name)
+    notes = (*notes, *reference_notes(statistics, data.fingerprint))
+    lpips = None
+    if options.lpips is not None:
+        if min(tokenizer.config.image_size) < _LPIPS_SIDE:
+            raise ConfigError(f"LPIPS compares images of at least {_LPIPS_SIDE} px: leave --lpips out")
+        lpips = perceptual_loss("lpips", options.lpips)
 
     def measure() -> Measurement:
         record = evaluate_reconstruction(
             tokenizer,
-            measured_split(data),
+            split,
             features,
             count=options.count,
             batch=options.batch,
             seed=options.seed,
             revives=training_of(info).tokenizer_training.revive_every > 0,
             watch=progress,
+            statistics=statistics,
+            lpips=None if lpips is None else lpips.to(device),
+            processes=processes,
         )
         return Measurement(with_notes(record, notes))
 
-    return Prepared(options, facts(info, options, source, data.fingerprint, device) | features.facts(), measure)
+    origin = facts(info, options, source, data.fingerprint, device) | features.facts()
+    origin |= statistics.facts() if statistics is not None else {}
+    origin |= {"lpips_hash": file_hash(options.lpips)} if options.lpips is not None else {}
+    return Prepared(options, origin, measure)
 
 
 def rows(record: Record) -> Iterator[Row]:
     yield row("PSNR, dB", record, "psnr", ".2f")
     yield row("SSIM", record, "ssim", ".4f")
+    if record.get("lpips") is not None:
+        yield row(record["lpips_name"], record, "lpips", ".4f")
     yield from distance_rows(record)
     size = record["visual_codebook_size"]
     yield "visual codes in use", f"{record['visual_usage']:.1%} of {size}", ""
@@ -68,4 +95,7 @@ def rows(record: Record) -> Iterator[Row]:
 
 def sentences(record: Record) -> Iterator[str]:
     yield images_sentence(record)
+    if record.get("reference") is not None:
+        number = "" if record["n_reference"] is None else f", of N = {record['n_reference']} images"
+        yield f"Distances are to {record['reference']}{number}."
     yield from distance_sentences(record)

@@ -1,0 +1,81 @@
+"""Codes of images: the vectors that ids stand for, and how near each image lies to the code it was given."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, Int64, UInt8
+from torch import Tensor
+
+from prologue.data.sampler import center_batch
+from prologue.data.source import ImageSet
+from prologue.errors import EvaluationError
+from prologue.evaluation.runs import Watch, evaluating, unwatched
+from prologue.nn.quantizers import PrologueQuantizer
+from prologue.sequence import TokenIds
+from prologue.tokenizer import Tokenizer, to_model_range
+
+Vectors = Float32[Tensor, "n T d"]
+
+
+class CodedImages(NamedTuple):
+    """Tokens of images on the CPU and, for the prologue, the cosine of the encoder's output with its code."""
+
+    tokens: TokenIds
+    nearness: Float32[Tensor, "n P"]
+
+
+def require_prologue(tokenizer: Tokenizer) -> PrologueQuantizer:
+    """The prologue's quantizer; an `EvaluationError` for a tokenizer without a prologue."""
+    if tokenizer.prologue_quantizer is None:
+        raise EvaluationError(
+            f"this run's tokenizer ({tokenizer.config.variant}) has no prologue: "
+            "measure a run of the variant prologue or prologue-post"
+        )
+    return tokenizer.prologue_quantizer
+
+
+def encode_with_nearness(
+    tokenizer: Tokenizer,
+    images: ImageSet,
+    indices: Int64[np.ndarray, " n"],
+    *,
+    batch: int = 64,
+    watch: Watch = unwatched,
+) -> CodedImages:
+    """Tokens of the center crops of the images at `indices`, as `Tokenizer.encode` gives them, and their nearness."""
+    device = next(tokenizer.parameters()).device
+    tokens, nearness = [], []
+    with evaluating(tokenizer):
+        for start in watch(range(0, len(indices), batch), "encoding"):
+            pictures = center_batch(images, indices[start : start + batch]).images
+            part, near = _encode(tokenizer, pictures.to(device))
+            tokens.append(part.to("cpu"))
+            nearness.append(near.cpu())
+    return CodedImages(TokenIds.cat(tokens), torch.cat(nearness))
+
+
+def _encode(tokenizer: Tokenizer, pictures: UInt8[Tensor, "b 3 H W"]) -> tuple[TokenIds, Tensor]:
+    visual, prologue = tokenizer.features(to_model_range(pictures))
+    ids = tokenizer.visual_quantizer.encode(visual)
+    quantizer = tokenizer.prologue_quantizer
+    if quantizer is None or prologue is None:
+        return TokenIds(ids[:, :0], ids), ids[:, :0].float()
+    own = quantizer.encode(prologue)
+    return TokenIds(own, ids), (quantizer.project(prologue) * quantizer.codes(own)).sum(-1)
+
+
+@torch.no_grad()
+def prologue_vectors(tokenizer: Tokenizer, ids: Int[Tensor, "n P"]) -> Vectors:
+    """The code vectors of prologue ids, on the CPU."""
+    quantizer = require_prologue(tokenizer)
+    return quantizer.codes(ids.to(quantizer.codebook.device)).float().cpu()
+
+
+@torch.no_grad()
+def visual_vectors(tokenizer: Tokenizer, ids: Int[Tensor, "n N"]) -> Vectors:
+    """The code vectors of visual ids, on the CPU."""
+    quantizer = tokenizer.visual_quantizer
+    return quantizer.codes(ids.to(quantizer.codebook.device)).float().cpu()

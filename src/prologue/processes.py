@@ -1,0 +1,72 @@
+"""Work shared by the processes of a launcher: each computes whole batches, so that their number changes no result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from prologue.device import pick_device
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that a launcher started (`accelerate launch`, `torchrun`); alone by default.
+
+    Batches are the same for any number of processes, so that figures are, too.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where this process computes, and where rows are exchanged."""
+
+    @classmethod
+    def join(cls, device: str) -> Processes:
+        """The processes of the launcher that started this one, each on a device of its own; else this one alone."""
+        chosen = pick_device(device)
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return cls(device=chosen)
+        from accelerate import PartialState
+
+        state = PartialState(cpu=chosen.type == "cpu")
+        return cls(state.process_index, state.num_processes, state.device)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks for all."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.world > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def share(self, steps: Sequence[int]) -> Sequence[int]:
+        """The steps of this process: a run of them, so that rows gathered in the order of ranks are in order."""
+        start, stop = (len(steps) * rank // self.world for rank in (self.rank, self.rank + 1))
+        return steps[start:stop]
+
+    def gather(self, rows: Shaped[Tensor, "n d"]) -> Shaped[Tensor, "m d"]:
+        """The rows of all processes in the order of ranks, on the CPU; a process without rows gives (0, 0)."""
+        if self.world == 1:
+            return rows.cpu()
+        shape = torch.tensor([rows.shape[0], rows.shape[1]], device=self.device)
+        shapes = [torch.empty_like(shape) for _ in range(self.world)]
+        torch.distributed.all_gather(shapes, shape)
+        counts = [int(shape[0]) for shape in shapes]
+        width = max(int(shape[1]) for shape in shapes)
+        padded = torch.zeros(max(counts), width, dtype=rows.dtype, device=self.device)
+        padded[: len(rows), : rows.shape[1]] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[:count].cpu() for part, count in zip(parts, counts, strict=True)])
+
+
+ALONE = Processes()

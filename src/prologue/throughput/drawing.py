@@ -1,0 +1,203 @@
+"""Fills a folder with images: chunk by chunk, each process its share, files written while the next tokens are drawn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from prologue.device import out_of_memory
+from prologue.errors import SamplingError
+from prologue.images import class_grid, file_name, read_images
+from prologue.pipeline import Pipeline, SamplingOptions
+from prologue.processes import Processes
+from prologue.throughput.output import Chunk, Output
+from prologue.throughput.plan import Plan
+
+Write = Literal["png", "npz", "both"]
+Progress = Callable[[int, int, float], None]
+"""Called with images done, images in all, and images per second since this call began."""
+_GRID_IMAGES = 600
+"""The grid shows at most the first so many images."""
+_QUEUED = 2
+"""Chunks that wait to be written; more would be memory for nothing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be drawn: a class for each image, seeds counted up from `seed`, and what is written of it."""
+
+    class_ids: Sequence[int]
+    seed: int
+    options: SamplingOptions
+    write: Write
+    shard_size: int
+    batch: int
+    """Images at once as asked for; a batch that does not fit is halved before the first image is written."""
+    request: Mapping[str, Any]
+    """All that the bytes depend on, as JSON values."""
+
+
+@dataclass
+class Drawing:
+    """Draws a job into an output. `say` gets a sentence for the user, `progress` numbers while it goes on."""
+
+    pipeline: Pipeline
+    job: Job
+    output: Output
+    processes: Processes = field(default_factory=Processes)
+    say: Callable[[str], None] = lambda sentence: None
+    progress: Progress = lambda done, count, rate: None
+
+    def run(self, overwrite: bool = False) -> bool:
+        """Draw what is missing; false where nothing was.
+
+        Raises `RunError` where the folder holds something else, `SamplingError` where memory runs out later.
+        """
+        state = self.output.state(self.job.request, overwrite)
+        if state is not None and state.get("finished"):
+            return False
+        # Everyone has looked at the folder before the first process changes it.
+        self.processes.wait()
+        first: Chunk | None = None
+        if state is None:
+            if self.processes.main:
+                batch, first = self._try()
+                compiled = self.pipeline.prepare(len(self.job.class_ids), batch)
+                self.output.start({"request": dict(self.job.request), "batch": batch, "compiled": compiled})
+            self.processes.wait()
+            state = self.output.state(self.job.request, overwrite=False)
+            assert state is not None
+        plan = Plan(len(self.job.class_ids), state["batch"], self.job.shard_size)
+        self._draw(plan, first)
+        self.processes.wait()
+        if self.processes.main:
+            self._finish(plan, state)
+        self.processes.wait()
+        return True
+
+    def _try(self) -> tuple[int, Chunk]:
+        """The largest batch that fits, halving the one asked for, and its first chunk."""
+        batch = self.job.batch
+        while True:
+            plan = Plan(len(self.job.class_ids), batch, self.job.shard_size)
+            self.pipeline.prepare(plan.count, batch)
+            try:
+                return batch, self._chunk(plan, 0)
+            except Exception as error:
+                if not out_of_memory(error) or batch == 1:
+                    raise
+                reason = str(error)  # the error's traceback would keep the memory of the attempt
+            smaller = batch // 2
+            self.say(f"a batch of {batch} does not fit into memory, going on with {smaller} ({_first_line(reason)})")
+            batch = smaller
+
+    def _draw(self, plan: Plan, first: Chunk | None) -> None:
+        """This process's share of the chunks, less those that are done."""
+        self.pipeline.prepare(plan.count, plan.batch)
+        begin, drawn, before = time.perf_counter(), 0, self.output.done(plan)
+        pending: list[Future[None]] = []
+        with ThreadPoolExecutor(1) as writer:
+            for number in plan.share(self.processes.rank, self.processes.world):
+                if self.output.has(plan, number):
+                    continue
+                chunk = first if number == 0 and first is not None else self._guarded(plan, number)
+                pending.append(writer.submit(self._write, plan, number, chunk))
+                while len(pending) > _QUEUED or (pending and pending[0].done()):
+                    pending.pop(0).result()
+                drawn += len(plan.images(number))
+                if self.processes.main:
+                    everyone = self.output.done(plan) - before if self.processes.world > 1 else None
+                    done = drawn if everyone is None else everyone * plan.batch
+                    rate = done / (time.perf_counter() - begin)
+                    self.progress(min(plan.count, before * plan.batch + done), plan.count, rate)
+            for future in pending:
+                future.result()
+
+    def _guarded(self, plan: Plan, number: int) -> Chunk:
+        try:
+            return self._chunk(plan, number)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise SamplingError(
+                f"chunk {number} does not fit into memory any more ({_first_line(str(error))}); what is done is kept: "
+                f"free memory and run the same again, or start anew with a --batch below {plan.batch}"
+            ) from error
+
+    def _chunk(self, plan: Plan, number: int) -> Chunk:
+        images = plan.images(number)
+        seeds = [self.job.seed + index for index in images]
+        class_ids = [self.job.class_ids[index] for index in images]
+        tokens, pixels = self.pipeline.chunk(class_ids, seeds, plan.batch, **self.job.options)
+        tokens = tokens.to("cpu")
+        return {
+            "images": pixels.permute(0, 2, 3, 1).contiguous().numpy(),
+            "prologue": tokens.prologue.numpy(),
+            "visual": tokens.visual.numpy(),
+        }
+
+    def _write(self, plan: Plan, number: int, chunk: Chunk) -> None:
+        """In the writer's thread: the chunk, and the shards that it completes."""
+        pictures = []
+        if self.job.write != "npz":
+            names = [self.file(index) for index in plan.images(number)]
+            pictures = list(zip(names, chunk["images"], strict=True))
+        if self.job.write == "png":
+            chunk = {name: array for name, array in chunk.items() if name != "images"}
+        self.output.add(number, chunk, pictures)
+        # With several processes a shard's last chunk may be anyone's: the first process looks at the end as well.
+        shard = plan.shard_of(number)
+        if self.job.write != "png" and self.processes.world == 1 and self.output.complete(plan, shard):
+            self._assemble(plan, shard)
+
+    def _assemble(self, plan: Plan, shard: int) -> None:
+        images = plan.shard_images(shard)
+        beside = {
+            "class_ids": np.array([self.job.class_ids[index] for index in images], dtype=np.int64),
+            "class_names": np.array(self.pipeline.class_names, dtype=np.str_),
+            "seeds": np.array([self.job.seed + index for index in images], dtype=np.int64),
+        }
+        self.output.assemble(plan, shard, self.pipeline.tokenizer.config.image_size, beside)
+
+    def _finish(self, plan: Plan, state: Mapping[str, Any]) -> None:
+        """Put together what is not yet, draw the grid, and state that all is done."""
+        if self.job.write != "png":
+            for shard in range(plan.shards):
+                if (self.output.folder / plan.shard_name(shard)).is_file():
+                    self.output.tidy(plan, shard)
+                else:
+                    self._assemble(plan, shard)
+        shown = range(min(plan.count, _GRID_IMAGES))
+        names = [self.class_name(index) or "" for index in shown]
+        temporary = self.output.folder / "grid.png.tmp"
+        class_grid(self._pictures(plan, len(shown)), names).save(temporary, format="PNG")
+        temporary.replace(self.output.folder / "grid.png")
+        self.output.finish(state)
+
+    def _pictures(self, plan: Plan, count: int) -> list[Image.Image]:
+        """The first `count` images, from the files."""
+        if self.job.write != "npz":
+            return [Image.open(self.output.folder / self.file(index)).convert("RGB") for index in range(count)]
+        out: list[Image.Image] = []
+        for shard in range(plan.shards):
+            if len(out) < count:
+                out += read_images(self.output.folder / plan.shard_name(shard), count - len(out))
+        return out
+
+    def class_name(self, index: int) -> str | None:
+        """The class name of an image; None where classes have no names."""
+        return self.pipeline.class_name(self.job.class_ids[index]) if self.pipeline.class_names else None
+
+    def file(self, index: int) -> str:
+        """The PNG file of an image."""
+        return file_name(index, self.class_name(index), self.job.seed + index)
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no memory"])[0][:160]

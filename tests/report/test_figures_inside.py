@@ -1,0 +1,60 @@
+"""Pictures of the kinds that look inside the prologue: made for few and many positions, scaled, titled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prologue.images import thumbnails, titled
+from prologue.report.figures_codes import code_sheet, entropy_chart, position_sheet, usage_chart
+from prologue.report.figures_intervention import change_map, effect_chart
+from prologue.report.figures_probe import INPUT_NAMES, _skill, accuracy_chart, factor_map
+
+
+def _square(colour: str, side: int = 8) -> Image.Image:
+    return Image.new("RGB", (side, side), colour)
+
+
+@pytest.mark.parametrize("positions", [1, 16])
+def test_charts_of_any_number_of_positions(positions: int) -> None:
+    effect = {"effect": 2.0, "effect_low": 1.0, "effect_high": 3.0}
+    record: dict[str, Any] = {"positions": [effect] * positions, "whole": 5.0, "resampled": 4.0}
+    record |= {f"{name}_{end}": None for name in ("whole", "resampled") for end in ("low", "high")}
+    assert effect_chart(record).width == 960
+    flat = np.zeros((positions, 4, 6))
+    assert change_map(flat, flat[0], flat[0]).mode == "RGB"
+    codes: dict[str, Any] = {"prologue_tokens": positions, "prologue_codebook_size": 4, "prologue_counts": [5, 2]}
+    codes |= {"prologue_entropy_bits": [0.0] * positions, "prologue_most_bits": 2.0}
+    assert usage_chart(codes).size == entropy_chart(codes).size
+
+
+def test_probe_charts() -> None:
+    record: dict[str, Any] = {"chance": 0.2}
+    for name in INPUT_NAMES:
+        for part in ("top1", "control"):
+            record |= {f"{name}_{part}": 0.5, f"{name}_{part}_low": 0.4, f"{name}_{part}_high": 0.6}
+    assert accuracy_chart(record).width == 960
+    factor = {"factor": "kind", "chance": 0.2, "prologue_positions": [0.2] * 16, "visual_positions": [0.3] * 256}
+    factor |= dict.fromkeys(INPUT_NAMES, 0.6)
+    assert factor_map({"factors": [factor, factor]}).mode == "RGB"
+    assert _skill(factor, 0.6) == pytest.approx(50)
+    assert _skill(factor, 0.1) == 0
+    assert _skill({"chance": 1.0}, 1.0) == 0
+
+
+def test_sheets_hold_their_images_under_a_title() -> None:
+    plain = _square("white", 300)
+    sheet = titled(plain, "a title that is longer than its picture is wide, so that it takes lines")
+    assert sheet.width == 300
+    assert sheet.height > 300 + 2 * 28
+    assert sheet.crop((0, 0, 300, sheet.height - 300)).getcolors() != [(300 * (sheet.height - 300), (255, 255, 255))]
+    images = [_square("red"), _square("blue"), _square("lime")]
+    for made in (code_sheet(images, "code", columns=2), position_sheet([("a", images), ("b", images[:1])], "position")):
+        colours = {colour for _, colour in made.getcolors(maxcolors=100_000) or []}
+        assert {(255, 0, 0), (0, 0, 255), (0, 255, 0)} <= colours
+    big = Image.new("RGB", (512, 256))
+    assert [image.size for image in thumbnails([big, images[0]])] == [(128, 64), (8, 8)]
+    assert big.size == (512, 256)

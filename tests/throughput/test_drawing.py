@@ -1,0 +1,288 @@
+"""A folder of images: the same bytes after kills, by several processes, and in any order of writing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prologue import Guidance, Pipeline
+from prologue.cli import main
+from prologue.commands import generate
+from prologue.errors import RunError, SamplingError
+from prologue.manifest import Manifest
+from prologue.processes import Processes
+from prologue.throughput.drawing import Drawing, Job
+from prologue.throughput.output import Output
+
+SPLIT = Guidance.split(("constant", 0.7), ("cosine", 3.75, 0.2))
+JOB = Job([0, 1, 2] * 8, 5, {"guidance": SPLIT}, "both", 10, 4, {"what": "a test", "recipe": {"temperature": 1.0}})
+NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+@pytest.fixture
+def pipe(tiny_models) -> Pipeline:
+    return Pipeline(*tiny_models(), Manifest(("ring", "star", "cross")))
+
+
+@pytest.fixture
+def draw(pipe: Pipeline, tmp_path: Path) -> Callable[..., dict[str, bytes]]:
+    """Draws a job into a folder and returns its files."""
+
+    def run(name: str, job: Job = JOB, **options: Any) -> dict[str, bytes]:
+        Drawing(pipe, job, Output(tmp_path / name), **options).run()
+        return files(tmp_path / name)
+
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("write", ["png", "npz", "both"])
+def test_what_is_written(draw, pipe: Pipeline, tmp_path: Path, write: str) -> None:
+    seen: list[tuple[int, int]] = []
+    found = draw(
+        "out", replace(JOB, write=write), progress=lambda done, total, rate: seen.append((done, total)) or rate > 0
+    )
+    pictures = [name for name in found if name.endswith(".png") and name != "grid.png"]
+    archives = [name for name in found if name.endswith(".npz")]
+    assert len(pictures) == (0 if write == "npz" else 24)
+    assert sorted(archives) == ([] if write == "png" else ["samples-00000.npz", "samples-00001.npz"])
+    assert len(found) == len(pictures) + len(archives) + 2
+    assert json.loads(found["generation.json"]) == {
+        "request": JOB.request,
+        "batch": 4,
+        "compiled": False,
+        "finished": True,
+    }
+    assert seen == [(done, 24) for done in (4, 8, 12, 16, 20, 24)]
+    expected = pipe.generate([0, 1, 2], count=24, seed=5, batch=4, guidance=SPLIT)
+    if write != "png":
+        parts = [np.load(tmp_path / "out" / name, allow_pickle=False) for name in sorted(archives)]
+        assert [len(part["arr_0"]) for part in parts] == [12, 12]
+        images = np.concatenate([part["arr_0"] for part in parts])
+        assert np.array_equal(images, np.stack([np.array(image) for image in expected.images]))
+        assert np.array_equal(np.concatenate([part["seeds"] for part in parts]), np.arange(5, 29))
+        assert np.array_equal(np.concatenate([part["visual"] for part in parts]), expected.tokens.visual.numpy())
+
+
+def test_guidance_is_refused_for_the_null_class_and_nothing_is_written(draw, tmp_path: Path) -> None:
+    with pytest.raises(SamplingError, match="null class"):
+        draw("out", replace(JOB, class_ids=[0, 3] * 12))
+    assert not (tmp_path / "out").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 6])
+@pytest.mark.parametrize("write", ["png", "npz", "both"])
+def test_a_stopped_run_goes_on_where_it_was(
+    draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, write: str
+) -> None:
+    job = replace(JOB, write=write)
+    whole = draw("whole", job)
+    add, calls = Output.add, []
+
+    def stop(self, number, chunk, pictures):
+        calls.append(number)
+        if len(calls) == after:
+            # Pictures of the chunk are there, the chunk is half written.
+            for name, _ in pictures[:2]:
+                (self.folder / name).write_bytes(b"half")
+            (self.folder / ".chunks" / f"{number:06d}.tmp").write_bytes(b"half")
+            raise Killed
+        add(self, number, chunk, pictures)
+
+    monkeypatch.setattr(Output, "add", stop)
+    with pytest.raises(Killed):
+        draw("stopped", job)
+    assert not json.loads((tmp_path / "stopped" / "generation.json").read_text()).get("finished")
+    again = draw("stopped", job)
+    assert again == whole
+    assert calls.count(calls[after - 1]) == 2  # the half one anew
+    assert sorted(set(calls)) == list(range(6))
+    assert len(calls) == 7  # and no other one
+
+
+def test_a_finished_folder_is_left_alone(draw, pipe: Pipeline, tmp_path: Path) -> None:
+    before = draw("out", JOB)
+    assert Drawing(pipe, JOB, Output(tmp_path / "out")).run() is False
+    assert files(tmp_path / "out") == before
+
+
+def test_other_settings_are_refused_with_the_difference(draw, pipe: Pipeline, tmp_path: Path) -> None:
+    before = draw("out", JOB)
+    other = replace(JOB, request={"what": "a test", "recipe": {"temperature": 0.9}, "count": 3})
+    with pytest.raises(RunError, match=r"\(recipe.temperature: 1.0 → 0.9; count: None → 3\).*--overwrite"):
+        draw("out", other)
+    assert files(tmp_path / "out") == before
+    assert Drawing(pipe, other, Output(tmp_path / "out")).run(overwrite=True)
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["request"] == other.request
+    (tmp_path / "out" / "generation.json").write_text("{}")
+    with pytest.raises(RunError, match=r"generation.json cannot be read \('request'\)"):
+        draw("out", other)
+
+
+def test_a_batch_that_does_not_fit_is_halved_before_anything_is_written(
+    draw, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = draw("whole", replace(JOB, batch=2))
+    chunk, said = pipe.chunk, []
+
+    def small(class_ids, seeds, rows, **options):
+        if rows > 2:
+            assert not (tmp_path / "out").exists()
+            raise NO_MEMORY
+        return chunk(class_ids, seeds, rows, **options)
+
+    monkeypatch.setattr(pipe, "chunk", small)
+    found = draw("out", replace(JOB, batch=8), say=said.append)
+    assert [sentence.partition(" (")[0] for sentence in said] == [
+        "a batch of 8 does not fit into memory, going on with 4",
+        "a batch of 4 does not fit into memory, going on with 2",
+    ]
+    assert json.loads(found.pop("generation.json"))["batch"] == 2
+    whole.pop("generation.json")
+    assert found == whole
+
+    def none(*_, **__):
+        raise NO_MEMORY
+
+    monkeypatch.setattr(pipe, "chunk", none)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        draw("never", JOB)
+    assert not (tmp_path / "never").exists()
+
+
+def test_memory_that_runs_out_later_names_the_batch_and_loses_nothing(
+    draw, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = draw("whole", JOB)
+    chunk, calls = pipe.chunk, []
+
+    def later(class_ids, seeds, rows, **options):
+        calls.append(seeds[0])
+        if len(calls) == 4:
+            raise NO_MEMORY
+        return chunk(class_ids, seeds, rows, **options)
+
+    monkeypatch.setattr(pipe, "chunk", later)
+    with pytest.raises(SamplingError, match=r"chunk 3 does not fit.*--batch below 4"):
+        draw("out", JOB)
+    assert draw("out", JOB) == whole
+    assert calls == [5, 9, 13, 17, 17, 21, 25]
+
+
+def test_what_is_not_about_memory_is_not_taken_for_it(draw, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_, **__):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(pipe, "chunk", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        draw("out", JOB)
+
+
+def test_a_damaged_chunk_is_named(draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Output, "assemble", lambda *_: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        draw("out", JOB)
+    monkeypatch.undo()
+    (tmp_path / "out" / ".chunks" / "000001.npz").write_bytes(b"damaged")
+    with pytest.raises(RunError, match=r"000001.npz cannot be read.*remove it and run again"):
+        draw("out", JOB)
+
+
+def test_several_processes_share_the_chunks(draw, pipe: Pipeline, tmp_path: Path) -> None:
+    """Without a process group: one after the other, as they would meet in the folder."""
+    whole = draw("whole", JOB)
+    output = Output(tmp_path / "out")
+    output.start({"request": JOB.request, "batch": 4, "compiled": False})
+
+    class Alone(Processes):
+        def wait(self) -> None:
+            pass
+
+    last = Drawing(pipe, JOB, output, Alone(2, 3))
+    last.run()
+    Drawing(pipe, JOB, output, Alone(1, 3)).run()
+    assert sorted(path.name for path in (tmp_path / "out" / ".chunks").iterdir()) == [
+        f"00000{number}.npz" for number in (1, 2, 4, 5)
+    ]
+    Drawing(pipe, JOB, output, Alone(0, 3)).run()
+    assert files(tmp_path / "out") == whole
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    Pipeline(*tiny_models(), Manifest(("ring", "star", "cross"))).save_pretrained(folder)
+    return folder
+
+
+def _command(run: Path, out: Path) -> list[str]:
+    flags = ["--count", "400", "--batch", "8", "--write", "both", "--shard-size", "100", "--device", "cpu"]
+    return [sys.executable, "-m", "prologue", "generate", str(run), "--out", str(out), *flags]
+
+
+def test_kills_and_a_group_of_processes(run_folder: Path, tmp_path: Path) -> None:
+    assert main(_command(run_folder, tmp_path / "whole")[3:]) == 0
+    whole = files(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(_command(run_folder, killed), env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(killed.glob("00010_*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert list(killed.glob("00010_*"))
+    assert not list(killed.glob("00399_*"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = [
+        subprocess.Popen(
+            _command(run_folder, killed),
+            env=environment
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in group] == [0, 0]
+    assert files(killed) == whole
+
+
+def test_the_command_says_what_it_found(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "_SECONDS_PER_LINE", 0.0)
+    argv = ["generate", str(run_folder), "--count", "9", "--batch", "3", "--write", "npz", "--shard-size", "6"]
+    argv += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "figures.json"), "--dtype", "int8"]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"9 images (NPZ) and grid.png are in {tmp_path / 'out'}; ")
+    assert [line.partition(",")[0] for line in err.splitlines()] == [f"{done}/9 images" for done in (3, 6, 9)]
+    records = json.loads((tmp_path / "figures.json").read_text())["records"]
+    assert records[7] == {"shard": "samples-00001.npz", "index": 1, "class": "star", "class_id": 1, "seed": 7}
+    assert main(argv) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'} already holds these 9 images (NPZ)\n"
+    assert main([*argv, "--dtype", "fp32", "--temperature", "0.5"]) == 2
+    assert "(recipe.temperature: 1.0 → 0.5; precision: int8 → float32)" in capsys.readouterr().err
+    assert main([*argv, "--shard-size", "0"]) == 2
+    assert "--shard-size must be at least 1" in capsys.readouterr().err
