@@ -115,7 +115,7 @@ def test_attention(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     record, shown = measure(["attention", str(saved / "shapes"), "--count", "10"], tmp_path, capsys)
     assert (record["n"], record["blocks"], record["heads"], record["prologue_tokens"]) == (10, 2, 2, 3)
     assert [len(record[name]) for name in ("by_head", "by_position", "mass_by_position")] == [2, 3, 16]
-    for text in ("N = 10 held-out images", "attention on prologue", "prologue position 3", "uniform attention"):
+    for text in ("N = 10 held-out images", "attention on prologue", "prologue position 2", "uniform attention"):
         assert text in shown
     refused(["attention", str(saved / "plain")], "plain has no prologue", capsys)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from prologue.data.sampler import center_batch
 from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.distances import INDICATIVE, moments_of
+from prologue.evaluation.distances import INDICATIVE, measure_name, moments_of
 from prologue.evaluation.features import FeatureExtractor
 from prologue.evaluation.frechet import frechet_from_moments
 from prologue.evaluation.generation import draw_samples, uniform_classes
@@ -265,7 +265,11 @@ def _set_distances(
         kid = kernel_distance(samples.features, features[:count], seed=seed)
         record |= {f"{side}_kid": kid.value, f"{side}_kid_low": kid.low, f"{side}_kid_high": kid.high}
         record[f"{side}_fd"] = frechet_from_moments(*moments_of(samples.features), *moments_of(features[:count]))
-    record |= {"kid_name": f"KID-{extractor.name}", "fd_name": f"FD-{extractor.name}", "n_distance": count}
+    record |= {
+        "kid_name": measure_name("KID", extractor),
+        "fd_name": measure_name("FD", extractor),
+        "n_distance": count,
+    }
     return record | {"indicative": min(len(samples), count) < INDICATIVE}
 
 
