@@ -265,7 +265,8 @@ def _set_distances(
         kid = kernel_distance(samples.features, features[:count], seed=seed)
         record |= {f"{side}_kid": kid.value, f"{side}_kid_low": kid.low, f"{side}_kid_high": kid.high}
         record[f"{side}_fd"] = frechet_from_moments(*moments_of(samples.features), *moments_of(features[:count]))
-    record |= {
+    names = {"kid_name": measure_name("KID", extractor), "fd_name": measure_name("FD", extractor)}
+    record |= {**names, "n_distance": count}
         "kid_name": measure_name("KID", extractor),
         "fd_name": measure_name("FD", extractor),
         "n_distance": count,
