@@ -214,10 +214,6 @@ class SampleArchive:
         for image in images:
             self._images.write(np.asarray(image).tobytes())
 
-    def add_array(self, image: UInt8[np.ndarray, "3 H W"]) -> None:
-        """Append one image given as an array, channels first."""
-        self._images.write(np.ascontiguousarray(image.transpose(1, 2, 0)).tobytes())
-
     def finish(self, **arrays: np.ndarray) -> None:
         """Write the arrays by name and close; call once, after `count` images."""
         self._images.close()

@@ -267,10 +267,6 @@ def _set_distances(
         record[f"{side}_fd"] = frechet_from_moments(*moments_of(samples.features), *moments_of(features[:count]))
     names = {"kid_name": measure_name("KID", extractor), "fd_name": measure_name("FD", extractor)}
     record |= {**names, "n_distance": count}
-        "kid_name": measure_name("KID", extractor),
-        "fd_name": measure_name("FD", extractor),
-        "n_distance": count,
-    }
     return record | {"indicative": min(len(samples), count) < INDICATIVE}
 
 
