@@ -143,6 +143,7 @@ def test_nothing_is_overwritten_unasked(run_folder: str, tmp_path: Path, capsys:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     refused([*argv[:-1], str(tmp_path / "other")], "not empty.*--overwrite", capsys)
+    refused([*argv, "--count", "3", "--classes", "ring,ring"], r"classes: \['ring'\] → \['ring', 'ring'\]", capsys)
     refused([*argv, "--guidance", "overall:constant:2", "--classes", "null", "--overwrite"], "null class", capsys)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert main([*argv, "--count", "1", "--seed", "5", "--overwrite"]) == 0

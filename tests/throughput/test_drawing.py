@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from prologue import Guidance, Pipeline
 from prologue.cli import main
@@ -66,6 +67,7 @@ def test_what_is_written(draw, pipe: Pipeline, tmp_path: Path, write: str) -> No
         "request": JOB.request,
         "batch": 4,
         "compiled": False,
+        "threads": torch.get_num_threads(),
         "finished": True,
     }
     assert seen == [(done, 24) for done in (4, 8, 12, 16, 20, 24)]
@@ -73,6 +75,8 @@ def test_what_is_written(draw, pipe: Pipeline, tmp_path: Path, write: str) -> No
     if write != "png":
         parts = [np.load(tmp_path / "out" / name, allow_pickle=False) for name in sorted(archives)]
         assert [len(part["arr_0"]) for part in parts] == [12, 12]
+        # Members do not tell when they were written: the same images are the same bytes.
+        assert {info.date_time for part in parts for info in part.zip.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         images = np.concatenate([part["arr_0"] for part in parts])
         assert np.array_equal(images, np.stack([np.array(image) for image in expected.images]))
         assert np.array_equal(np.concatenate([part["seeds"] for part in parts]), np.arange(5, 29))
@@ -104,6 +108,7 @@ def test_a_stopped_run_goes_on_where_it_was(
             # Pictures of the chunk are there, the chunk is half written.
             for name, _ in pictures[:2]:
                 (self.folder / name).write_bytes(b"half")
+            (self.folder / ".chunks").mkdir(exist_ok=True)
             (self.folder / ".chunks" / f"{number:06d}.tmp").write_bytes(b"half")
             raise Killed
         add(self, number, chunk, pictures)
@@ -123,6 +128,72 @@ def test_a_finished_folder_is_left_alone(draw, pipe: Pipeline, tmp_path: Path) -
     before = draw("out", JOB)
     assert Drawing(pipe, JOB, Output(tmp_path / "out")).run() is False
     assert files(tmp_path / "out") == before
+
+
+def test_what_a_kill_at_the_edges_leaves_is_no_obstacle(draw, pipe: Pipeline, tmp_path: Path) -> None:
+    whole = draw("whole")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "generation.json.tmp").write_text("{")  # before the request was stated
+    assert draw("out") == whole
+    (out / ".chunks").mkdir()  # after all was stated to be done
+    (out / ".chunks" / "000000.npz").write_bytes(b"chunk")
+    assert draw("out") == whole
+    (out / "00000_ring_seed7.png.tmp").write_bytes(b"half")  # of other images, which are replaced
+    (out / "samples-00007.npz.tmp").write_bytes(b"half")
+    Drawing(pipe, JOB, Output(out)).run(overwrite=True)
+    assert files(out) == whole
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_who_goes_on_computes_as_who_began(
+    draw, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products round otherwise with other threads, as a launcher sets them, and when they are compiled."""
+    chunk, seen = pipe.chunk, []
+
+    def stop(class_ids, seeds, rows, **options):
+        seen.append((torch.get_num_threads(), pipe.prepare(24, rows)))
+        if len(seen) == 3:
+            raise Killed
+        return chunk(class_ids, seeds, rows, **options)
+
+    monkeypatch.setattr(pipe, "chunk", stop)
+    with threads(2), pytest.raises(Killed):
+        draw("out")
+    monkeypatch.setattr("prologue.pipeline.worth_compiling", lambda *_: True)
+    pipe._prepared = None
+    with threads(1):
+        draw("out")
+        assert torch.get_num_threads() == 1
+    assert pipe.compile == "auto"
+    assert seen == [(2, False)] * 7
+    state = json.loads((tmp_path / "out" / "generation.json").read_text())
+    assert (state["threads"], state["compiled"]) == (2, False)
+
+
+def test_few_images_are_not_filled_up_to_a_large_batch(
+    draw, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunk, rows_seen = pipe.chunk, []
+
+    def watch(class_ids, seeds, rows, **options):
+        rows_seen.append(rows)
+        return chunk(class_ids, seeds, rows, **options)
+
+    monkeypatch.setattr(pipe, "chunk", watch)
+    draw("out", replace(JOB, class_ids=[0, 1, 2], batch=64))
+    assert rows_seen == [3]
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["batch"] == 3
 
 
 def test_other_settings_are_refused_with_the_difference(draw, pipe: Pipeline, tmp_path: Path) -> None:
@@ -164,7 +235,7 @@ def test_a_batch_that_does_not_fit_is_halved_before_anything_is_written(
         raise NO_MEMORY
 
     monkeypatch.setattr(pipe, "chunk", none)
-    with pytest.raises(RuntimeError, match="allocate memory"):
+    with pytest.raises(SamplingError, match=r"not even --batch 1 fits.*allocate memory.*--dtype"):
         draw("never", JOB)
     assert not (tmp_path / "never").exists()
 
@@ -211,7 +282,7 @@ def test_several_processes_share_the_chunks(draw, pipe: Pipeline, tmp_path: Path
     """Without a process group: one after the other, as they would meet in the folder."""
     whole = draw("whole", JOB)
     output = Output(tmp_path / "out")
-    output.start({"request": JOB.request, "batch": 4, "compiled": False})
+    output.start({"request": JOB.request, "batch": 4, "compiled": False, "threads": torch.get_num_threads()})
 
     class Alone(Processes):
         def wait(self) -> None:
@@ -234,38 +305,45 @@ def run_folder(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _command(run: Path, out: Path) -> list[str]:
-    flags = ["--count", "400", "--batch", "8", "--write", "both", "--shard-size", "100", "--device", "cpu"]
-    return [sys.executable, "-m", "prologue", "generate", str(run), "--out", str(out), *flags]
+def _in_process(argv: list[str], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.exit(main(argv))
 
 
-def test_kills_and_a_group_of_processes(run_folder: Path, tmp_path: Path) -> None:
-    assert main(_command(run_folder, tmp_path / "whole")[3:]) == 0
-    whole = files(tmp_path / "whole")
+def test_three_kills_and_a_group_of_processes(run_folder: Path, tmp_path: Path) -> None:
+    """Real ones: they are forked from a server that has imported all, so that a start is quick."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["prologue.commands.generate", "accelerate"])
+
+    def start(name: str, **environment: str) -> multiprocessing.process.BaseProcess:
+        argv = ["generate", str(run_folder), "--out", str(tmp_path / name), "--count", "200", "--batch", "4"]
+        argv += ["--write", "both", "--shard-size", "60", "--device", "cpu"]
+        process = context.Process(target=_in_process, args=(argv, environment))
+        process.start()
+        return process
+
+    whole = start("whole")
     killed = tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(_command(run_folder, killed), env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(killed.glob("00010_*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert list(killed.glob("00010_*"))
-    assert not list(killed.glob("00399_*"))
+    for image in (9, 90, 170):
+        process = start("killed")
+        deadline = time.monotonic() + 60
+        while not list(killed.glob(f"{image:05d}_*.png")) and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
+        assert list(killed.glob(f"{image:05d}_*.png"))
+        assert not list(killed.glob("00199_*.png"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = [
-        subprocess.Popen(
-            _command(run_folder, killed),
-            env=environment
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in group] == [0, 0]
-    assert files(killed) == whole
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    group = [start("killed", RANK=rank, LOCAL_RANK=rank, **meeting) for rank in ("0", "1")]
+    for process in (whole, *group):
+        process.join(120)
+    assert [process.exitcode for process in (whole, *group)] == [0, 0, 0]
+    assert files(killed) == files(tmp_path / "whole")
+    assert len(files(killed)) == 200 + 4 + 2
 
 
 def test_the_command_says_what_it_found(

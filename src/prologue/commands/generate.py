@@ -71,17 +71,20 @@ def run(argv: list[str]) -> int:
     if not drew:
         print(f"{options.out} already holds these {count} images ({made})")
     else:
-        print(f"{count} images ({made}) and grid.png are in {options.out}; {shown.rate:.2f} images/s")
+        rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # none where only the files were to be finished
+        print(f"{count} images ({made}) and grid.png are in {options.out}{rate}")
     return 0
 
 
 def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
     """What is to be drawn; unknown classes are refused here, before anything is drawn or written."""
-    classes = IN_TURN if options.classes is None else parse_classes(options.classes, pipeline)
+    named = None if options.classes is None else parse_classes(options.classes, pipeline)
     count = options.count
     if count is None and options.classes is None:
         count = _DEFAULT_COUNT
-    class_ids = pipeline.deal(classes, count)
+    class_ids = pipeline.deal(IN_TURN if named is None else named, count)
+    # What is dealt in turn, repetitions included: `ring,ring,7` are other images than `ring,7`.
+    dealt = list(dict.fromkeys(class_ids)) if named is None else pipeline.deal(named)[: len(class_ids)]
     write: Write = "both" if len(class_ids) <= options.shard_size else "npz"
     if options.write != "auto":
         write = options.write
@@ -89,7 +92,7 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
     weights = {part: file_hash(Path(options.run) / part / WEIGHTS) for part in ("tokenizer", "prior")}
     request = {
         "weights": weights,
-        "classes": [pipeline.class_name(index) for index in dict.fromkeys(class_ids)],
+        "classes": [pipeline.class_name(index) for index in dealt],
         "count": len(class_ids),
         "seed": options.seed,
         "recipe": pipeline.recipe.replace(**sampling).to_dict(),

@@ -186,7 +186,7 @@ def write_reference(
     else:
         with SampleArchive(path, len(images), image_size) as archive:
             for index in range(len(images)):
-                archive.add_array(images[index])
+                archive.add(images[index].transpose(1, 2, 0)[None])
             archive.finish(**arrays)
     card = ReferenceCard(
         features=features,

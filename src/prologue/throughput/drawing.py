@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 
 from prologue.device import out_of_memory
@@ -61,6 +63,8 @@ class Drawing:
         """
         state = self.output.state(self.job.request, overwrite)
         if state is not None and state.get("finished"):
+            if self.processes.main:
+                self.output.clear()
             return False
         # Everyone has looked at the folder before the first process changes it.
         self.processes.wait()
@@ -69,37 +73,58 @@ class Drawing:
             if self.processes.main:
                 batch, first = self._try()
                 compiled = self.pipeline.prepare(len(self.job.class_ids), batch)
-                self.output.start({"request": dict(self.job.request), "batch": batch, "compiled": compiled})
+                found = {"batch": batch, "compiled": compiled, "threads": torch.get_num_threads()}
+                self.output.start({"request": dict(self.job.request), **found})
             self.processes.wait()
             state = self.output.state(self.job.request, overwrite=False)
             assert state is not None
         plan = Plan(len(self.job.class_ids), state["batch"], self.job.shard_size)
-        self._draw(plan, first)
+        with self._as_begun(state):
+            self._draw(plan, first)
         self.processes.wait()
         if self.processes.main:
             self._finish(plan, state)
         self.processes.wait()
         return True
 
+    @contextmanager
+    def _as_begun(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """Compute as whoever began did: products round otherwise compiled, and on a CPU with other threads."""
+        compiles, threads = self.pipeline.compile, torch.get_num_threads()
+        self.pipeline.compile = state["compiled"]
+        torch.set_num_threads(state["threads"] if self.pipeline.device.type == "cpu" else threads)
+        try:
+            yield
+        finally:
+            self.pipeline.compile = compiles
+            torch.set_num_threads(threads)
+
     def _try(self) -> tuple[int, Chunk]:
-        """The largest batch that fits, halving the one asked for, and its first chunk."""
-        batch = self.job.batch
+        """The largest batch that fits, halving the one asked for, and its first chunk.
+
+        No larger than the count: a chunk is filled up to the batch, and what fills it is computed for nothing.
+        """
+        batch = min(self.job.batch, len(self.job.class_ids))
         while True:
             plan = Plan(len(self.job.class_ids), batch, self.job.shard_size)
             self.pipeline.prepare(plan.count, batch)
             try:
                 return batch, self._chunk(plan, 0)
             except Exception as error:
-                if not out_of_memory(error) or batch == 1:
+                if not out_of_memory(error):
                     raise
                 reason = str(error)  # the error's traceback would keep the memory of the attempt
+            if batch == 1:
+                raise SamplingError(
+                    f"not even --batch 1 fits into memory ({_first_line(reason)}): "
+                    "free memory, or store the weights in fewer bytes (--dtype bf16 or int8)"
+                )
             smaller = batch // 2
             self.say(f"a batch of {batch} does not fit into memory, going on with {smaller} ({_first_line(reason)})")
             batch = smaller
 
     def _draw(self, plan: Plan, first: Chunk | None) -> None:
         """This process's share of the chunks, less those that are done."""
-        self.pipeline.prepare(plan.count, plan.batch)
         begin, drawn, before = time.perf_counter(), 0, self.output.done(plan)
         pending: list[Future[None]] = []
         with ThreadPoolExecutor(1) as writer:

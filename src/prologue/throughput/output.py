@@ -22,6 +22,9 @@ from prologue.images import WRITTEN_NAME, SampleArchive
 from prologue.throughput.plan import Plan
 
 STATE = "generation.json"
+_HALF_STATE = f"{STATE}.tmp"
+_FOUND = {"batch", "compiled", "threads"}
+"""What the first call found out beside the request."""
 _CHUNKS = ".chunks"
 Chunk = dict[str, np.ndarray]
 """`images` (n, H, W, 3) uint8 where archives are written, `prologue` (n, P) and `visual` (n, N) ids."""
@@ -41,7 +44,9 @@ class Output:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file: give a folder with --out")
-        if overwrite or not self.folder.exists() or not any(self.folder.iterdir()):
+        if overwrite or not self.folder.exists():
+            return None
+        if all(path.name == _HALF_STATE for path in self.folder.iterdir()):  # empty, or killed at the very start
             return None
         if not (self.folder / STATE).is_file():
             raise RunError(
@@ -60,16 +65,19 @@ class Output:
         """Remove what earlier calls wrote, and nothing else, and state what is being made."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / STATE).unlink(missing_ok=True)
-        shutil.rmtree(self._chunks, ignore_errors=True)
+        self.clear()
         for path in self.folder.iterdir():
-            if WRITTEN_NAME.fullmatch(path.name):
+            if WRITTEN_NAME.fullmatch(path.name.removesuffix(".tmp")):
                 path.unlink()
-        self._chunks.mkdir()
         save_json(self.folder / STATE, dict(state))
 
     def finish(self, state: Mapping[str, Any]) -> None:
         """State that all is done."""
         save_json(self.folder / STATE, {**state, "finished": True})
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove the chunks that are kept, which are of no use to a finished folder."""
         shutil.rmtree(self._chunks, ignore_errors=True)
 
     def has(self, plan: Plan, chunk: int) -> bool:
@@ -90,6 +98,7 @@ class Output:
             temporary = self.folder / f"{name}.tmp"
             Image.fromarray(pixels).save(temporary, format="PNG")
             temporary.replace(self.folder / name)
+        self._chunks.mkdir(exist_ok=True)
         temporary = self._chunk(number).with_suffix(".tmp")
         with temporary.open("wb") as file:
             np.savez(file, **chunk)  # type: ignore[arg-type]
@@ -132,7 +141,7 @@ class Output:
 def _read(path: Path) -> dict[str, Any]:
     try:
         state = load_json(path)
-        if isinstance(state, dict) and isinstance(state["request"], dict) and {"batch", "compiled"} <= state.keys():
+        if isinstance(state, dict) and isinstance(state["request"], dict) and state.keys() >= _FOUND:
             return state
     except (ConfigError, KeyError) as error:
         raise RunError(f"{path} cannot be read ({error}): give another --out, or remove the folder") from error
