@@ -259,6 +259,20 @@ def test_memory_that_runs_out_later_names_the_batch_and_loses_nothing(
     assert calls == [5, 9, 13, 17, 17, 21, 25]
 
 
+def test_the_rate_counts_the_time_of_the_first_chunk(draw, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk = pipe.chunk
+
+    def slow(*args, **options):
+        time.sleep(0.2)
+        return chunk(*args, **options)
+
+    monkeypatch.setattr(pipe, "chunk", slow)
+    rates: list[float] = []
+    draw("out", replace(JOB, class_ids=[0], batch=1), progress=lambda done, total, rate: rates.append(rate))
+    assert len(rates) == 1
+    assert rates[0] <= 1 / 0.2
+
+
 def test_what_is_not_about_memory_is_not_taken_for_it(draw, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_, **__):
         raise RuntimeError("something else")

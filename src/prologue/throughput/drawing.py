@@ -66,6 +66,7 @@ class Drawing:
             if self.processes.main:
                 self.output.clear()
             return False
+        begin = time.perf_counter()  # the trial draws the first images: without its time a rate would be too good
         # Everyone has looked at the folder before the first process changes it.
         self.processes.wait()
         first: Chunk | None = None
@@ -80,7 +81,7 @@ class Drawing:
             assert state is not None
         plan = Plan(len(self.job.class_ids), state["batch"], self.job.shard_size)
         with self._as_begun(state):
-            self._draw(plan, first)
+            self._draw(plan, first, begin)
         self.processes.wait()
         if self.processes.main:
             self._finish(plan, state)
@@ -123,9 +124,9 @@ class Drawing:
             self.say(f"a batch of {batch} does not fit into memory, going on with {smaller} ({_first_line(reason)})")
             batch = smaller
 
-    def _draw(self, plan: Plan, first: Chunk | None) -> None:
+    def _draw(self, plan: Plan, first: Chunk | None, begin: float) -> None:
         """This process's share of the chunks, less those that are done."""
-        begin, drawn, before = time.perf_counter(), 0, self.output.done(plan)
+        drawn, before = 0, self.output.done(plan)
         pending: list[Future[None]] = []
         with ThreadPoolExecutor(1) as writer:
             for number in plan.share(self.processes.rank, self.processes.world):
