@@ -318,10 +318,11 @@ def test_compiling_follows_what_was_asked_for_or_the_amount_of_work(
     pipe.sample("ring", count=9, batch=4)
     assert seen == [(4, 2), (4, 3)]
     assert engines == [False, True]
+    assert pipe.prepare(10, 10) is False
     assert pipe.prepare(100, 10) is True
     pipe.chunk([0], [1], rows=10)
     assert engines == [False, True, True, True]  # tokens, then pixels
-    assert len(seen) == 3
+    assert len(seen) == 4
     for asked in (True, False):
         assert Pipeline(*tiny_models(), compile=asked).prepare(1, 1) is asked
     with pytest.raises(ConfigError, match="compile must be True, False or 'auto', not 'yes'"):

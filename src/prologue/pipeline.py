@@ -307,6 +307,7 @@ class Pipeline:
 
     def prepare(self, images: int, batch: int) -> bool:
         """Decide for a run of `images` whether to compile, and keep to it in later calls; returns the decision."""
+        self._prepared = None
         self._prepared = self._compiles(images, batch)
         return self._prepared
 

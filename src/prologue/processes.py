@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from jaxtyping import Shaped
@@ -33,7 +34,8 @@ class Processes:
             return cls(device=chosen)
         from accelerate import PartialState
 
-        state = PartialState(cpu=chosen.type == "cpu")
+        # Shares differ, and who is done first waits for the others.
+        state = PartialState(cpu=chosen.type == "cpu", timeout=timedelta(days=1))
         return cls(state.process_index, state.num_processes, state.device)
 
     @property

@@ -10,7 +10,7 @@ from PIL import Image
 
 from prologue.commands._reported import Reported, Shown, example, is_known, kind_of, shown
 from prologue.commands.evaluate import KINDS
-from prologue.commands.kinds.generation import recipe_words
+from prologue.commands.kinds.recipes import recipe_words
 from prologue.errors import ConfigError
 from prologue.report.curves import EXPLAINED, Trained, training_curves
 from prologue.report.page import Block, Commands, Fold, Gallery, Picture, Points, Report, Section, Table, Text

@@ -40,6 +40,8 @@ from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
 
 NEAR = 0.01
 """A sample is near a training image where it is nearer than all but this part of the validation images are."""
+BY_DEFAULT = 100_000
+"""Below so many training images samples are compared with them whenever they are measured."""
 SHOWN = 6
 """Closest pairs in the picture."""
 LEVELS = 101
@@ -125,6 +127,29 @@ def evaluate_memorisation(
     same = int((found["coarse"].distance[-len(held_out) :] == 0).sum())
     note = f"{same} of the validation images have the coarse pixels of a training image: the split may hold copies"
     return record | {"notes": [note] * (same > 0)}, closest
+
+
+def compare_samples(
+    tokenizer: Tokenizer,
+    samples: Described,
+    data: Data,
+    *,
+    mirror: bool = False,
+    seed: int = 0,
+    batch: int = 64,
+    watch: Watch = unwatched,
+) -> Record:
+    """The `coarse` figures of samples that are drawn already; the same control and held-out images as in
+    `evaluate_memorisation` with as many."""
+    held_out = choose_images(len(data.validation), len(samples), seed, "memorisation")
+    known = choose_images(len(data.train), len(held_out), seed, "memorisation training")
+    decoded = _decoded(tokenizer, data.validation, held_out, None, batch, watch)
+    copies = _decoded(tokenizer, data.train, known, None, batch, watch)
+    every = Described.cat([samples, decoded, copies])
+    found = nearest_training(every, data.train, None, mirror=mirror, batch=batch, watch=watch)
+    sides = torch.split(found["coarse"].distance, [len(samples), len(held_out), len(known)])
+    sizes = {"n": len(samples), "n_validation": len(held_out), "n_training": len(data.train), "mirrored": mirror}
+    return sizes | compare_nearest(*sides, name="coarse", seed=seed)
 
 
 def describe_images(

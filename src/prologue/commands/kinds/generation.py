@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
 from tyro.conf import arg
 
 from prologue.commands._options import parse
-from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, progress
+from prologue.commands._sampling import GUIDANCE_HELP, progress
 from prologue.commands.kinds.base import (
     Measurement,
     Prepared,
@@ -20,45 +20,35 @@ from prologue.commands.kinds.base import (
     checked,
     facts,
     row,
+    training_of,
     with_notes,
 )
 from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
+from prologue.commands.kinds.nearness import verdict
+from prologue.commands.kinds.recipes import RecipeOptions, recipe_words
 from prologue.data.shapes import CLASS_NAMES
 from prologue.errors import ConfigError
+from prologue.evaluation.coarse import SIDE
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import Samples, evaluate_generation, possible_recipe
+from prologue.evaluation.memorisation import BY_DEFAULT, compare_samples
+from prologue.evaluation.nearest import Described
 from prologue.evaluation.runs import Record, RunInfo
 from prologue.images import SampleArchive
-from prologue.pipeline import Pipeline, SamplingOptions
+from prologue.pipeline import Pipeline
 from prologue.processes import Processes
 
 _DEFAULT_SAMPLES = 2048
+Keep = Callable[[Samples], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationOptions(DistanceOptions):
+class GenerationOptions(RecipeOptions, DistanceOptions):
     count: int = _DEFAULT_SAMPLES
     """Samples, dealt to the classes in turn; from 10000 on the Fréchet distance is more than indicative."""
-    guidance: Annotated[str | None, arg(metavar="GUIDANCE")] = None
-    """How strongly to lean on the class; the forms are listed below."""
-    temperature: float | None = None
-    """Divides the logits."""
-    prologue_temperature: float | None = None
-    """The same for prologue tokens alone."""
-    top_k: int | Literal["off"] | None = None
-    """Draw among this many most likely ids; `off` drops a stored limit."""
-    top_p: float | Literal["off"] | None = None
-    """Draw among the most likely ids that hold this mass; `off` drops a stored limit."""
 
     samples_npz: Annotated[Path | None, arg(metavar="FILE.npz")] = None
     """Also write the samples in ADM's form (`arr_0` images, `arr_1` class ids), for other evaluators."""
-
-    def sampling(self) -> SamplingOptions:
-        """The sampling options that were given, checked."""
-        names = ("guidance", "temperature", "prologue_temperature", "top_k", "top_p")
-        flags = SamplingFlags(out=Path(), **{name: getattr(self, name) for name in names})
-        flags.check()
-        return flags.sampling()
 
 
 def prepare(argv: Sequence[str]) -> Prepared:
@@ -80,7 +70,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     recipe = stored.replace(**sampling)
     knows = source == "shapes" and pipeline.class_names == CLASS_NAMES
 
-    def evaluated(keep: Callable[[Samples], None] | None) -> Record:
+    def evaluated(keep: Keep) -> Record:
         return evaluate_generation(
             pipeline.tokenizer,
             pipeline.prior,
@@ -98,9 +88,27 @@ def prepare(argv: Sequence[str]) -> Prepared:
             processes=processes,
         )
 
+    looked_up = len(data.validation) > 0 and len(data.train) < BY_DEFAULT and processes.world == 1
+
     def measure() -> Measurement:
-        file = options.samples_npz
-        record = evaluated(None) if file is None else _archived(evaluated, file, options.count, size)
+        file, points = options.samples_npz, list[Described]()
+
+        def keep(samples: Samples) -> None:
+            if looked_up:
+                points.append(Described.of(samples.images, None))
+
+        record = evaluated(keep) if file is None else _archived(evaluated, keep, file, options.count, size)
+        record["memorisation"] = None
+        if points:
+            record["memorisation"] = compare_samples(
+                pipeline.tokenizer,
+                Described.cat(points),
+                data,
+                mirror=training_of(info).data.flip,
+                seed=options.seed,
+                batch=options.batch,
+                watch=progress,
+            )
         return Measurement(with_notes(record, notes))
 
     origin = facts(info, options, source, data.fingerprint, pipeline.device)
@@ -121,19 +129,18 @@ def _check_archive(options: GenerationOptions, processes: Processes) -> None:
         raise ConfigError("--samples-npz is written by one process: run it without the launcher")
 
 
-def _archived(
-    evaluated: Callable[[Callable[[Samples], None] | None], Record], file: Path, count: int, size: tuple[int, int]
-) -> Record:
+def _archived(evaluated: Callable[[Keep], Record], keep: Keep, file: Path, count: int, size: tuple[int, int]) -> Record:
     """The figures, with the samples that they are of written as they are drawn."""
     class_ids: list[torch.Tensor] = []
     file.parent.mkdir(parents=True, exist_ok=True)
     with SampleArchive(file, count, size) as archive:
 
-        def keep(samples: Samples) -> None:
+        def write(samples: Samples) -> None:
+            keep(samples)
             class_ids.append(samples.class_ids)
             archive.add(samples.images.permute(0, 2, 3, 1).numpy())
 
-        record = evaluated(keep)
+        record = evaluated(write)
         archive.finish(arr_1=torch.cat(class_ids).numpy().astype(np.int64))
     return record
 
@@ -145,6 +152,11 @@ def rows(record: Record) -> Iterator[Row]:
         yield row("classifier recognises the asked class", recognition, "rate", ".1%")
         for part in recognition["by_class"]:
             yield row(f"  {part['class']}", part, "rate", ".1%")
+    near = record.get("memorisation")
+    if near is not None:
+        yield row("nearer to training than held-out images", near, "coarse_nearer", ".1%")
+        label = f"very near to training ({near['coarse_share_expected']:.1%} if alike)"
+        yield row(label, near, "coarse_share", ".1%")
 
 
 def sentences(record: Record) -> Iterator[str]:
@@ -155,21 +167,5 @@ def sentences(record: Record) -> Iterator[str]:
     yield f"N = {record['n']} samples, labels uniform over the classes{against}."
     yield f"Recipe: {recipe_words(record['recipe'])}."
     yield from distance_sentences(record)
-
-
-def recipe_words(recipe: Record) -> str:
-    """The recipe in the words of its flags, those that are set."""
-    guidance = recipe["guidance"]
-    if guidance["whole"] is not None:
-        words = [f"guidance overall:{_schedule(guidance['whole'])}"]
-    elif guidance["prologue"] is not None and guidance["visual"] is not None:
-        words = [f"guidance split:{_schedule(guidance['prologue'])},{_schedule(guidance['visual'])}"]
-    else:
-        words = ["no guidance"]
-    names = ("temperature", "prologue_temperature", "top_k", "top_p")
-    words += [f"{name.replace('_', '-')} {recipe[name]:g}" for name in names if recipe[name] is not None]
-    return ", ".join(words)
-
-
-def _schedule(schedule: Record) -> str:
-    return f"{schedule['kind']}:{schedule['scale']:g}:{schedule['power']:g}"
+    if record.get("memorisation") is not None:
+        yield from verdict(record["memorisation"], "coarse", f"memorisation, {SIDE}×{SIDE} pixels")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
-from tyro.conf import arg
 
 from prologue.commands._options import parse
-from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, progress
+from prologue.commands._sampling import GUIDANCE_HELP, progress
 from prologue.commands.kinds.base import Measurement, Options, Prepared, Row, checked, facts, row, with_notes
-from prologue.commands.kinds.generation import recipe_words
+from prologue.commands.kinds.recipes import RecipeOptions, recipe_words
 from prologue.data.shapes import CLASS_NAMES
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.features import ShapesExtractor
@@ -24,7 +22,7 @@ from prologue.evaluation.intervention import Intervened, Pairs, evaluate_interve
 from prologue.evaluation.likelihood import encode_images, true_classes
 from prologue.evaluation.runs import Record, RunInfo, measured_split
 from prologue.images import thumbnails, to_pil
-from prologue.pipeline import Pipeline, SamplingOptions
+from prologue.pipeline import Pipeline
 from prologue.report.figures_intervention import change_map, effect_chart, example_sheet
 from prologue.rng import numpy_stream
 from prologue.sampling.guidance import Guidance
@@ -34,24 +32,9 @@ _EXAMPLES, _STRONGEST = 4, 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterventionOptions(Options):
+class InterventionOptions(RecipeOptions, Options):
     pairs: int = 32
     """Pairs of images, all different, between which a prologue token is exchanged."""
-    guidance: Annotated[str | None, arg(metavar="GUIDANCE")] = None
-    """How strongly to lean on the class; the forms are listed below."""
-    temperature: float | None = None
-    """Divides the logits."""
-    top_k: int | Literal["off"] | None = None
-    """Draw among this many most likely ids; `off` drops a stored limit."""
-    top_p: float | Literal["off"] | None = None
-    """Draw among the most likely ids that hold this mass; `off` drops a stored limit."""
-
-    def sampling(self) -> SamplingOptions:
-        """The sampling options that were given, checked."""
-        names = ("guidance", "temperature", "top_k", "top_p")
-        flags = SamplingFlags(out=Path(), **{name: getattr(self, name) for name in names})
-        flags.check()
-        return flags.sampling()
 
 
 def prepare(argv: Sequence[str]) -> Prepared:

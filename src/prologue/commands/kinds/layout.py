@@ -21,7 +21,7 @@ from prologue.commands.kinds.base import (
     row,
     with_notes,
 )
-from prologue.commands.kinds.generation import recipe_words
+from prologue.commands.kinds.recipes import recipe_words
 from prologue.data.shapes import CLASS_NAMES
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.features import ShapesExtractor

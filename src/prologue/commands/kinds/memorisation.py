@@ -22,11 +22,12 @@ from prologue.commands.kinds.base import (
     training_of,
     with_notes,
 )
-from prologue.commands.kinds.generation import recipe_words
+from prologue.commands.kinds.nearness import verdict
+from prologue.commands.kinds.recipes import recipe_words
 from prologue.errors import EvaluationError
 from prologue.evaluation.coarse import SIDE
 from prologue.evaluation.generation import possible_recipe
-from prologue.evaluation.memorisation import CHANCE, Closest, Pair, evaluate_memorisation
+from prologue.evaluation.memorisation import Closest, Pair, evaluate_memorisation
 from prologue.evaluation.runs import Features, Record, RunInfo
 from prologue.images import labelled_grid, to_pil
 from prologue.pipeline import Pipeline
@@ -142,46 +143,13 @@ def sentences(record: Record) -> Iterator[str]:
     )
     yield f"Recipe: {recipe_words(record['recipe'])}."
     for name, label in _measures(record):
-        yield from _verdict(record, name, label)
+        yield from verdict(record, name, label)
     if record["features"] is None:
         yield f"No distance in features: {record['reason']}."
     if record["validation_kid"] is not None:
         yield _sets(record)
     if record["trained_on_features"]:
         yield f"The tokenizer trained on these features ({record['features']})."
-
-
-def warns(record: Record, name: str) -> bool:
-    """Whether more samples than chance allows are nearer to a training image than held-out images are."""
-    more = record[f"{name}_share_low"] > record[f"{name}_share_expected"]
-    return bool(more and record[f"{name}_share_chance"] < CHANCE)
-
-
-def _verdict(record: Record, name: str, label: str) -> Iterator[str]:
-    share, expected = record[f"{name}_share"], record[f"{name}_share_expected"]
-    if warns(record, name):
-        yield (
-            f"Warning, {label}: {share:.1%} of the samples ({record[f'{name}_share_low']:.1%} … "
-            f"{record[f'{name}_share_high']:.1%}) are nearer to a training image than all but 1 % of the held-out "
-            f"images, where {expected:.1%} would be if they were alike: look at the closest pairs."
-        )
-    else:
-        yield f"{label}: no more samples are very near a training image than held-out images are, at this N."
-    if record[f"{name}_copies_share_high"] < 0.5:
-        yield (
-            f"{label}: only {record[f'{name}_copies_share']:.1%} of the copies are that near, so many copies would go "
-            "unseen by this share."
-        )
-    nearer, low, high = (record[f"{name}_nearer{end}"] for end in ("", "_low", "_high"))
-    if low > 0.5:
-        yield (
-            f"Warning, {label}: samples are nearer to the training images than held-out images are ({nearer:.0%} of "
-            f"the pairs, {low:.0%} … {high:.0%}). Copies do this; so do smooth or typical images, which lie near many."
-        )
-    elif high < 0.5:
-        yield f"{label}: samples are farther from the training images than held-out images are."
-    else:
-        yield f"{label}: on the whole not distinguishable from held-out images at this N."
 
 
 def _sets(record: Record) -> str:

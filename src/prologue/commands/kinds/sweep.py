@@ -17,7 +17,7 @@ from prologue.commands._evaluations import key_of, place
 from prologue.commands._options import parse, plain
 from prologue.commands._sampling import GUIDANCE_HELP, parse_guidance, progress
 from prologue.commands.kinds.base import FeaturesOption, Measurement, Options, Prepared, Row, checked, facts, with_notes
-from prologue.commands.kinds.generation import recipe_words
+from prologue.commands.kinds.recipes import recipe_words
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.distances import INDICATIVE
 from prologue.evaluation.generation import possible_recipe
