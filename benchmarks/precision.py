@@ -46,7 +46,7 @@ def compare(features: Features, reference: Tensor, images: Tensor) -> dict[str, 
     for part in torch.split(images, 256):
         distances.add_measured(part)
     found = distances.record(0)
-    return {name: found[name] for name in ("fd_name", "fd", "kid", "kid_low", "kid_high")}
+    return {name: found[name] for name in ("fd_name", "fd", "kid_name", "kid", "kid_low", "kid_high")}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from prologue.evaluation.likelihood import (
     evaluate_likelihood,
     segment_nats,
     shuffled_partners,
+    token_nats,
     true_classes,
 )
 from prologue.rng import torch_stream
@@ -39,7 +40,7 @@ def test_sums_are_those_of_the_loss(tiny_models) -> None:
     _, prior = tiny_models()
     tokens = random_tokens(10)
     prior.train()
-    nats = segment_nats(prior, tokens, CLASSES, batch=4)
+    nats = segment_nats(prior, token_nats(prior, tokens, CLASSES, batch=4))
     assert prior.training
     prior.eval()
     sequence = prior.layout.pack(tokens)
@@ -49,14 +50,14 @@ def test_sums_are_those_of_the_loss(tiny_models) -> None:
         assert nats[name].dtype == torch.float64
         assert float(nats[name].mean()) == pytest.approx(float(value) * prior.layout.length, rel=1e-5)
     with pytest.raises(SamplingError, match="class ids"):
-        segment_nats(prior, tokens, CLASSES + 2)
+        token_nats(prior, tokens, CLASSES + 2)
 
 
 def test_figures_per_image(tiny_models) -> None:
     _, prior = tiny_models()
     tokens = random_tokens(10)
     record = evaluate_likelihood(prior, tokens, CLASSES, image_size=SIZE, batch=4)
-    nats = segment_nats(prior, tokens, CLASSES)
+    nats = segment_nats(prior, token_nats(prior, tokens, CLASSES))
     total = sum(nats.values())
     assert record["nats"] == pytest.approx(float(total.mean()))
     assert record["bits"] == pytest.approx(record["nats"] / math.log(2))
@@ -67,6 +68,24 @@ def test_figures_per_image(tiny_models) -> None:
     assert record["visual_bits"] == pytest.approx(record["visual_nats"] / math.log(2))
     assert (record["n"], record["split"], record["indicative"]) == (10, "validation", True)
     assert (record["gain"], record["baseline_visual_nats"]) == (None, None)
+
+
+def test_bits_at_each_position(tiny_models) -> None:
+    _, prior = tiny_models()
+    _, baseline = tiny_models(prior_prologue=False)
+    tokens = random_tokens(10)
+    record = evaluate_likelihood(prior, tokens, CLASSES, image_size=SIZE, baseline=baseline, batch=4)
+    sequence = prior.layout.pack(tokens)
+    logits = prior(sequence, CLASSES).detach().double()
+    exact = -logits.log_softmax(-1).gather(2, sequence[:, :, None])[:, :, 0] / math.log(2)
+    assert record["position_bits"] == pytest.approx(exact.mean(0).tolist(), rel=1e-5)
+    reach = 1.96 * exact.std(0) / 10**0.5
+    assert record["position_bits_high"] == pytest.approx((exact.mean(0) + reach).tolist(), rel=1e-3)
+    assert record["segments"] == {"prologue": [0, 3], "eos": [3, 4], "visual": [4, 10]}
+    assert sum(record["position_bits"]) == pytest.approx(record["bits"])
+    assert sum(record["position_baseline_bits"]) == pytest.approx(record["baseline_visual_nats"] / math.log(2))
+    alone = evaluate_likelihood(prior, tokens, CLASSES, image_size=SIZE)
+    assert alone["position_baseline_bits"] is None
 
 
 def test_indicative_below_1024(tiny_models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +111,8 @@ def test_use_is_what_wrong_prologues_cost(tiny_models) -> None:
     tokens = random_tokens(10)
     record = evaluate_likelihood(prior, tokens, CLASSES, image_size=SIZE, seed=5)
     wrong = TokenIds(tokens.prologue[shuffled_partners(10, 5)], tokens.visual)
-    right = segment_nats(prior, tokens, CLASSES)["visual"]
-    difference = segment_nats(prior, wrong, CLASSES)["visual"] - right
+    right = segment_nats(prior, token_nats(prior, tokens, CLASSES))["visual"]
+    difference = segment_nats(prior, token_nats(prior, wrong, CLASSES))["visual"] - right
     assert record["use"] == pytest.approx(float(difference.mean()))
     assert record["use_high"] - record["use_low"] == pytest.approx(
         2 * 1.96 * float(difference.std()) / 10**0.5, rel=1e-3
@@ -138,7 +157,7 @@ def test_gain_against_a_prior_without_prologue(tiny_models) -> None:
     _, baseline = tiny_models(prior_prologue=False)
     tokens = random_tokens(10)
     record = evaluate_likelihood(prior, tokens, CLASSES, image_size=SIZE, baseline=baseline)
-    without = float(segment_nats(baseline, tokens, CLASSES)["visual"].mean())
+    without = float(segment_nats(baseline, token_nats(baseline, tokens, CLASSES))["visual"].mean())
     assert record["baseline_visual_nats"] == pytest.approx(without)
     assert record["gain"] == pytest.approx(without - record["visual_nats"] - record["cost"])
     for other, named in (

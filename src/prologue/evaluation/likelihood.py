@@ -21,7 +21,6 @@ from prologue.evaluation.runs import (
     Watch,
     evaluating,
     mean_interval,
-    per_image,
     unwatched,
 )
 from prologue.prior import Prior
@@ -52,7 +51,7 @@ def encode_images(
     return TokenIds.cat(parts)
 
 
-def segment_nats(
+def token_nats(
     prior: Prior,
     tokens: TokenIds,
     class_ids: Int64[Tensor, " n"],
@@ -60,9 +59,8 @@ def segment_nats(
     batch: int = 64,
     watch: Watch = unwatched,
     what: str = "likelihood",
-) -> dict[str, Nats]:
-    """Cross-entropy of every image by segment (prologue, eos, visual): fp32 terms over the whole vocabulary, summed
-    in float64, in nats; segments that the prior does not have are 0.
+) -> Float64[Tensor, "n T"]:
+    """Cross-entropy of every image at every target position, over the whole vocabulary, in nats; fp32 terms.
 
     A P = 0 prior takes the visual ids alone. Raises `SamplingError` for ids or classes that do not fit the prior.
     """
@@ -70,17 +68,20 @@ def segment_nats(
     tokens = tokens if layout.has_prologue else tokens.without_prologue()
     prior.check_classes(class_ids)
     device = prior.token_embedding.weight.device
-    parts: dict[str, list[Tensor]] = {"prologue": [], "eos": [], "visual": []}
+    parts = []
     with evaluating(prior):
         for start in watch(range(0, len(tokens), batch), what):
             sequence = layout.pack(tokens[slice(start, start + batch)].to(device))
             logits = prior(sequence, class_ids[start : start + batch].to(device))
             each = F.cross_entropy(logits.flatten(0, 1), sequence.flatten(), reduction="none").view(sequence.shape)
-            wide = each.cpu().double()
-            spans = {segment.name: wide[:, segment.start : segment.stop].sum(1) for segment in layout.segments}
-            for name, values in parts.items():
-                values.append(spans.get(name, wide.new_zeros(len(wide))))
-    return {name: per_image(values) for name, values in parts.items()}
+            parts.append(each.cpu().double())
+    return torch.cat(parts)
+
+
+def segment_nats(prior: Prior, each: Float64[Tensor, "n T"]) -> dict[str, Nats]:
+    """`token_nats` summed by segment (prologue, eos, visual); 0 for segments that the prior does not have."""
+    spans = {segment.name: each[:, segment.start : segment.stop].sum(1) for segment in prior.layout.segments}
+    return {name: spans.get(name, each.new_zeros(len(each))) for name in ("prologue", "eos", "visual")}
 
 
 def shuffled_partners(count: int, seed: int) -> Int64[Tensor, " n"]:
@@ -113,7 +114,8 @@ def evaluate_likelihood(
     """
     if not len(tokens) or len(tokens) != len(class_ids):
         raise EvaluationError(f"{len(tokens)} images with {len(class_ids)} classes: one class for each of some images")
-    nats = segment_nats(prior, tokens, class_ids, batch=batch, watch=watch)
+    each = token_nats(prior, tokens, class_ids, batch=batch, watch=watch)
+    nats = segment_nats(prior, each)
     total = nats["prologue"] + nats["eos"] + nats["visual"]
     record: Record = {"kind": "likelihood", "n": len(tokens), "split": split, "views": "center"}
     record["indicative"] = len(tokens) < LIKELIHOOD_IMAGES
@@ -122,6 +124,8 @@ def evaluate_likelihood(
         record |= mean_interval(values).fields(f"{name}_nats") | mean_interval(values).fields(f"{name}_bits", _TO_BITS)
     dimensions = image_size[0] * image_size[1] * 3
     record |= mean_interval(total).fields("token_bits_per_dimension", _TO_BITS / dimensions)
+    record |= _by_position("bits", each)
+    record |= {"segments": {segment.name: [segment.start, segment.stop] for segment in prior.layout.segments}}
     record |= _marginal(tokens, prior)
     record |= _carried(prior, tokens, class_ids, nats, seed, batch, watch)
     record |= _gain(prior, baseline, tokens, class_ids, nats, batch, watch)
@@ -158,7 +162,9 @@ def _carried(
     if len(tokens) < 2:
         return record | _absent("use")
     shuffled = TokenIds(tokens.prologue[shuffled_partners(len(tokens), seed).to(tokens.prologue.device)], tokens.visual)
-    wrong = segment_nats(prior, shuffled, class_ids, batch=batch, watch=watch, what="shuffled prologues")
+    wrong = segment_nats(
+        prior, token_nats(prior, shuffled, class_ids, batch=batch, watch=watch, what="shuffled prologues")
+    )
     return record | mean_interval(wrong["visual"] - nats["visual"]).fields("use")
 
 
@@ -173,11 +179,22 @@ def _gain(
 ) -> Record:
     """What the prologue saves against a P = 0 prior: its visual cross-entropy minus (visual + cost)."""
     if baseline is None:
-        return _absent("baseline_visual_nats") | _absent("gain")
+        return _absent("baseline_visual_nats") | _absent("gain") | _by_position("baseline_bits")
     _check_baseline(prior, baseline)
-    without = segment_nats(baseline, tokens, class_ids, batch=batch, watch=watch, what="baseline")["visual"]
+    each = token_nats(baseline, tokens, class_ids, batch=batch, watch=watch, what="baseline")
+    without = each.sum(1)
     paid = nats["prologue"] + nats["eos"] + nats["visual"]
-    return mean_interval(without).fields("baseline_visual_nats") | mean_interval(without - paid).fields("gain")
+    record = mean_interval(without).fields("baseline_visual_nats") | mean_interval(without - paid).fields("gain")
+    return record | _by_position("baseline_bits", each)
+
+
+def _by_position(name: str, each: Float64[Tensor, "n T"] | None = None) -> Record:
+    """Means over images at each position, in bits, with their 95 % intervals, as lists; Nones without values."""
+    names = [f"position_{name}{end}" for end in ("", "_low", "_high")]
+    if each is None:
+        return dict.fromkeys(names)
+    intervals = [mean_interval(column).fields(name, _TO_BITS) for column in each.T]
+    return dict(zip(names, zip(*(part.values() for part in intervals), strict=True), strict=True))
 
 
 def _check_baseline(prior: Prior, baseline: Prior) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from prologue.config import DataConfig, RunConfig
@@ -199,8 +199,3 @@ class Features:
         if self.extractor is None:
             return {"features": None, "features_hash": None}
         return {"features": self.extractor.name, "features_hash": self.extractor.hash}
-
-
-def per_image(parts: Sequence[Float64[Tensor, " b"]]) -> Float64[Tensor, " n"]:
-    """Values of all images from those of the batches."""
-    return torch.cat([part.detach().cpu().double() for part in parts])

@@ -28,6 +28,7 @@ from prologue.evaluation.likelihood import encode_images, evaluate_likelihood, t
 from prologue.evaluation.runs import LIKELIHOOD_IMAGES, Record, RunInfo, choose_images, measured_split
 from prologue.pipeline import Pipeline
 from prologue.prior import Prior
+from prologue.report.figures_likelihood import bits_chart, bits_maps
 from prologue.weights import WEIGHTS, file_hash
 
 
@@ -64,7 +65,10 @@ def prepare(argv: Sequence[str]) -> Prepared:
             starts_from_data=bool(training_of(info).tokenizer_training.prologue_kmeans),
             watch=progress,
         )
-        return Measurement(with_notes(record, (*split.notes, *notes, *said)))
+        pictures = {"bits": bits_chart(record)}
+        if pipeline.tokenizer.config.variant != "1d":  # whose tokens have no place in the image
+            pictures["grid"] = bits_maps(record, pipeline.tokenizer.config.grid)
+        return Measurement(with_notes(record, (*split.notes, *notes, *said)), pictures)
 
     origin = facts(info, options, source, data.fingerprint, pipeline.device)
     if options.baseline is not None:
@@ -109,5 +113,19 @@ def rows(record: Record) -> Iterator[Row]:
 
 def sentences(record: Record) -> Iterator[str]:
     yield images_sentence(record)
+    if record["gain"] is not None:
+        yield from _bounds(record)
     if record["indicative"]:
         yield f"Indicative: fewer than {LIKELIHOOD_IMAGES} images."
+
+
+def _bounds(record: Record) -> Iterator[str]:
+    """Both bounds on the same visual ids, and whether they differ."""
+    yield (
+        f"Bounds on −log p of the visual ids: {record['nats']:.2f} nats per image with the prologue (prologue, EOS and "
+        f"visual together), {record['baseline_visual_nats']:.2f} without."
+    )
+    if record["gain_low"] is None or record["gain_low"] <= 0 <= record["gain_high"]:
+        yield "The two cannot be told apart at this N."
+    else:
+        yield f"The prior {'with' if record['gain'] > 0 else 'without'} a prologue predicts them better."
