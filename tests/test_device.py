@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prologue import device as devices
 from prologue.device import pick_device, pick_dtype
 from prologue.errors import ConfigError
 
@@ -46,8 +47,10 @@ def test_auto_dtype_on_cuda_follows_its_capability(
     assert pick_dtype("auto", CUDA) is expected
 
 
-def test_dtypes_by_name_and_by_type() -> None:
-    assert pick_dtype("auto", CPU) is torch.float32
+def test_dtypes_by_name_and_by_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(devices, "fast_bf16", lambda device, fast=fast: fast and device.type == "cpu")
+        assert pick_dtype("auto", CPU) is expected
     assert pick_dtype("auto", torch.device("mps")) is torch.float32
     assert pick_dtype("bf16", CPU) is torch.bfloat16
     assert pick_dtype(torch.float64, CPU) is torch.float64
