@@ -1,1 +1,1 @@
-"""`prologue reproduce`: all variants under equal budgets over several seeds, and what that says of the paper's claims."""
+"""`prologue reproduce`: all variants under equal budgets over several seeds, and the paper's claims."""

@@ -1,6 +1,6 @@
 """What figures of a few seeds allow to say: t intervals, verdicts against a threshold, prediction of one more seed.
 
-Nothing here knows what the figures are of. A claim is that a mean lies above a threshold.
+Nothing here knows what the figures are of. A claim is that a mean is at least, or at most, a threshold.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim that a mean lies above `threshold`, and what the seeds say of it."""
+    """A claim that a mean is at least (or `at_most`) `threshold`, and what the seeds say of it."""
 
     outcome: Outcome
     threshold: float
+    at_most: bool
     estimate: Estimate
     needed: int | None
     """Seeds that would decide an undecided claim if mean and spread stayed as they are; None where it is decided, where
@@ -88,7 +89,7 @@ def prediction(values: Sequence[float]) -> tuple[float, float] | None:
     return found.mean - reach, found.mean + reach
 
 
-def judge(values: Sequence[float], threshold: float) -> Verdict:
+def judge(values: Sequence[float], threshold: float, *, at_most: bool = False) -> Verdict:
     """*Confirmed* where the interval lies beyond the threshold, *refuted* where wholly on the other side.
 
     One seed has no interval, so it decides nothing.
@@ -96,9 +97,13 @@ def judge(values: Sequence[float], threshold: float) -> Verdict:
     found = estimate(values)
     outcome: Outcome = "undecided"
     if found.low is not None and found.high is not None:
-        outcome = "confirmed" if found.low >= threshold else "refuted" if found.high < threshold else "undecided"
+        above, below = found.low >= threshold, found.high <= threshold
+        if found.low == found.high == threshold:
+            outcome = "confirmed"
+        elif above or below:
+            outcome = "confirmed" if below == at_most else "refuted"
     needed = seeds_to_decide(found, threshold) if outcome == "undecided" else None
-    return Verdict(outcome, threshold, found, needed)
+    return Verdict(outcome, threshold, at_most, found, needed)
 
 
 def seeds_to_decide(found: Estimate, threshold: float) -> int | None:

@@ -49,8 +49,8 @@ class TrainRequest:
     """Further JSON values that belong to the run and must not change."""
 
 
-def train(request: TrainRequest, progress: Progress) -> RunFolder:
-    """Train, or continue, a run. Raises `Stopped` when a signal stops it; the same request then continues.
+def train(request: TrainRequest, progress: Progress, stop: StopRequest | None = None) -> RunFolder:
+    """Train, or continue, a run. Raises `Stopped` when a signal, or `stop`, stops it; the same request then continues.
 
     Under `accelerate launch` or `torchrun` every process calls this; the main one writes.
     """
@@ -68,10 +68,11 @@ def train(request: TrainRequest, progress: Progress) -> RunFolder:
         run = RunFolder.open(request.out, config, facts | dict(request.facts))
     for note in (*data.notes, *schedule_notes(config)):
         progress.say(note)
-    agree = _agreement(accelerator) if accelerator.num_processes > 1 else None
+    stop = StopRequest() if stop is None else stop
+    stop.agree = _agreement(accelerator) if accelerator.num_processes > 1 else None
     context = Context(run, data, accelerator)
     try:
-        with StopRequest(agree).listening() as stop:
+        with stop.listening():
             _Trainer(context, request, given, progress, stop).train()
     finally:
         context.batches.close()
