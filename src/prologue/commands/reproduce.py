@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class ReproduceOptions:
     scale: Literal["minutes", "hours", "gpu"] = "minutes"
     """minutes shows that everything runs; hours makes the tables on two CPU cores; gpu on one GPU."""
     seeds: int | None = None
-    """How many seeds. Left out: as many as the scale has (minutes 1, else 3)."""
+    """How many seeds. Left out: as many as the scale has (minutes 2, else 3)."""
     seed: SeedOption = 0
     variants: tuple[str, ...] = ()
     """Some of 2d, 1d, prologue, prologue-post, one-stage. Left out: all."""
@@ -42,6 +43,8 @@ def run(argv: list[str]) -> int:
     """Do, or continue, a study."""
     began = time.monotonic()
     description = "Train all variants under equal budgets over several seeds, and judge the paper's claims."
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("`prologue reproduce` works in one process: start it without a launcher")
     options = parse(ReproduceOptions, argv, "prologue reproduce", description)
     seeds, variants = _seeds(options), options.variants
     from prologue.allocator import keep_freed_memory

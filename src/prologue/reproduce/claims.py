@@ -170,11 +170,22 @@ def probes(results: Results, ours: Name, theirs: Name) -> Claim:
             notes.append(f"seed {seed} has no ratio of probes")
         else:
             by_seed[seed] = value
+    dull = [seed for seed, (a, _) in paired.items() if (figure(a, "probe.prologue_low") or 0) <= _chance(a)]
+    if dull:
+        notes.append(f"the probe of the prologue is not above chance for {_seeds(dull)}")
     verdict = judge(list(by_seed.values()), math.log(PROBE)) if by_seed else None
     return Claim(
         f"probe-{theirs}", ours, theirs, text, f"top-1 of the probe, {ours} / {theirs}", True, by_seed, verdict,
         tuple(notes),
     )  # fmt: skip
+
+
+def _chance(result: Result) -> float:
+    return figure(result, "probe.chance") or 0.0
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def fixes_layout(results: Results, ours: Name) -> Claim:
@@ -193,6 +204,8 @@ def fixes_layout(results: Results, ours: Name) -> Claim:
             notes.append(f"seed {piece.seed} has no ratio of layouts")
         else:
             by_seed[piece.seed] = math.log(ratio)
+        if result["measures"].get("likelihood", {}).get("collapsed"):
+            notes.append(f"the prologue of seed {piece.seed} has collapsed")
     verdict = judge(list(by_seed.values()), math.log(LAYOUT), at_most=True) if by_seed else None
     return Claim("layout", ours, None, text, "within / between", True, by_seed, verdict, tuple(notes))
 

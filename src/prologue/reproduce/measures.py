@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Features, Record, Split, Watch, choose_images, unwatched, wilson_interval
 from prologue.evaluation.sweep import Request, measure_recipe, reference_features, run_sweep
 from prologue.prior import Prior
+from prologue.reproduce.pictures import resampled_picture, samples_picture, save_picture
 from prologue.reproduce.scales import Scale
 from prologue.rng import derive_seed
 from prologue.sampling.recipe import Recipe
@@ -47,6 +49,8 @@ class Bench:
     data: Data
     features: Features
     source: str
+    pictures: Path
+    """Where pictures are kept."""
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -67,7 +71,8 @@ class Bench:
     @cached_property
     def held_out(self) -> Float[Tensor, "n d"]:
         """Features of the held-out images that recipes are chosen against; gFD and gKID are to training images."""
-        return reference_features(self.extractor, self.data.validation, self.scale.measured_images)
+        count, batch = self.scale.measured_images, self.scale.batch
+        return reference_features(self.extractor, self.data.validation, count, batch=batch)
 
     def validation_indices(self, count: int, name: str) -> Int64[np.ndarray, " n"]:
         return choose_images(len(self.data.validation), count, 0, f"reproduce {name}")
@@ -82,10 +87,12 @@ class Models:
     seed: int
     weights: dict[str, str]
     """sha256 of their files: figures of other weights are made again."""
+    piece: str
+    """Whose pictures are kept under this name."""
 
 
-Check = Callable[[], None]
-"""Called between measurements; raises where there is no time left."""
+Check = Callable[[str], None]
+"""Called before each measurement with its name; raises where there is no time left for it."""
 
 
 def measure(
@@ -99,7 +106,7 @@ def measure(
     has_prologue = models.prior.layout.has_prologue
 
     def get(name: str, make: Callable[[], Record], **inputs: Any) -> Record:
-        check()
+        check(name)
         return ledger.get(name, {"weights": models.weights, "seed": models.seed, **inputs}, make)
 
     split = Split("validation", data.validation)
@@ -107,7 +114,13 @@ def measure(
         "reconstruction": get(
             "reconstruction",
             lambda: evaluate_reconstruction(
-                models.tokenizer, split, bench.features, count=scale.measured_images, revives=True, watch=watch
+                models.tokenizer,
+                split,
+                bench.features,
+                count=scale.measured_images,
+                batch=scale.batch,
+                revives=True,
+                watch=watch,
             ),
             images=scale.measured_images,
         )
@@ -118,7 +131,7 @@ def measure(
 
     def tokens() -> TokenIds:
         if not encoded:
-            encoded.append(encode_images(models.tokenizer, data.validation, indices, watch=watch))
+            encoded.append(encode_images(models.tokenizer, data.validation, indices, batch=scale.batch, watch=watch))
         return encoded[0]
 
     classifier = bench.classifier
@@ -134,7 +147,7 @@ def measure(
         "likelihood",
         lambda: evaluate_likelihood(
             models.prior, tokens(), class_ids, image_size=models.tokenizer.config.image_size, baseline=baseline,
-            seed=models.seed, starts_from_data=True, watch=watch,
+            seed=models.seed, batch=scale.batch, starts_from_data=True, watch=watch,
         ),
         images=scale.measured_images,
         gain=baseline is not None,
@@ -188,7 +201,7 @@ def choose(models: Models, bench: Bench, guided: bool, watch: Watch = unwatched)
     def found(request: Request) -> Record:
         return measure_recipe(
             models.tokenizer, models.prior, request.recipe, bench.extractor, bench.held_out,
-            count=request.count, seed=request.seed,
+            count=request.count, seed=request.seed, batch=scale.batch,
         )  # fmt: skip
 
     seed = derive_seed(models.seed, "reproduce", "choice")
@@ -210,15 +223,21 @@ def _generated(models: Models, bench: Bench, recipe: Recipe, watch: Watch) -> Re
     points: list[Described] = []
 
     def keep(samples: Samples) -> None:
+        if not points:
+            kind = "guided" if recipe.guidance.active else "unguided"
+            picture = samples_picture(samples.images, bench.data.class_names)
+            save_picture(picture, bench.pictures, models.piece, kind)
         points.append(Described.of(samples.images, None))
 
     # Other seeds than those that the recipe was chosen on, and the same for all variants of a seed.
     first = derive_seed(models.seed, "reproduce", "samples") % 2**31
     record = evaluate_generation(
         models.tokenizer, models.prior, recipe, bench.data.train, bench.features, count=bench.scale.samples,
-        seed=first, class_names=bench.data.class_names, classifier=bench.classifier, watch=watch, keep=keep,
+        seed=first, batch=bench.scale.batch, class_names=bench.data.class_names, classifier=bench.classifier,
+        watch=watch, keep=keep,
     )  # fmt: skip
-    near = compare_samples(models.tokenizer, Described.cat(points), bench.data, seed=first, watch=watch)
+    drawn = Described.cat(points)
+    near = compare_samples(models.tokenizer, drawn, bench.data, seed=first, batch=bench.scale.batch, watch=watch)
     return record | {"memorisation": {key: value for key, value in near.items() if not key.endswith("quantiles")}}
 
 
@@ -229,7 +248,7 @@ def probe(models: Models, bench: Bench, test: TokenIds, indices: Int64[np.ndarra
     """
     scale, data = bench.scale, bench.data
     known = choose_images(len(data.train), scale.probe_images, 0, "reproduce probe")
-    train = encode_images(models.tokenizer, data.train, known, watch=watch)
+    train = encode_images(models.tokenizer, data.train, known, batch=scale.batch, watch=watch)
     labels, asked = (
         torch.from_numpy(images.labels[rows].astype(np.int64))
         for images, rows in ((data.train, known), (data.validation, indices))
@@ -255,10 +274,11 @@ def _codes(tokenizer: Tokenizer, ids: TokenIds, name: str, scale: Scale) -> Floa
 def _layout(models: Models, bench: Bench, recipe: Recipe, watch: Watch) -> Record:
     indices = bench.validation_indices(bench.scale.layout_images, "layout")
     class_ids = _class_ids(bench.data.validation, indices, models.prior)
-    record, _ = evaluate_layout(
+    record, shown = evaluate_layout(
         models.tokenizer, models.prior, recipe, bench.data.validation, indices, class_ids, Features(),
-        per=bench.scale.layout_per, seed=models.seed, watch=watch,
+        per=bench.scale.layout_per, seed=models.seed, batch=bench.scale.batch, watch=watch,
     )  # fmt: skip
+    save_picture(resampled_picture(shown, bench.data.class_names), bench.pictures, models.piece, "resampled")
     return record
 
 

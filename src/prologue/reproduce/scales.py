@@ -66,6 +66,8 @@ class Scale:
     layout_images: int
     layout_per: int
     checkpoint_every: int
+    batch: int = 64
+    """Images that are drawn and measured at once."""
     packed: bool = False
     """Keep what is needed to go on elsewhere in a few small files (`state/`)."""
 
@@ -85,9 +87,9 @@ class Scale:
 
 
 _MINUTES = Scale(
-    seeds=1, image_size=16, patch_size=4, width=32, depth=1, prior_width=32, prior_depth=1, codebook_size=64,
-    code_dim=8, prologue_tokens=4, prologue_codebook_size=16, tokenizer_steps=60, tokenizer_batch=8, tokenizer_lr=1e-3,
-    prior_steps=60, prior_batch=16, prior_lr=1e-3, shapes_images=512, shapes_validation=128, validation_fraction=0.2,
+    seeds=2, image_size=16, patch_size=4, width=32, depth=1, prior_width=32, prior_depth=1, codebook_size=64,
+    code_dim=8, prologue_tokens=4, prologue_codebook_size=16, tokenizer_steps=400, tokenizer_batch=8, tokenizer_lr=1e-3,
+    prior_steps=300, prior_batch=16, prior_lr=1e-3, shapes_images=512, shapes_validation=128, validation_fraction=0.2,
     temperatures=(1.0, 0.9), guidance_scales=(1.5, 2.0), guided_temperatures=(1.0,), sweep_samples=32, finalists=1,
     samples=128, measured_images=128, probe_images=512, layout_images=16, layout_per=2, checkpoint_every=100,
 )  # fmt: skip
@@ -106,8 +108,8 @@ _HOURS = Scale(
 _GPU = dataclasses.replace(
     _HOURS, image_size=32, patch_size=4, width=160, depth=4, prior_width=160, prior_depth=6, codebook_size=1024,
     code_dim=12, prologue_codebook_size=128, tokenizer_steps=10_000, tokenizer_batch=64, prior_steps=10_000,
-    prior_batch=128, shapes_images=100_000, shapes_validation=10_000, sweep_samples=1024, samples=10_000,
-    measured_images=10_000, probe_images=20_000, layout_images=256, checkpoint_every=1000, packed=True,
+    prior_batch=128, shapes_images=50_000, shapes_validation=10_000, sweep_samples=1024, samples=10_000,
+    measured_images=10_000, probe_images=20_000, layout_images=256, checkpoint_every=1000, batch=500, packed=True,
 )  # fmt: skip
 
 SCALES: dict[str, Scale] = {"minutes": _MINUTES, "hours": _HOURS, "gpu": _GPU}

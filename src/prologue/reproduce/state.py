@@ -19,7 +19,6 @@ FOLDER = "state"
 INDEX = "state.json"
 PART_BYTES = 16 * 2**20
 MOST_BYTES = 40 * 2**20
-MOST_FILES = 8
 _SLACK = 2**16
 
 

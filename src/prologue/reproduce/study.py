@@ -22,6 +22,7 @@ from prologue.pipeline import Pipeline
 from prologue.prior import Prior
 from prologue.reproduce import state
 from prologue.reproduce.measures import Bench, Models, measure
+from prologue.reproduce.pictures import FOLDER as PICTURES
 from prologue.reproduce.pieces import (
     RESULT_FORMAT,
     Piece,
@@ -122,7 +123,7 @@ def reproduce(request: StudyRequest, progress: Progress) -> StudyOutcome:
             if not piece.result_file(request.out).is_file():
                 worker.do(piece)
                 _say_left(request, pieces, progress)
-                worker.keep_state(pieces)
+                worker.keep_state()
         finished = True
     except OutOfTime:
         pass
@@ -133,7 +134,7 @@ def reproduce(request: StudyRequest, progress: Progress) -> StudyOutcome:
         results = load_results(request.out)
         lines = write_tables(request.out, results, request.scale, request.provenance) if results else ()
         if not finished:
-            worker.keep_state(pieces)
+            worker.keep_state()
     done = sum(piece in results for piece in pieces)
     return StudyOutcome(finished, done, len(pieces), tuple(lines))
 
@@ -169,7 +170,7 @@ def _open(request: StudyRequest, progress: Progress) -> Bench:
         _require_same(out, load_json(out / STUDY), settings)
     else:
         save_json(out / STUDY, settings)
-    return Bench(scale, data, features, request.data)
+    return Bench(scale, data, features, request.data, out / PICTURES)
 
 
 def _require_same(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -234,9 +235,9 @@ class _Worker:
         if baseline_run is not None:
             baseline = Prior.from_pretrained(baseline_run / "prior").to(pipeline.device)
         weights = {part: file_hash(folder / part / WEIGHTS) for part in ("tokenizer", "prior")}
-        models = Models(pipeline.tokenizer, pipeline.prior, piece.seed, weights)
+        models = Models(pipeline.tokenizer, pipeline.prior, piece.seed, weights, piece.name)
         records = measure(
-            models, self.bench, ledger, baseline=baseline, watch=watched(self.progress), check=self.deadline.check
+            models, self.bench, ledger, baseline=baseline, watch=watched(self.progress), check=self._check_record
         )
         seconds = _seconds(run, plain, ledger, [name for name, record in records.items() if record is not None])
         result: Result = {"format": RESULT_FORMAT, "variant": piece.variant, "seed": piece.seed}
@@ -252,37 +253,43 @@ class _Worker:
         stopwatch: Progress = self.progress
         if ledger is not None:
             stopwatch = Stopwatch(self.progress, partial(_keep_time, ledger))
-        # A run is found again by its settings, which "auto" is not: it stands for what the run was begun with.
         request = TrainRequest(config, self.request.data, folder, tokenizer_from=given, device=self.request.device)
         one_stage = config.tokenizer_training.one_stage
         stages: list[StageName] = ["tokenizer"] if one_stage else ["tokenizer", "tokens", "prior"]
         for stage in stages:
             known = (folder / "run.json").is_file() and RunFolder.load(folder).finished(stage)
             if not known:
-                self.deadline.check(self._expected(piece, stage, folder))
-            run = train(dataclasses.replace(request, stage=stage), stopwatch, self.deadline)
+                self.deadline.check(self._expected_stage(piece, stage, folder))
+            run = train(dataclasses.replace(request, stage=stage), stopwatch, self.deadline, self.bench.data)
+            if not known:
+                self.keep_state()
         return run
 
-    def _expected(self, piece: Piece, stage: str, folder: Path) -> float:
+    def _expected_stage(self, piece: Piece, stage: str, folder: Path) -> float:
         """What a stage will take, of a packed study that cannot take its checkpoint along; 0 where that is unknown."""
         if not self.scale.packed or (folder / "checkpoints" / stage).exists():
             return 0.0
         key = "plain" if folder == piece.plain_folder(self.out) else stage
-        same = [
-            result["seconds"].get(key, 0.0)
-            for other, result in load_results(self.out).items()
-            if other.variant == piece.variant
-        ]
-        expected = max(same, default=0.0)
-        # What takes longer than a whole call is begun at any time.
-        whole = 60 * (self.request.minutes or 0.0)
+        results = load_results(self.out).items()
+        return self._within(
+            [done["seconds"].get(key, 0.0) for other, done in results if other.variant == piece.variant]
+        )
+
+    def _check_record(self, name: str) -> None:
+        """Raise `OutOfTime` where a measurement would take longer than there is time left."""
+        records = [result["measures"].get(name) for result in load_results(self.out).values()]
+        self.deadline.check(self._within([record.get("seconds", 0.0) for record in records if record is not None]))
+
+    def _within(self, seconds: Sequence[float]) -> float:
+        """What something will take that took so long before; 0 for what takes longer than a whole call anyway."""
+        expected, whole = max(seconds, default=0.0), 60 * (self.request.minutes or 0.0)
         return expected if expected < 0.9 * whole else 0.0
 
-    def keep_state(self, pieces: Sequence[Piece]) -> None:
+    def keep_state(self) -> None:
         """Write what is needed to go on elsewhere, where the scale asks for it."""
         if not self.scale.packed:
             return
-        needed, wanted = self._state_files(pieces)
+        needed, wanted = self._state_files(all_pieces(self.request.variants, self.request.seeds))
         left = state.pack(self.out, needed, wanted)
         for path in left:
             self.progress.say(f"{path} does not fit into the packed state: elsewhere, its stage begins anew")
@@ -300,7 +307,7 @@ class _Worker:
             names = ("run.json", "pipeline.json", "metrics.jsonl", "measures.json", "tokenizer", "prior")
             needed += [folder / name for name in names if (folder / name).exists()]
             wanted += sorted((folder / "checkpoints").glob("*/step-*"))
-        return needed, wanted
+        return needed, [*wanted, *sorted((self.out / PICTURES).glob("*.png"))]
 
 
 def _keep_time(ledger: Ledger, stage: str, seconds: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prologue.config import save_json, to_dict
 from prologue.evaluation.memorisation import CHANCE
-from prologue.report.page import Fold, Report, Section, Table, Text
+from prologue.report.page import Block, Fold, Picture, Report, Section, Table, Text
 from prologue.reproduce.claims import (
     Claim,
     Results,
@@ -22,6 +22,7 @@ from prologue.reproduce.claims import (
     sentence,
     text_figure,
 )
+from prologue.reproduce.pictures import FOLDER, find_picture
 from prologue.reproduce.pieces import Piece, Result
 from prologue.reproduce.scales import VARIANTS, Name, Scale
 from prologue.reproduce.verdicts import estimate, log_ratio, prediction
@@ -103,7 +104,7 @@ def write_tables(out: Path, results: Results, scale: Scale, provenance: Mapping[
     claims = judge_claims(results)
     tables = make_tables(results, claims)
     sentences = [sentence(claim) for claim in claims]
-    (out / MARKDOWN).write_text(markdown(tables, sentences), encoding="utf-8")
+    (out / MARKDOWN).write_text(markdown(tables, [*sentences, *notes_of(claims)]), encoding="utf-8")
     save_json(out / JSON, summary(results, claims, scale, provenance))
     _page(out, results, claims, tables, provenance).write(out / PAGE, beside=False)
     return sentences
@@ -211,7 +212,7 @@ def _claims_table(claims: Sequence[Claim]) -> Table:
         "the other side, else undecided; each is judged by itself, so among many one may be off by chance."
     )
     head = ["claim", "verdict", "found", "claimed", "seeds", "seeds that would decide", "one further seed"]
-    return Table(head, rows, caption)
+    return Table(head, rows, caption, labels=2)
 
 
 def _budgets(results: Results) -> Table:
@@ -315,7 +316,8 @@ def _last_seeds(results: Results) -> Table:
             earlier = [value for seed, value in values.items() if seed != last]
             record = cell_figures(earlier, shown.logarithmic)
             all_of += 1
-            if record["one_further_seed_low"] <= values[last] <= record["one_further_seed_high"]:
+            slack = 1e-9 * abs(values[last])  # figures that no seed changes come back from logarithms rounded
+            if record["one_further_seed_low"] - slack <= values[last] <= record["one_further_seed_high"] + slack:
                 inside += 1
             else:
                 out.append(shown.title(results))
@@ -390,12 +392,37 @@ def _page(
     sections = [
         Section("What may be said", [Text(sentence(claim)) for claim in claims]),
         *(Section(title, [table]) for title, table in tables.items()),
+        Section("Pictures", _pictures(out, results)),
         Section("By seed", [Fold("every figure of every seed", [_seed_table(results)])]),
     ]
-    notes = list(dict.fromkeys(f"{claim.ours}: {note}." for claim in claims for note in claim.notes))
-    sections.append(Section("Notes", [Text(note) for note in notes]))
+    sections.append(Section("Notes", [Text(note) for note in notes_of(claims)]))
     footer = "Made by " + ", ".join(f"{key} {value}" for key, value in provenance.items())
     return Report("The paper's tables in small", line, [each for each in sections if each.blocks], good, footer)
+
+
+def notes_of(claims: Sequence[Claim]) -> list[str]:
+    """What was noticed while judging, each once."""
+    return list(dict.fromkeys(f"{claim.ours}: {note}." for claim in claims for note in claim.notes))
+
+
+_KINDS = {
+    "unguided": "Unguided samples",
+    "guided": "Guided samples",
+    "resampled": "Images drawn from one prologue each",
+}
+
+
+def _pictures(out: Path, results: Results) -> list[Block]:
+    """Of the first seed of each variant: the first samples that were measured, not picked."""
+    blocks: list[Block] = []
+    for name in variants_of(results):
+        piece = next(piece for piece in results if piece.variant == name)
+        for kind, what in _KINDS.items():
+            image = find_picture(out / FOLDER, piece.name, kind)
+            if image is not None:
+                caption = f"{what} of {name}, seed {piece.seed}; the first ones, not picked."
+                blocks.append(Picture(f"{piece.name}-{kind}", image, what, caption, wide=True))
+    return blocks
 
 
 def _seed_table(results: Results) -> Table:
