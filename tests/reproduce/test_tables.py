@@ -39,6 +39,8 @@ def test_cells_by_hand() -> None:
     # A distance that is not positive has no logarithm, so plain means are taken.
     assert cell_figures([-1.0, 3.0], logarithmic=True)["mean"] == 1.0
     assert cell_figures([5.0], logarithmic=True)["low"] is None
+    rates = cell_figures([1.0, 2.0, 3.0], logarithmic=False, bounds=(0.0, 100.0))
+    assert (rates["low"], rates["one_further_seed_low"]) == (0.0, 0.0)
 
 
 def test_every_table_has_its_rows(make: Make) -> None:

@@ -29,6 +29,8 @@ class Claim:
     key: str
     ours: Name
     theirs: Name | None
+    short: str
+    """The claim in a few words, for a table that names the variant beside it."""
     text: str
     measure: str
     """What the values are of."""
@@ -123,15 +125,18 @@ def closer(results: Results, ours: Name, theirs: Name, factor: float) -> Claim:
     name = next((text for side in sides if (text := text_figure(side, f"unguided.{which}_name"))), which.upper())
     much = f"at least {factor:g} times closer" if factor != 1 else "closer"
     text = f"unguided samples are {much} to the training images ({name}) with {ours} than with {theirs}"
-    key = f"closer-{factor:g}"
+    key, times = f"closer-{factor:g}", f"{factor:g} times " if factor != 1 else ""
+    short = f"unguided samples {times}closer than {theirs}"
     if not few:
-        return _ratio(key, ours, theirs, text, f"{name}, {theirs} / {ours}", paired, "unguided.fd", factor, turned=True)
+        return _ratio(
+            key, ours, theirs, short, text, f"{name}, {theirs} / {ours}", paired, "unguided.fd", factor, turned=True
+        )
     by_seed, notes = _values(
         paired, lambda a, b: b - factor * a, "unguided.kid", "lacks a kernel distance of unguided samples"
     )
     measure = f"{name}, {theirs} − {factor:g} × {ours}" if factor != 1 else f"{name}, {theirs} − {ours}"
     verdict = judge(list(by_seed.values()), 0.0) if by_seed else None
-    return Claim(key, ours, theirs, text, measure, False, by_seed, verdict, notes)
+    return Claim(key, ours, theirs, short, text, measure, False, by_seed, verdict, notes)
 
 
 def reconstructs(results: Results, ours: Name, theirs: Name) -> Claim:
@@ -143,11 +148,12 @@ def reconstructs(results: Results, ours: Name, theirs: Name) -> Claim:
     paired = pairs(results, ours, theirs)
     sides = [side for pair in paired.values() for side in pair]
     name = next((text for side in sides if (text := text_figure(side, "reconstruction.fd_name"))), "FD")
-    text = (
-        f"reconstructions are at most {WORSE - 1:.0%} farther from the images (r{name}) with {ours} than with {theirs}"
-    )
+    worse = f"{100 * (WORSE - 1):.0f} %"
+    text = f"reconstructions are at most {worse} farther from the images (r{name}) with {ours} than with {theirs}"
+    short = f"reconstructions at most {worse} worse than {theirs}"
     measure = f"r{name}, {ours} / {theirs}"
-    claim = _ratio("reconstruction", ours, theirs, text, measure, paired, "reconstruction.fd", WORSE, at_most=True)
+    path = "reconstruction.fd"
+    claim = _ratio("reconstruction", ours, theirs, short, text, measure, paired, path, WORSE, at_most=True)
     if ours != "prologue-post":
         return claim
     note = "prologue-post has the decoder and visual tokens of its 2d, so this holds by construction"
@@ -175,8 +181,8 @@ def probes(results: Results, ours: Name, theirs: Name) -> Claim:
         notes.append(f"the probe of the prologue is not above chance for {_seeds(dull)}")
     verdict = judge(list(by_seed.values()), math.log(PROBE)) if by_seed else None
     return Claim(
-        f"probe-{theirs}", ours, theirs, text, f"top-1 of the probe, {ours} / {theirs}", True, by_seed, verdict,
-        tuple(notes),
+        f"probe-{theirs}", ours, theirs, f"probe {PROBE:g} times as good as that of {theirs}", text,
+        f"top-1 of the probe, {ours} / {theirs}", True, by_seed, verdict, tuple(notes),
     )  # fmt: skip
 
 
@@ -207,13 +213,15 @@ def fixes_layout(results: Results, ours: Name) -> Claim:
         if result["measures"].get("likelihood", {}).get("collapsed"):
             notes.append(f"the prologue of seed {piece.seed} has collapsed")
     verdict = judge(list(by_seed.values()), math.log(LAYOUT), at_most=True) if by_seed else None
-    return Claim("layout", ours, None, text, "within / between", True, by_seed, verdict, tuple(notes))
+    short = "images of one prologue clearly nearer to each other"
+    return Claim("layout", ours, None, short, text, "within / between", True, by_seed, verdict, tuple(notes))
 
 
 def _ratio(
     key: str,
     ours: Name,
     theirs: Name,
+    short: str,
     text: str,
     measure: str,
     paired: Mapping[int, tuple[Result, Result]],
@@ -228,7 +236,7 @@ def _ratio(
         paired, (lambda a, b: log_ratio(b, a)) if turned else log_ratio, path, "has no ratio of this figure"
     )
     verdict = judge(list(by_seed.values()), math.log(threshold), at_most=at_most) if by_seed else None
-    return Claim(key, ours, theirs, text, measure, True, by_seed, verdict, notes)
+    return Claim(key, ours, theirs, short, text, measure, True, by_seed, verdict, notes)
 
 
 def _values(
@@ -265,7 +273,7 @@ def sentence(claim: Claim) -> str:
     n = verdict.estimate.n
     seeds = f"{n} seed" if n == 1 else f"{n} seeds"
     limit = f"{'at most' if verdict.at_most else 'at least'} {claim.shown(verdict.threshold):.3g}"
-    found = f"{claim.measure}: {interval_text(claim, verdict.estimate)}, claimed {limit}"
+    found = f"Found {interval_text(claim, verdict.estimate)} ({claim.measure}), claimed {limit}"
     out = f"{verdict.outcome.capitalize()} over {seeds}: {claim.text}. {found}."
     if verdict.outcome != "undecided":
         return out

@@ -48,6 +48,11 @@ class Figure:
         found = figure(result, self.path)
         return None if found is None else self.factor * found
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Where the figure cannot leave: of rates in per cent."""
+        return (0.0, 100.0) if self.factor == 100 else None
+
     def title(self, results: Results) -> str:
         """The label with the measure's own name."""
         if self.named is None:
@@ -121,14 +126,19 @@ def by_seed(results: Results, variant: Name, shown: Figure) -> dict[int, float]:
     return {seed: value for seed, value in sorted(values.items()) if value is not None}
 
 
-def cell_figures(values: Sequence[float], logarithmic: bool) -> dict[str, Any]:
-    """Mean, interval, and prediction of one further seed; on logarithms where asked and possible."""
+def cell_figures(
+    values: Sequence[float], logarithmic: bool, bounds: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """Mean, interval, and prediction of one further seed; on logarithms where asked and possible, within `bounds`."""
     logs = logarithmic and all(value > 0 for value in values)
     seen = [math.log(value) for value in values] if logs else list(values)
     found, next_one = estimate(seen), prediction(seen)
 
     def back(value: float | None) -> float | None:
-        return None if value is None else math.exp(value) if logs else value
+        if value is None:
+            return None
+        plain = math.exp(value) if logs else value
+        return plain if bounds is None else min(max(plain, bounds[0]), bounds[1])
 
     ends = (None, None) if next_one is None else next_one
     record = {"n": found.n, "mean": back(found.mean), "low": back(found.low), "high": back(found.high)}
@@ -138,7 +148,7 @@ def cell_figures(values: Sequence[float], logarithmic: bool) -> dict[str, Any]:
 def _cell(values: Sequence[float], shown: Figure) -> str:
     if not values:
         return "–"
-    record = cell_figures(values, shown.logarithmic)
+    record = cell_figures(values, shown.logarithmic, shown.bounds)
     text = format(record["mean"], shown.style)
     if record["low"] is None:
         return text
@@ -199,20 +209,20 @@ def _claims_table(claims: Sequence[Claim]) -> Table:
     rows = []
     for claim in claims:
         verdict, predicted = claim.verdict, claim.predicted
-        found = "–" if verdict is None else interval_text(claim, verdict.estimate)
+        found = "–" if verdict is None else f"{interval_text(claim, verdict.estimate)}\n{claim.measure}"
         limit = "–"
         if verdict is not None:
             limit = f"{'≤' if verdict.at_most else '≥'} {claim.shown(verdict.threshold):.3g}"
         further = "–" if predicted is None else f"{predicted[0]:.3g} to {predicted[1]:.3g}"
-        needed = "–" if verdict is None or verdict.needed is None else str(verdict.needed)
-        row = [claim.text, claim.outcome, f"{found}\n{claim.measure}", limit, str(len(claim.by_seed)), needed, further]
-        rows.append(row)
+        needed = "" if verdict is None or verdict.needed is None else f", {verdict.needed} would decide"
+        seeds = f"{len(claim.by_seed)} seed{'' if len(claim.by_seed) == 1 else 's'}{needed}"
+        rows.append([f"{claim.ours}: {claim.short}", f"{claim.outcome}\n{seeds}", found, limit, further])
     caption = (
         "Seeds are paired. A claim is confirmed where the 95 % interval lies beyond its limit, refuted where wholly on "
-        "the other side, else undecided; each is judged by itself, so among many one may be off by chance."
+        "the other side, else undecided; each is judged by itself, so among many one may be off by chance. The number "
+        "of seeds that would decide supposes that mean and spread stay as they are."
     )
-    head = ["claim", "verdict", "found", "claimed", "seeds", "seeds that would decide", "one further seed"]
-    return Table(head, rows, caption, labels=2)
+    return Table(["claim", "verdict", "found", "claimed", "one further seed"], rows, caption, labels=2)
 
 
 def _budgets(results: Results) -> Table:
@@ -314,7 +324,7 @@ def _last_seeds(results: Results) -> Table:
             if len(values) < 4 or last not in values:
                 continue
             earlier = [value for seed, value in values.items() if seed != last]
-            record = cell_figures(earlier, shown.logarithmic)
+            record = cell_figures(earlier, shown.logarithmic, shown.bounds)
             all_of += 1
             slack = 1e-9 * abs(values[last])  # figures that no seed changes come back from logarithms rounded
             if record["one_further_seed_low"] - slack <= values[last] <= record["one_further_seed_high"] + slack:
@@ -354,7 +364,7 @@ def summary(results: Results, claims: Sequence[Claim], scale: Scale, provenance:
             values = by_seed(results, name, shown)
             if values:
                 record = {"variant": name, "figure": shown.path, "label": shown.title(results), "factor": shown.factor}
-                record |= cell_figures(list(values.values()), shown.logarithmic)
+                record |= cell_figures(list(values.values()), shown.logarithmic, shown.bounds)
                 figures.append(record | {"by_seed": {str(seed): value for seed, value in values.items()}})
     return {
         "provenance": dict(provenance),
