@@ -150,7 +150,7 @@ def _cell(values: Sequence[float], shown: Figure) -> str:
         return "–"
     record = cell_figures(values, shown.logarithmic, shown.bounds)
     text = format(record["mean"], shown.style)
-    if record["low"] is None:
+    if record["low"] is None or record["low"] == record["high"]:
         return text
     low, high, next_low, next_high = (
         format(record[key], shown.style) for key in ("low", "high", "one_further_seed_low", "one_further_seed_high")
