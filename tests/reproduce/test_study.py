@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from prologue.cli import main
 from prologue.errors import ConfigError, RunError
-from prologue.reproduce import study
+from prologue.reproduce import state, study
 from prologue.reproduce.pieces import (
     Piece,
     all_pieces,
@@ -23,7 +24,7 @@ from prologue.reproduce.pieces import (
     stage_flops,
 )
 from prologue.reproduce.scales import SCALES, VARIANTS, Scale, plain_config, run_config, scale_named
-from prologue.reproduce.study import StudyOutcome, StudyRequest, reproduce
+from prologue.reproduce.study import OVERTIME, Deadline, OutOfTime, StudyOutcome, StudyRequest, reproduce
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
@@ -196,6 +197,50 @@ def test_a_packed_study_goes_on_elsewhere(tmp_path: Path, stub: _Stub) -> None:
     assert all(call.endswith("tokens") for call in again)
     assert set(stub.calls) == set(everything)
     assert _measures(here) == _measures(tmp_path / "whole")
+
+
+def test_the_state_is_written_after_each_stage(tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is lost in the middle of a stage says nothing any more."""
+    seen: list[set[str]] = []
+    inner = stub.train
+
+    def look(request: Any, *args: Any) -> RunFolder:
+        if request.stage == "prior" and not seen:
+            shutil.copytree(tmp_path / "there" / "state", tmp_path / "here" / "state")
+            state.unpack(tmp_path / "here")
+            files = (tmp_path / "here").rglob("*.safetensors")
+            seen.append({str(path.relative_to(tmp_path / "here")) for path in files})
+        return inner(request, *args)
+
+    monkeypatch.setattr(study, "train", look)
+    packed = dataclasses.replace(TINY, packed=True)
+    reproduce(_request(tmp_path / "there", scale=packed, seeds=(0,), variants=("2d",)), Silent())
+    assert "runs/2d-s0/tokenizer/model.safetensors" in seen[0]
+
+
+def test_a_deadline_stops_as_a_signal_does() -> None:
+    assert Deadline(None).asked() is None
+    assert Deadline(time.monotonic() + 60).asked() is None
+    deadline = Deadline(time.monotonic() + 10)
+    deadline.check(5.0)
+    with pytest.raises(OutOfTime):
+        deadline.check(15.0)
+    assert Deadline(time.monotonic() - 1).asked() == OVERTIME
+    asked = Deadline(time.monotonic() + 60)
+    asked.number = 15
+    assert asked.asked() == 15
+
+
+def test_a_real_training_stops_in_time_and_goes_on(tmp_path: Path) -> None:
+    scale = dataclasses.replace(TINY, tokenizer_steps=100_000)
+    request = _request(tmp_path, scale=scale, seeds=(0,), variants=("2d",), minutes=1.5 / 60)
+    first = reproduce(request, Silent())
+    assert (first.finished, first.done) == (False, 0)
+    checkpoints = tmp_path / "runs" / "2d-s0" / "checkpoints" / "tokenizer"
+    (begun,) = [int(path.name.removeprefix("step-")) for path in checkpoints.iterdir()]
+    reproduce(dataclasses.replace(request, began=time.monotonic()), Silent())
+    (later,) = [int(path.name.removeprefix("step-")) for path in checkpoints.iterdir()]
+    assert 0 < begun < later < 100_000
 
 
 def test_seeds_and_variants_may_be_added(tmp_path: Path, stub: _Stub) -> None:
