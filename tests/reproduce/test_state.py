@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from prologue.config import PriorConfig, RunConfig
 from prologue.errors import RunError
+from prologue.prior import Prior
 from prologue.reproduce import state
+from prologue.reproduce.scales import SCALES, plain_config, run_config
+from prologue.sequence import SequenceLayout
+from prologue.tokenizer import Tokenizer
 
 
 def _study(out: Path) -> None:
@@ -56,6 +61,24 @@ def test_the_limits_are_those_asked_for() -> None:
     parts = -(-state.MOST_BYTES // state.PART_BYTES)
     assert (state.PART_BYTES, state.MOST_BYTES) == (16 * 2**20, 40 * 2**20)
     assert parts + 1 <= 8
+
+
+def test_the_models_that_a_packed_scale_needs_fit() -> None:
+    """At most those of two runs: a post-hoc one and its 2d, or `prologue` and the one its gain is measured against."""
+    scale = SCALES["gpu"]
+    assert [name for name, each in SCALES.items() if each.packed] == ["gpu"]
+
+    def size(config: RunConfig) -> int:
+        tokenizer = Tokenizer(config.tokenizer)
+        layout = SequenceLayout.of(config.tokenizer, config.prior.prologue).config
+        prior = Prior(PriorConfig(layout, 10, config.prior.transformer))
+        return sum(4 * tensor.numel() for model in (tokenizer, prior) for tensor in model.parameters())
+
+    sizes = {name: size(run_config(scale, name, 0)) for name in ("2d", "prologue", "prologue-post")}
+    plain = size(plain_config(scale, 0))
+    room = state.MOST_BYTES - 2 * 2**20  # for results and metrics
+    assert sizes["2d"] + sizes["prologue-post"] < room
+    assert sizes["prologue"] + plain < room
 
 
 def test_checkpoints_that_do_not_fit_are_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from prologue.errors import ConfigError, RunError
 from prologue.reproduce.scales import VARIANTS, Name, Scale, plain_config, run_config
 
 RESULT_FORMAT = 1
+_MADE: tuple[Name, ...] = ("2d", "prologue-post", "1d", "prologue", "one-stage")
+"""The post-hoc prologue right after the `2d` that it starts from, whose models are then needed no longer."""
 Result = dict[str, Any]
 """`variant`, `seed`, `images`, `flops`, `seconds`, `measures`, `provenance` of a finished piece."""
 
@@ -47,7 +49,7 @@ class Piece:
 def all_pieces(variants: Sequence[Name], seeds: Sequence[int]) -> list[Piece]:
     """In the order in which they are made, a seed before the next; `2d` is added where a post-hoc one needs it."""
     wanted = {*variants, *(["2d"] if "prologue-post" in variants else [])}
-    return [Piece(seed, name) for seed in seeds for name in VARIANTS if name in wanted]
+    return [Piece(seed, name) for seed in seeds for name in _MADE if name in wanted]
 
 
 def checked_variants(names: Sequence[str]) -> tuple[Name, ...]:

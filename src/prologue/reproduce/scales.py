@@ -18,7 +18,7 @@ from prologue.sampling.recipe import Recipe
 
 Name = Literal["2d", "1d", "prologue", "prologue-post", "one-stage"]
 VARIANTS: tuple[Name, ...] = ("2d", "1d", "prologue", "prologue-post", "one-stage")
-"""In the order in which they are trained: the post-hoc prologue starts from `2d`."""
+"""In the order of the tables."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ _HOURS = Scale(
 
 # To be tuned: small enough that the finished models of two runs fit into the packed state.
 _GPU = dataclasses.replace(
-    _HOURS, image_size=32, patch_size=4, width=160, depth=4, prior_width=160, prior_depth=6, codebook_size=1024,
+    _HOURS, image_size=32, patch_size=4, width=128, depth=4, prior_width=160, prior_depth=6, codebook_size=1024,
     code_dim=12, prologue_codebook_size=128, tokenizer_steps=10_000, tokenizer_batch=64, prior_steps=10_000,
     prior_batch=128, shapes_images=50_000, shapes_validation=10_000, sweep_samples=1024, samples=10_000,
     measured_images=10_000, probe_images=20_000, layout_images=256, checkpoint_every=1000, batch=500, packed=True,

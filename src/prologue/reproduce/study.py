@@ -117,6 +117,8 @@ def reproduce(request: StudyRequest, progress: Progress) -> StudyOutcome:
     if added:
         progress.say(f"{', '.join(added)} is trained too: the post-hoc prologue starts from it")
     worker = _Worker(request, bench, deadline, progress)
+    if load_results(request.out):
+        _say_left(request, pieces, progress)
     finished = False
     try:
         for piece in pieces:
