@@ -159,7 +159,7 @@ def test_generation_uses_the_stored_recipe(saved: Path, tmp_path: Path, capsys: 
     near = record["memorisation"]
     assert (near["n"], near["n_validation"], near["mirrored"]) == (20, 20, True)
     assert 0 <= near["coarse_nearer_low"] <= near["coarse_nearer"] <= near["coarse_nearer_high"] <= 1
-    assert "Memorisation, 8×8 pixels" in shown or "memorisation, 8×8 pixels" in shown
+    assert "Memorisation, 8×8 pixels" in shown
     record, _ = measure([*argv, "--guidance", "none", "--top-k", "3"], tmp_path)
     assert record["recipe"] == Recipe(temperature=0.9, top_k=3).to_dict()
     assert "Recipe: no guidance, temperature 0.9, top-k 3." in capsys.readouterr().out

@@ -33,6 +33,11 @@ def alone(tokenizer, prior, prologue: list[int], class_id: int, seed: int) -> to
     return to_uint8(tokenizer.decode(prior.layout.unpack(ids).visual))[0]
 
 
+def alike(images: torch.Tensor, others: torch.Tensor) -> bool:
+    """The same ids decoded in batches of different sizes: products round differently, so a level may."""
+    return int((images.int() - others.int()).abs().max()) <= 1
+
+
 def test_every_image_is_the_one_sampled_alone(tiny_models) -> None:
     tokenizer, prior = tiny_models()
     images = intervene(tokenizer, prior, RECIPE, PAIRS, seed=5, batch=3)
@@ -40,14 +45,14 @@ def test_every_image_is_the_one_sampled_alone(tiny_models) -> None:
     for row in range(4):
         own, partner = PAIRS.prologue[row].tolist(), PAIRS.partner[row].tolist()
         class_id, seed = int(PAIRS.class_ids[row]), 5 + row
-        assert torch.equal(images.before[row], alone(tokenizer, prior, own, class_id, seed))
-        assert torch.equal(images.whole[row], alone(tokenizer, prior, partner, class_id, seed))
+        assert alike(images.before[row], alone(tokenizer, prior, own, class_id, seed))
+        assert alike(images.whole[row], alone(tokenizer, prior, partner, class_id, seed))
         for position in range(3):
             mixed = [*own[:position], partner[position], *own[position + 1 :]]
-            assert torch.equal(images.after[position, row], alone(tokenizer, prior, mixed, class_id, seed))
-    assert not torch.equal(images.resampled, images.before)
+            assert alike(images.after[position, row], alone(tokenizer, prior, mixed, class_id, seed))
+    assert not alike(images.resampled, images.before)
     # The codes at position 1 are alike in all pairs but the last.
-    assert torch.equal(images.after[1, :3], images.before[:3])
+    assert alike(images.after[1, :3], images.before[:3])
 
 
 def test_a_prior_that_is_blind_to_the_prologue_shows_no_effect(tiny_models) -> None:

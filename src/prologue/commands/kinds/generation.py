@@ -168,4 +168,4 @@ def sentences(record: Record) -> Iterator[str]:
     yield f"Recipe: {recipe_words(record['recipe'])}."
     yield from distance_sentences(record)
     if record.get("memorisation") is not None:
-        yield from verdict(record["memorisation"], "coarse", f"memorisation, {SIDE}×{SIDE} pixels")
+        yield from verdict(record["memorisation"], "coarse", f"Memorisation, {SIDE}×{SIDE} pixels")
