@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training", "evaluation", "interop"),
     ("pipeline",),
     ("report", "demo", "bench", "throughput"),
+    ("reproduce",),
     ("commands", "cli", "__main__"),
 )
 """docs/architecture.md, from the bottom up: a module imports from its own layer and from those before it."""

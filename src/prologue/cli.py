@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resample": ("resample", "keep an image's prologue and draw its visual tokens again"),
     "evaluate": ("evaluate", "measure reconstruction, generation or likelihood"),
     "report": ("report", "write one page of all that was measured of runs, side by side"),
+    "reproduce": ("reproduce", "the paper's tables in small: all variants, several seeds, verdicts on its claims"),
     "bench": ("bench", "measure sampling speed against an in-process baseline"),
     "import": ("import_", "turn the authors' checkpoints into a folder that this package opens"),
     "presets": ("presets", "list the named configurations, or print one as JSON"),

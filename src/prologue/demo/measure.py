@@ -107,7 +107,9 @@ def measure(subject: Subject, plan: Plan, ledger: Ledger, progress: Progress) ->
         images=count,
     )
     measured["recognition"] = get(
-        "recognition", lambda: _recognise(tokenizer, encoded(), subject.data, indices, classifier), images=count
+        "recognition",
+        lambda: recognise_reconstructions(tokenizer, encoded(), subject.data, indices, classifier),
+        images=count,
     )
     labels = center_batch(validation, indices).labels
     measured["likelihood"] = get(
@@ -158,7 +160,7 @@ def _best(tried: Sequence[Record]) -> Record:
     return min(near, key=lambda each: float("inf") if each["kid"] is None else float(each["kid"]))
 
 
-def _recognise(
+def recognise_reconstructions(
     tokenizer: Tokenizer, tokens: TokenIds, data: Data, indices: np.ndarray, classifier: ShapesExtractor
 ) -> Record:
     """How often the classifier recognises the class in reconstructions, and in the originals themselves."""

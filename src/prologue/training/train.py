@@ -14,6 +14,7 @@ import torch
 
 from prologue.config import Precision, RunConfig, TokenizerConfig
 from prologue.data.opening import open_data
+from prologue.data.source import Data
 from prologue.data.store import TokenStore
 from prologue.device import pick_device, pick_precision
 from prologue.errors import ConfigError, RunError
@@ -49,8 +50,12 @@ class TrainRequest:
     """Further JSON values that belong to the run and must not change."""
 
 
-def train(request: TrainRequest, progress: Progress) -> RunFolder:
-    """Train, or continue, a run. Raises `Stopped` when a signal stops it; the same request then continues.
+def train(
+    request: TrainRequest, progress: Progress, stop: StopRequest | None = None, data: Data | None = None
+) -> RunFolder:
+    """Train, or continue, a run. Raises `Stopped` when a signal, or `stop`, stops it; the same request then continues.
+
+    `data` are the request's images where they are open already.
 
     Under `accelerate launch` or `torchrun` every process calls this; the main one writes.
     """
@@ -59,7 +64,7 @@ def train(request: TrainRequest, progress: Progress) -> RunFolder:
     given = _given_tokenizer(request, config)
     if given is not None:
         config = dataclasses.replace(config, tokenizer=_adopted_config(config.tokenizer, given.config))
-    data = open_data(request.data, config.data, config.tokenizer.image_size)
+    data = open_data(request.data, config.data, config.tokenizer.image_size) if data is None else data
     facts = {"data": request.data, "data_fingerprint": data.fingerprint, "class_names": list(data.class_names)}
     if request.tokenizer_from is not None:
         facts["tokenizer"] = file_hash(request.tokenizer_from / "tokenizer" / WEIGHTS)
@@ -68,10 +73,11 @@ def train(request: TrainRequest, progress: Progress) -> RunFolder:
         run = RunFolder.open(request.out, config, facts | dict(request.facts))
     for note in (*data.notes, *schedule_notes(config)):
         progress.say(note)
-    agree = _agreement(accelerator) if accelerator.num_processes > 1 else None
+    stop = StopRequest() if stop is None else stop
+    stop.agree = _agreement(accelerator) if accelerator.num_processes > 1 else None
     context = Context(run, data, accelerator)
     try:
-        with StopRequest(agree).listening() as stop:
+        with stop.listening():
             _Trainer(context, request, given, progress, stop).train()
     finally:
         context.batches.close()

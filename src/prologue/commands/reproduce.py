@@ -1,0 +1,106 @@
+"""`prologue reproduce`: the paper's tables in small, from one command that continues where it was."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance
+from prologue.errors import ConfigError
+
+UNFINISHED = 3
+"""Exit code of a call whose minutes were up: the same call continues."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder of the study. The same command on the same folder continues it; more seeds and variants may be added."""
+    data: Annotated[str, arg(metavar="WHERE")] = "shapes"
+    """Images: the embedded `shapes` or `digits`, a folder or a zip."""
+    scale: Literal["minutes", "hours", "gpu"] = "minutes"
+    """minutes shows that everything runs; hours makes the tables on two CPU cores; gpu on one GPU."""
+    seeds: int | None = None
+    """How many seeds. Left out: as many as the scale has (minutes 2, else 3)."""
+    seed: SeedOption = 0
+    variants: tuple[str, ...] = ()
+    """Some of 2d, 1d, prologue, prologue-post, one-stage. Left out: all."""
+    features: Annotated[str, arg(metavar="FEATURES")] = "auto"
+    """Features of the distances, which no loss uses: auto takes the shapes classifier on shapes, elsewhere lite0 (extra
+    [lite0])."""
+    minutes: float | None = None
+    """Stop cleanly after so many minutes, with exit code 3: the same command continues."""
+    device: DeviceOption = "auto"
+    json: JsonOption = None
+
+
+def run(argv: list[str]) -> int:
+    """Do, or continue, a study."""
+    began = time.monotonic()
+    description = "Train all variants under equal budgets over several seeds, and judge the paper's claims."
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("`prologue reproduce` works in one process: start it without a launcher")
+    options = parse(ReproduceOptions, argv, "prologue reproduce", description)
+    seeds, variants = _seeds(options), options.variants
+    from prologue.allocator import keep_freed_memory
+    from prologue.config import load_json, save_json
+    from prologue.device import pick_device
+    from prologue.reproduce.pieces import checked_variants
+    from prologue.reproduce.scales import VARIANTS, scale_named
+    from prologue.reproduce.study import StudyRequest, reproduce
+    from prologue.reproduce.tables import JSON, MARKDOWN, PAGE
+    from prologue.training.loop import Stopped
+    from prologue.training.progress import Terminal
+
+    scale = scale_named(options.scale)
+    request = StudyRequest(
+        out=options.out,
+        data=options.data,
+        scale_name=options.scale,
+        scale=scale,
+        seeds=tuple(range(options.seed, options.seed + (scale.seeds if seeds is None else seeds))),
+        variants=checked_variants(variants) if variants else VARIANTS,
+        device=options.device,
+        features=options.features,
+        minutes=options.minutes,
+        provenance=provenance(["reproduce", *argv]),
+        began=began,
+    )
+    if pick_device(options.device).type == "cpu":
+        keep_freed_memory()
+    progress = Terminal()
+    try:
+        outcome = reproduce(request, progress)
+    except Stopped as stopped:
+        progress.say(f"{stopped}. Run the same command again to continue")
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        progress.say("stopped. Run the same command again to continue")
+        return 130
+    if options.json is not None and (options.out / JSON).is_file():
+        save_json(options.json, load_json(options.out / JSON))
+    if outcome.done:
+        print(*outcome.lines, *(f"{name}: {options.out / name}" for name in (MARKDOWN, JSON, PAGE)), sep="\n")
+    if not outcome.finished:
+        progress.say(
+            f"the time is up: {outcome.done} of {outcome.wanted} runs are finished. "
+            "Run the same command again to continue"
+        )
+        return UNFINISHED
+    return 0
+
+
+def _seeds(options: ReproduceOptions) -> int | None:
+    """The number of seeds that was asked for; impossible numbers are a `ConfigError`."""
+    if options.seeds is not None and options.seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, not {options.seeds}")
+    if options.seed < 0:
+        raise ConfigError(f"--seed must not be negative, is {options.seed}")
+    if options.minutes is not None and not 0 < options.minutes < float("inf"):
+        raise ConfigError(f"--minutes must be positive, not {options.minutes:g}")
+    return options.seeds

@@ -1,0 +1,288 @@
+"""What is measured of one finished run; every record is kept as soon as it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from prologue.data.shapes import CLASS_NAMES
+from prologue.data.source import Data, ImageSet
+from prologue.demo.ledger import Ledger
+from prologue.demo.measure import recognise_reconstructions
+from prologue.evaluation.codes import prologue_vectors, visual_vectors
+from prologue.evaluation.distances import measure_name
+from prologue.evaluation.features import FeatureExtractor, ShapesExtractor
+from prologue.evaluation.generation import Samples, evaluate_generation
+from prologue.evaluation.layout import evaluate_layout
+from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
+from prologue.evaluation.linear import fit_linear
+from prologue.evaluation.memorisation import compare_samples
+from prologue.evaluation.nearest import Described
+from prologue.evaluation.probe import check_classes
+from prologue.evaluation.reconstruction import evaluate_reconstruction
+from prologue.evaluation.runs import Features, Record, Split, Watch, choose_images, unwatched, wilson_interval
+from prologue.evaluation.sweep import Request, measure_recipe, reference_features, run_sweep
+from prologue.prior import Prior
+from prologue.reproduce.pictures import resampled_picture, samples_picture, save_picture
+from prologue.reproduce.scales import Scale
+from prologue.rng import derive_seed
+from prologue.sampling.recipe import Recipe
+from prologue.sequence import TokenIds
+from prologue.tokenizer import Tokenizer
+
+SAMPLINGS = ("unguided", "guided")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all runs of a study are measured with: images, features, numbers of images."""
+
+    scale: Scale
+    data: Data
+    features: Features
+    source: str
+    pictures: Path
+    """Where pictures are kept."""
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        assert self.features.extractor is not None, "a study has features"
+        return self.features.extractor
+
+    @property
+    def classifier(self) -> ShapesExtractor | None:
+        """What recognises classes, where something does."""
+        if self.source != "shapes" or self.data.class_names != CLASS_NAMES:
+            return None
+        return self.extractor if isinstance(self.extractor, ShapesExtractor) else self._own_classifier
+
+    @cached_property
+    def _own_classifier(self) -> ShapesExtractor:
+        return ShapesExtractor()
+
+    @cached_property
+    def held_out(self) -> Float[Tensor, "n d"]:
+        """Features of the held-out images that recipes are chosen against; gFD and gKID are to training images."""
+        count, batch = self.scale.measured_images, self.scale.batch
+        return reference_features(self.extractor, self.data.validation, count, batch=batch)
+
+    def validation_indices(self, count: int, name: str) -> Int64[np.ndarray, " n"]:
+        return choose_images(len(self.data.validation), count, 0, f"reproduce {name}")
+
+
+@dataclass(frozen=True)
+class Models:
+    """A run's finished models."""
+
+    tokenizer: Tokenizer
+    prior: Prior
+    seed: int
+    weights: dict[str, str]
+    """sha256 of their files: figures of other weights are made again."""
+    piece: str
+    """Whose pictures are kept under this name."""
+
+
+Check = Callable[[str], None]
+"""Called before each measurement with its name; raises where there is no time left for it."""
+
+
+def measure(
+    models: Models, bench: Bench, ledger: Ledger, *, baseline: Prior | None, watch: Watch = unwatched, check: Check
+) -> dict[str, Record | None]:
+    """All records of a run by name; None for those that it cannot have.
+
+    `baseline` is a prior without a prologue on the same visual ids, which the gain is measured against.
+    """
+    scale, data = bench.scale, bench.data
+    has_prologue = models.prior.layout.has_prologue
+
+    def get(name: str, make: Callable[[], Record], **inputs: Any) -> Record:
+        check(name)
+        return ledger.get(name, {"weights": models.weights, "seed": models.seed, **inputs}, make)
+
+    split = Split("validation", data.validation)
+    records: dict[str, Record | None] = {
+        "reconstruction": get(
+            "reconstruction",
+            lambda: evaluate_reconstruction(
+                models.tokenizer,
+                split,
+                bench.features,
+                count=scale.measured_images,
+                batch=scale.batch,
+                revives=True,
+                watch=watch,
+            ),
+            images=scale.measured_images,
+        )
+    }
+    records |= _sampled(models, bench, get, watch)
+    indices = bench.validation_indices(scale.measured_images, "measured")
+    encoded: list[TokenIds] = []
+
+    def tokens() -> TokenIds:
+        if not encoded:
+            encoded.append(encode_images(models.tokenizer, data.validation, indices, batch=scale.batch, watch=watch))
+        return encoded[0]
+
+    classifier = bench.classifier
+    records["recognition"] = None
+    if classifier is not None:
+        records["recognition"] = get(
+            "recognition",
+            lambda: recognise_reconstructions(models.tokenizer, tokens(), data, indices, classifier),
+            images=scale.measured_images,
+        )
+    class_ids = _class_ids(data.validation, indices, models.prior)
+    records["likelihood"] = get(
+        "likelihood",
+        lambda: evaluate_likelihood(
+            models.prior, tokens(), class_ids, image_size=models.tokenizer.config.image_size, baseline=baseline,
+            seed=models.seed, batch=scale.batch, starts_from_data=True, watch=watch,
+        ),
+        images=scale.measured_images,
+        gain=baseline is not None,
+    )  # fmt: skip
+    records["probe"] = None
+    if data.num_classes > 1:
+        records["probe"] = get(
+            "probe", lambda: probe(models, bench, tokens(), indices, watch), images=scale.probe_images
+        )
+    records["layout"] = None
+    if has_prologue:
+        sampled = records["unguided"]
+        assert sampled is not None
+        recipe = Recipe.from_dict(sampled["recipe"])
+        records["layout"] = get("layout", lambda: _layout(models, bench, recipe, watch), images=scale.layout_images)
+    return records
+
+
+def _sampled(models: Models, bench: Bench, get: Callable[..., Record], watch: Watch) -> dict[str, Record | None]:
+    """The recipes that the sweeps chose, and what the samples drawn with them are worth."""
+    scale = bench.scale
+    records: dict[str, Record | None] = {}
+    for kind in SAMPLINGS:
+        guided = kind == "guided"
+        records[kind] = records[f"choice_{kind}"] = None
+        if guided and not models.prior.num_classes:
+            continue
+        tried = [recipe.to_dict() for recipe in scale.recipes(guided)]
+        choice = get(
+            f"choice_{kind}",
+            lambda guided=guided: choose(models, bench, guided, watch),
+            candidates=tried,
+            samples=scale.sweep_samples,
+        )
+        recipe = Recipe.from_dict(choice["recipe"])
+        records[f"choice_{kind}"] = choice
+        records[kind] = get(
+            kind,
+            lambda recipe=recipe: _generated(models, bench, recipe, watch),
+            recipe=recipe.to_dict(),
+            samples=scale.samples,
+        )
+    return records
+
+
+def choose(models: Models, bench: Bench, guided: bool, watch: Watch = unwatched) -> Record:
+    """The recipe whose samples lie nearest to held-out images, by the distance that leads at their number."""
+    scale = bench.scale
+    recipes = scale.recipes(guided)
+
+    def found(request: Request) -> Record:
+        return measure_recipe(
+            models.tokenizer, models.prior, request.recipe, bench.extractor, bench.held_out,
+            count=request.count, seed=request.seed, batch=scale.batch,
+        )  # fmt: skip
+
+    seed = derive_seed(models.seed, "reproduce", "choice")
+    points = run_sweep(found, recipes, recipes[0], scale.sweep, seed=seed, watch=watch)
+    final = [point for point in points if point.request.final]
+    best = min(final, key=lambda point: point.distance)
+    tried = [
+        {"recipe": point.request.recipe.to_dict(), "n": point.request.count, "final": point.request.final}
+        | {key: point.figures[key] for key in ("kid", "fd")}
+        for point in points
+    ]
+    name = measure_name(best.figures["leads"].upper(), bench.extractor)
+    return {"kind": "choice", "measure": name, "split": "validation", "recipe": best.request.recipe.to_dict(),
+            "recipes": len(recipes), "tried": tried}  # fmt: skip
+
+
+def _generated(models: Models, bench: Bench, recipe: Recipe, watch: Watch) -> Record:
+    """Distances to training images, and how near to single ones the samples are."""
+    points: list[Described] = []
+
+    def keep(samples: Samples) -> None:
+        if not points:
+            kind = "guided" if recipe.guidance.active else "unguided"
+            picture = samples_picture(samples.images, bench.data.class_names)
+            save_picture(picture, bench.pictures, models.piece, kind)
+        points.append(Described.of(samples.images, None))
+
+    # Other seeds than those that the recipe was chosen on, and the same for all variants of a seed.
+    first = derive_seed(models.seed, "reproduce", "samples") % 2**31
+    record = evaluate_generation(
+        models.tokenizer, models.prior, recipe, bench.data.train, bench.features, count=bench.scale.samples,
+        seed=first, batch=bench.scale.batch, class_names=bench.data.class_names, classifier=bench.classifier,
+        watch=watch, keep=keep,
+    )  # fmt: skip
+    drawn = Described.cat(points)
+    near = compare_samples(models.tokenizer, drawn, bench.data, seed=first, batch=bench.scale.batch, watch=watch)
+    return record | {"memorisation": {key: value for key, value in near.items() if not key.endswith("quantiles")}}
+
+
+def probe(models: Models, bench: Bench, test: TokenIds, indices: Int64[np.ndarray, " n"], watch: Watch) -> Record:
+    """Top-1 of linear classifiers on the codes of the first visual tokens and, where there are any, of the prologue.
+
+    As many visual tokens as the scale's prologue has, in every variant: inputs of one dimension, one protocol.
+    """
+    scale, data = bench.scale, bench.data
+    known = choose_images(len(data.train), scale.probe_images, 0, "reproduce probe")
+    train = encode_images(models.tokenizer, data.train, known, batch=scale.batch, watch=watch)
+    labels, asked = (
+        torch.from_numpy(images.labels[rows].astype(np.int64))
+        for images, rows in ((data.train, known), (data.validation, indices))
+    )
+    check_classes(labels, asked, data.class_names)
+    n = len(asked)
+    record: Record = {"kind": "probe", "n": n, "n_train": len(labels), "split": "validation"}
+    record |= {"tokens": scale.prologue_tokens, "chance": float(torch.bincount(asked).max()) / n}
+    for name in ("visual_first", "prologue") if train.prologue.shape[1] else ("visual_first",):
+        known_codes, asked_codes = (_codes(models.tokenizer, ids, name, scale) for ids in (train, test))
+        fitted = fit_linear(known_codes, labels, data.num_classes)
+        right = int((fitted(asked_codes).argmax(1) == asked).sum())
+        record |= wilson_interval(right, n).fields(name)
+    return record
+
+
+def _codes(tokenizer: Tokenizer, ids: TokenIds, name: str, scale: Scale) -> Float[Tensor, "n d"]:
+    if name == "prologue":
+        return prologue_vectors(tokenizer, ids.prologue).flatten(1)
+    return visual_vectors(tokenizer, ids.visual[:, : scale.prologue_tokens]).flatten(1)
+
+
+def _layout(models: Models, bench: Bench, recipe: Recipe, watch: Watch) -> Record:
+    indices = bench.validation_indices(bench.scale.layout_images, "layout")
+    class_ids = _class_ids(bench.data.validation, indices, models.prior)
+    record, shown = evaluate_layout(
+        models.tokenizer, models.prior, recipe, bench.data.validation, indices, class_ids, Features(),
+        per=bench.scale.layout_per, seed=models.seed, batch=bench.scale.batch, watch=watch,
+    )  # fmt: skip
+    save_picture(resampled_picture(shown, bench.data.class_names), bench.pictures, models.piece, "resampled")
+    return record
+
+
+def _class_ids(images: ImageSet, indices: Int64[np.ndarray, " n"], prior: Prior) -> Int64[Tensor, " n"]:
+    """The images' own classes; the null class where there are none."""
+    labels = torch.from_numpy(images.labels[indices].astype(np.int64))
+    return labels if prior.num_classes else torch.full_like(labels, prior.null_class)

@@ -1,0 +1,167 @@
+"""What `prologue reproduce` trains and measures at each scale: sizes, steps, numbers of images, and the sweep's values.
+
+One table holds everything that the variants share, so that their budgets are equal by construction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from prologue.config import RunConfig, Variant
+from prologue.errors import ConfigError
+from prologue.evaluation.sweep import Plan
+from prologue.presets import small
+from prologue.sampling.guidance import Guidance
+from prologue.sampling.recipe import Recipe
+
+Name = Literal["2d", "1d", "prologue", "prologue-post", "one-stage"]
+VARIANTS: tuple[Name, ...] = ("2d", "1d", "prologue", "prologue-post", "one-stage")
+"""In the order of the tables."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes, budgets and numbers of images that all variants share."""
+
+    seeds: int
+    """Where `--seeds` does not say."""
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    """Blocks of the encoder, and as many of the decoder."""
+    prior_width: int
+    prior_depth: int
+    """Blocks of stage 2's prior; stage 1's has a quarter."""
+    codebook_size: int
+    code_dim: int
+    prologue_tokens: int
+    prologue_codebook_size: int
+    tokenizer_steps: int
+    tokenizer_batch: int
+    tokenizer_lr: float
+    prior_steps: int
+    prior_batch: int
+    prior_lr: float
+    shapes_images: int
+    shapes_validation: int
+    validation_fraction: float
+    """Of other data than `shapes`."""
+    temperatures: tuple[float, ...]
+    """Tried without guidance."""
+    guidance_scales: tuple[float, ...]
+    """Tried with constant guidance over the whole sequence, each with `guided_temperatures`."""
+    guided_temperatures: tuple[float, ...]
+    sweep_samples: int
+    """Of each recipe; the best `finalists` are measured again with twice as many."""
+    finalists: int
+    samples: int
+    """That gFD and gKID are measured on."""
+    measured_images: int
+    """Held-out images, at most, of reconstruction, likelihood and probe."""
+    probe_images: int
+    """Training images, at most, that probes are fitted to."""
+    layout_images: int
+    layout_per: int
+    checkpoint_every: int
+    batch: int = 64
+    """Images that are drawn and measured at once."""
+    packed: bool = False
+    """Keep what is needed to go on elsewhere in a few small files (`state/`)."""
+
+    def recipes(self, guided: bool) -> list[Recipe]:
+        """What the sweep tries."""
+        if not guided:
+            return [Recipe(temperature=value) for value in self.temperatures]
+        return [
+            Recipe(guidance=Guidance.overall("constant", scale), temperature=value)
+            for scale in self.guidance_scales
+            for value in self.guided_temperatures
+        ]
+
+    @property
+    def sweep(self) -> Plan:
+        return Plan("grid", self.sweep_samples, 2 * self.sweep_samples, self.finalists)
+
+
+_MINUTES = Scale(
+    seeds=2, image_size=16, patch_size=4, width=32, depth=1, prior_width=32, prior_depth=1, codebook_size=64,
+    code_dim=8, prologue_tokens=4, prologue_codebook_size=16, tokenizer_steps=400, tokenizer_batch=8, tokenizer_lr=1e-3,
+    prior_steps=300, prior_batch=16, prior_lr=1e-3, shapes_images=512, shapes_validation=128, validation_fraction=0.2,
+    temperatures=(1.0, 0.9), guidance_scales=(1.5, 2.0), guided_temperatures=(1.0,), sweep_samples=32, finalists=1,
+    samples=128, measured_images=128, probe_images=512, layout_images=16, layout_per=2, checkpoint_every=100,
+)  # fmt: skip
+
+# To be tuned: first guesses after the prototype that the study starts from (16 px, patch 2, 64 visual tokens).
+_HOURS = Scale(
+    seeds=3, image_size=16, patch_size=2, width=64, depth=3, prior_width=96, prior_depth=4, codebook_size=256,
+    code_dim=8, prologue_tokens=8, prologue_codebook_size=64, tokenizer_steps=3000, tokenizer_batch=16,
+    tokenizer_lr=1e-3, prior_steps=2000, prior_batch=32, prior_lr=2e-3, shapes_images=20_000, shapes_validation=4096,
+    validation_fraction=0.2, temperatures=(1.0, 0.9, 0.8), guidance_scales=(1.5, 2.0, 3.0),
+    guided_temperatures=(1.0, 0.9), sweep_samples=256, finalists=2, samples=2048, measured_images=2048,
+    probe_images=8000, layout_images=64, layout_per=4, checkpoint_every=500,
+)  # fmt: skip
+
+# To be tuned: small enough that the finished models of two runs fit into the packed state.
+_GPU = dataclasses.replace(
+    _HOURS, image_size=32, patch_size=4, width=128, depth=4, prior_width=160, prior_depth=6, codebook_size=1024,
+    code_dim=12, prologue_codebook_size=128, tokenizer_steps=10_000, tokenizer_batch=64, prior_steps=10_000,
+    prior_batch=128, shapes_images=50_000, shapes_validation=10_000, sweep_samples=1024, samples=10_000,
+    measured_images=10_000, probe_images=20_000, layout_images=256, checkpoint_every=1000, batch=500, packed=True,
+)  # fmt: skip
+
+SCALES: dict[str, Scale] = {"minutes": _MINUTES, "hours": _HOURS, "gpu": _GPU}
+"""`minutes` shows that everything runs; `hours` makes the table on two CPU cores; `gpu` in resumable pieces."""
+
+
+def scale_named(name: str) -> Scale:
+    """The scale of this name; an unknown one is a `ConfigError`."""
+    if name not in SCALES:
+        raise ConfigError(f"unknown scale {name!r}: choose one of {', '.join(SCALES)}")
+    return SCALES[name]
+
+
+def run_config(scale: Scale, name: Name, seed: int) -> RunConfig:
+    """The run of a variant and seed. `one-stage` is `prologue` whose stage-1 prior sees the classes and is sampled."""
+    variant: Variant = "prologue" if name == "one-stage" else name
+    config = small(
+        variant=variant,
+        image_size=scale.image_size,
+        patch_size=scale.patch_size,
+        width=scale.width,
+        depth=scale.depth,
+        prior_width=scale.prior_width,
+        prior_depth=scale.prior_depth,
+        codebook_size=scale.codebook_size,
+        code_dim=scale.code_dim,
+        prologue_tokens=scale.prologue_tokens,
+        prologue_codebook_size=scale.prologue_codebook_size,
+        tokenizer_steps=scale.tokenizer_steps,
+        prior_steps=scale.prior_steps,
+        batch=scale.tokenizer_batch,
+        prior_batch=scale.prior_batch,
+        lr=scale.tokenizer_lr,
+        prior_lr=scale.prior_lr,
+        shapes_images=scale.shapes_images,
+        shapes_validation=scale.shapes_validation,
+        checkpoint_every=scale.checkpoint_every,
+    )
+    data = dataclasses.replace(
+        config.data,
+        crop="center",
+        flip=False,
+        token_views="center",
+        validation_fraction=scale.validation_fraction,
+    )
+    if name == "one-stage":
+        training = dataclasses.replace(config.tokenizer_training, one_stage=True, label_drop=0.1)
+        config = dataclasses.replace(config, tokenizer_training=training)
+    return dataclasses.replace(config, seed=seed, data=data, sample_every=0, keep_checkpoints=1)
+
+
+def plain_config(scale: Scale, seed: int) -> RunConfig:
+    """A prior without a prologue on the tokens of the `prologue` run, which its gain is measured against."""
+    config = run_config(scale, "prologue", seed)
+    return dataclasses.replace(config, prior=dataclasses.replace(config.prior, prologue=False))

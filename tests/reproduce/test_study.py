@@ -1,0 +1,415 @@
+"""A study continues where it was: with stubbed trainings after a kill anywhere, and once for real."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prologue.cli import main
+from prologue.errors import ConfigError, RunError
+from prologue.reproduce import state, study
+from prologue.reproduce.pieces import (
+    Piece,
+    all_pieces,
+    checked_variants,
+    images_seen,
+    load_results,
+    seconds_left,
+    stage_flops,
+)
+from prologue.reproduce.scales import SCALES, VARIANTS, Scale, plain_config, run_config, scale_named
+from prologue.reproduce.study import OVERTIME, Deadline, OutOfTime, StudyOutcome, StudyRequest, reproduce
+from prologue.training.loop import Stopped
+from prologue.training.progress import Silent
+from prologue.training.run import RunFolder
+from prologue.weights import file_hash
+
+Make = Callable[..., Any]
+TINY = dataclasses.replace(
+    SCALES["minutes"], tokenizer_steps=6, prior_steps=6, shapes_images=48, shapes_validation=32, sweep_samples=8,
+    finalists=1, samples=16, measured_images=32, probe_images=48, layout_images=16, temperatures=(1.0,),
+    guidance_scales=(2.0,), tokenizer_batch=4, prior_batch=4, width=32, depth=1,
+)  # fmt: skip
+
+
+class _Killed(Exception):
+    pass
+
+
+def _request(out: Path, **changes: Any) -> StudyRequest:
+    values: dict[str, Any] = {"out": out, "data": "shapes", "scale_name": "minutes", "scale": TINY, "seeds": (0, 1)}
+    values |= {"variants": VARIANTS, "device": "cpu", "provenance": {"command": "prologue reproduce"}}
+    return StudyRequest(**(values | changes))
+
+
+class _Stub:
+    """Stands for training and measuring: writes what they leave, counts calls, and may be killed at one of them."""
+
+    def __init__(self, make: Make) -> None:
+        self.make = make
+        self.calls: list[str] = []
+        self.die_at: int | None = None
+        self.begun = 0
+        self.slow = 0.0
+
+    def _begin(self) -> None:
+        self.begun += 1
+        if self.die_at is not None and self.begun > self.die_at:
+            raise _Killed
+
+    def train(self, request: Any, progress: Any, stop: Any, data: Any) -> RunFolder:
+        run = RunFolder.open(request.out, request.config, {})
+        if run.finished(request.stage):
+            return run
+        self._begin()
+        if request.tokenizer_from is not None:
+            assert (request.tokenizer_from / "tokenizer" / "model.safetensors").is_file()
+        for part in ("tokenizer", "prior"):
+            (run.path / part).mkdir(exist_ok=True)
+            (run.path / part / "model.safetensors").write_bytes(f"{request.out.name} {part}".encode())
+        run.set_stage(request.stage, finished=True)
+        self.calls.append(f"{request.out.name} {request.stage}")
+        time.sleep(self.slow)
+        return run
+
+    def measure(self, models: Any, bench: Any, ledger: Any, *, baseline: Any, watch: Any, check: Any) -> dict[str, Any]:
+        records = self.make("2d", models.seed)[1]["measures"]
+        for name in ("reconstruction", "unguided", "likelihood"):
+            check(name)
+
+            def made(name: str = name) -> Any:
+                self._begin()
+                self.calls.append(f"{models.piece} {name}")
+                return records[name]
+
+            ledger.get(name, {}, made)
+        likelihood = records["likelihood"] | {"with_baseline": baseline is not None}
+        return records | {"guided": None, "likelihood": likelihood, "probe": None}
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch, make: Make) -> _Stub:
+    import torch
+
+    stub = _Stub(make)
+
+    class Model(torch.nn.Linear):
+        @classmethod
+        def from_pretrained(cls, folder: Path, *args: Any) -> Any:
+            assert folder.exists()
+            model = cls(1, 1)
+            model.tokenizer, model.prior, model.device = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1), "cpu"
+            return model
+
+    monkeypatch.setattr(study, "train", stub.train)
+    monkeypatch.setattr(study, "measure", stub.measure)
+    monkeypatch.setattr(study, "Pipeline", Model)
+    monkeypatch.setattr(study, "Prior", Model)
+    return stub
+
+
+def _measures(out: Path) -> dict[str, Any]:
+    return {piece.name: result["measures"] for piece, result in load_results(out).items()}
+
+
+def test_every_piece_is_made_once_in_order(tmp_path: Path, stub: _Stub) -> None:
+    outcome = reproduce(_request(tmp_path / "a"), Silent())
+    assert (outcome.finished, outcome.done, outcome.wanted) == (True, 10, 10)
+    assert len(stub.calls) == len(set(stub.calls))
+    assert stub.calls[:6] == [
+        "2d-s0 tokenizer", "2d-s0 tokens", "2d-s0 prior", "2d-s0 reconstruction", "2d-s0 unguided", "2d-s0 likelihood",
+    ]  # fmt: skip
+    # The gain of prologue takes a prior without one; one-stage has a single stage.
+    assert "prologue-s1-plain prior" in stub.calls
+    assert [call for call in stub.calls if call.startswith("one-stage-s0")][:2] == [
+        "one-stage-s0 tokenizer", "one-stage-s0 reconstruction",
+    ]  # fmt: skip
+    gains = {name: record["likelihood"]["with_baseline"] for name, record in _measures(tmp_path / "a").items()}
+    assert {name for name, has in gains.items() if has} == {
+        "prologue-s0", "prologue-s1", "prologue-post-s0", "prologue-post-s1",
+    }  # fmt: skip
+    stub.calls.clear()
+    assert reproduce(_request(tmp_path / "a"), Silent()).finished
+    assert stub.calls == []
+
+
+@pytest.mark.parametrize("die_at", [0, 1, 3, 5, 6, 14, 20, 27, 40, 52])
+def test_a_kill_anywhere_loses_nothing_that_was_finished(tmp_path: Path, stub: _Stub, die_at: int) -> None:
+    reproduce(_request(tmp_path / "whole"), Silent())
+    everything = list(stub.calls)
+    stub.calls.clear()
+    stub.begun, stub.die_at = 0, die_at
+    with pytest.raises(_Killed):
+        reproduce(_request(tmp_path / "killed"), Silent())
+    assert stub.calls == everything[:die_at]
+    results = load_results(tmp_path / "killed")
+    assert (tmp_path / "killed" / "tables.md").is_file() == bool(results)
+    stub.die_at = None
+    assert reproduce(_request(tmp_path / "killed"), Silent()).finished
+    assert stub.calls == everything
+    assert _measures(tmp_path / "killed") == _measures(tmp_path / "whole")
+
+
+def test_each_result_is_written_at_once(tmp_path: Path, stub: _Stub) -> None:
+    stub.die_at = 6  # 2d of seed 0 is finished, 1d is about to begin
+    with pytest.raises(_Killed):
+        reproduce(_request(tmp_path), Silent())
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["2d-s0.json"]
+    assert "Budgets" in (tmp_path / "tables.md").read_text()
+
+
+def test_the_time_is_kept_and_the_study_goes_on(tmp_path: Path, stub: _Stub) -> None:
+    stub.slow = 0.02
+    calls = 0
+    outcome = StudyOutcome(False, 0, 0, ())
+    while not outcome.finished:
+        outcome = reproduce(_request(tmp_path, minutes=0.3 / 60, seeds=(0,)), Silent())
+        calls += 1
+        assert calls < 40
+    assert calls > 1
+    assert outcome.done == 5
+    assert len(stub.calls) == len(set(stub.calls))
+
+
+def test_a_packed_study_goes_on_elsewhere(tmp_path: Path, stub: _Stub) -> None:
+    packed = dataclasses.replace(TINY, packed=True)
+    reproduce(_request(tmp_path / "whole", scale=packed, seeds=(0,)), Silent())
+    everything = list(stub.calls)
+    stub.calls.clear()
+    stub.begun, stub.die_at = 0, 15
+    with pytest.raises(_Killed):
+        reproduce(_request(tmp_path / "there", scale=packed, seeds=(0,)), Silent())
+    stub.die_at = None
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "there" / "state").rename(here / "state")
+    assert len(list((here / "state").iterdir())) <= 8
+    before = len(stub.calls)
+    assert reproduce(_request(here, scale=packed, seeds=(0,)), Silent()).finished
+    # Tokens alone are made again, of the run that was under way.
+    again = [call for call in stub.calls[before:] if call in stub.calls[:before]]
+    assert all(call.endswith("tokens") for call in again)
+    assert set(stub.calls) == set(everything)
+    assert _measures(here) == _measures(tmp_path / "whole")
+
+
+def test_the_state_is_written_after_each_stage(tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is lost in the middle of a stage says nothing any more."""
+    seen: list[set[str]] = []
+    inner = stub.train
+
+    def look(request: Any, *args: Any) -> RunFolder:
+        if request.stage == "prior" and not seen:
+            shutil.copytree(tmp_path / "there" / "state", tmp_path / "here" / "state")
+            state.unpack(tmp_path / "here")
+            files = (tmp_path / "here").rglob("*.safetensors")
+            seen.append({str(path.relative_to(tmp_path / "here")) for path in files})
+        return inner(request, *args)
+
+    monkeypatch.setattr(study, "train", look)
+    packed = dataclasses.replace(TINY, packed=True)
+    reproduce(_request(tmp_path / "there", scale=packed, seeds=(0,), variants=("2d",)), Silent())
+    assert "runs/2d-s0/tokenizer/model.safetensors" in seen[0]
+
+
+def test_a_deadline_stops_as_a_signal_does() -> None:
+    assert Deadline(None).asked() is None
+    assert Deadline(time.monotonic() + 60).asked() is None
+    deadline = Deadline(time.monotonic() + 10)
+    deadline.check(5.0)
+    with pytest.raises(OutOfTime):
+        deadline.check(15.0)
+    assert Deadline(time.monotonic() - 1).asked() == OVERTIME
+    asked = Deadline(time.monotonic() + 60)
+    asked.number = 15
+    assert asked.asked() == 15
+
+
+def test_a_real_training_stops_in_time_and_goes_on(tmp_path: Path) -> None:
+    scale = dataclasses.replace(TINY, tokenizer_steps=100_000)
+    request = _request(tmp_path, scale=scale, seeds=(0,), variants=("2d",), minutes=1.5 / 60)
+    first = reproduce(request, Silent())
+    assert (first.finished, first.done) == (False, 0)
+    checkpoints = tmp_path / "runs" / "2d-s0" / "checkpoints" / "tokenizer"
+    (begun,) = [int(path.name.removeprefix("step-")) for path in checkpoints.iterdir()]
+    reproduce(dataclasses.replace(request, began=time.monotonic()), Silent())
+    (later,) = [int(path.name.removeprefix("step-")) for path in checkpoints.iterdir()]
+    assert 0 < begun < later < 100_000
+
+
+def test_seeds_and_variants_may_be_added(tmp_path: Path, stub: _Stub) -> None:
+    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
+    outcome = reproduce(_request(tmp_path, seeds=(0, 4), variants=("2d", "prologue")), Silent())
+    assert (outcome.done, outcome.wanted) == (4, 4)
+    assert stub.calls.count("2d-s0 tokenizer") == 1
+    assert [piece.name for piece in load_results(tmp_path)] == ["2d-s0", "prologue-s0", "2d-s4", "prologue-s4"]
+
+
+def test_other_settings_are_refused(tmp_path: Path, stub: _Stub) -> None:
+    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
+    stub.calls.clear()
+    other = dataclasses.replace(TINY, width=64)
+    with pytest.raises(RunError, match=r"scale\.width: 32 in the study, 64 now"):
+        reproduce(_request(tmp_path, scale=other), Silent())
+    assert stub.calls == []
+
+
+def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not a study"):
+        reproduce(_request(tmp_path), Silent())
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_damaged_result_is_named(tmp_path: Path, stub: _Stub) -> None:
+    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
+    (tmp_path / "results" / "2d-s0.json").write_text("{}")
+    with pytest.raises(RunError, match=r"2d-s0\.json is not a result"):
+        load_results(tmp_path)
+
+
+def test_a_post_hoc_prologue_brings_its_2d() -> None:
+    names = [piece.name for piece in all_pieces(("prologue-post",), (3,))]
+    assert names == ["2d-s3", "prologue-post-s3"]
+    assert Piece(3, "prologue-post").starts_from == Piece(3, "2d")
+    assert checked_variants(["prologue", "2d"]) == ("2d", "prologue")
+    with pytest.raises(ConfigError, match="unknown variant '3d'"):
+        checked_variants(["3d"])
+
+
+@pytest.mark.parametrize("name", list(SCALES))
+def test_budgets_are_equal(name: str) -> None:
+    scale = scale_named(name)
+    configs = {variant: run_config(scale, variant, 5) for variant in VARIANTS}
+    first = configs["2d"]
+    for variant, config in configs.items():
+        own, theirs = config.tokenizer_training, first.tokenizer_training
+        assert (own.steps, own.batch, own.autoencoder) == (theirs.steps, theirs.batch, theirs.autoencoder)
+        assert (config.prior, config.prior_training, config.data) == (first.prior, first.prior_training, first.data)
+        assert (config.tokenizer.encoder, config.tokenizer.decoder) == (
+            first.tokenizer.encoder,
+            first.tokenizer.decoder,
+        )
+        assert config.tokenizer.visual_tokens == first.tokenizer.visual_tokens
+        assert config.seed == 5
+        seen = images_seen(scale, Piece(5, variant))
+        assert seen["tokenizer"] == own.steps * own.batch
+        assert (seen["prior"] == 0) == (variant == "one-stage")
+        assert (seen["taken_over"] > 0) == (variant == "prologue-post")
+    assert configs["one-stage"].tokenizer_training.label_drop == 0.1
+    assert not plain_config(scale, 5).prior.prologue
+    assert plain_config(scale, 5).tokenizer == configs["prologue"].tokenizer
+
+
+def test_flops_tell_variants_apart() -> None:
+    scale = scale_named("hours")
+    flops = {variant: stage_flops(scale, Piece(0, variant)) for variant in VARIANTS}
+    # 1d passes twice as many tokens through both stacks; a post-hoc prologue has no decoder.
+    assert flops["1d"]["tokenizer"] > 1.8 * flops["2d"]["tokenizer"]
+    assert flops["prologue-post"]["tokenizer"] < flops["prologue"]["tokenizer"]
+    assert flops["one-stage"]["tokenizer"] == flops["prologue"]["tokenizer"]
+    assert flops["one-stage"]["prior"] == 0
+    assert [name for name in VARIANTS if flops[name]["plain"]] == ["prologue"]
+
+
+def test_the_time_left_follows_the_finished_pieces(make: Make) -> None:
+    scale: Scale = scale_named("hours")
+    todo = all_pieces(VARIANTS, (1,))
+    assert seconds_left(scale, {}, todo) is None
+    done = dict([make("2d", 0)])  # 16 s for 3e12 FLOPs, 4 s for the rest
+    ahead = sum(sum(stage_flops(scale, piece).values()) for piece in todo)
+    assert seconds_left(scale, done, todo) == pytest.approx(ahead * 16 / 3e12 + 5 * 4)
+    assert study.duration(50) == "50 s"
+    assert study.duration(1800) == "30 min"
+    assert study.duration(7260) == "2 h 1 min"
+
+
+class _KilledAt(Silent):
+    """Ends everything in the middle of a step, as a lost machine does."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.stage, self.step, self.name = stage, step, ""
+
+    def begin(self, name: str, start: int, total: int, batch: int) -> None:
+        self.name = name
+
+    def advance(self, done: int) -> None:
+        if self.name == self.stage and done >= self.step:
+            raise _Killed
+
+    def show(self, done: int, record: dict[str, Any]) -> None:
+        self.advance(done)
+
+
+def test_a_real_study_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    variants = ("2d", "prologue-post")
+    request = _request(whole, variants=variants, seeds=(0,))
+    outcome = reproduce(request, Silent())
+    assert (outcome.finished, outcome.done) == (True, 2)
+    for stage, step in (("prior", 3), ("samples", 1), ("tokenizer", 4)):
+        with pytest.raises(_Killed):
+            reproduce(dataclasses.replace(request, out=killed), _KilledAt(stage, step))
+    assert reproduce(dataclasses.replace(request, out=killed), Silent()).finished
+    for part in ("tokenizer", "prior"):
+        files = [out / "runs" / "prologue-post-s0" / part / "model.safetensors" for out in (whole, killed)]
+        assert file_hash(files[0]) == file_hash(files[1])
+    ours, theirs = _measures(whole), _measures(killed)
+    for name, records in ours.items():
+        for kind, record in records.items():
+            strip = {key: value for key, value in (record or {}).items() if key != "seconds"}
+            assert strip == {key: value for key, value in (theirs[name][kind] or {}).items() if key != "seconds"}
+    post = ours["prologue-post-s0"]
+    assert post["likelihood"]["gain"] is not None
+    assert post["layout"]["coarse_ratio"] > 0
+    assert post["probe"]["prologue"] >= 0
+    assert post["guided"]["guided"]
+    assert post["unguided"]["memorisation"]["coarse_share"] is not None
+    assert post["reconstruction"]["psnr"] == ours["2d-s0"]["reconstruction"]["psnr"]
+    assert {path.stem for path in (whole / "pictures").iterdir()} == {
+        "2d-s0-unguided", "2d-s0-guided", "prologue-post-s0-unguided", "prologue-post-s0-guided",
+        "prologue-post-s0-resampled",
+    }  # fmt: skip
+
+
+def _returning(outcome: StudyOutcome | BaseException, asked: list[StudyRequest]) -> Callable[..., StudyOutcome]:
+    def fake(request: StudyRequest, progress: object) -> StudyOutcome:
+        asked.append(request)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    return fake
+
+
+def test_the_command_asks_for_what_it_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[StudyRequest] = []
+    monkeypatch.setattr(study, "reproduce", _returning(StudyOutcome(True, 2, 2, ("said",)), asked))
+    flags = ["--out", str(tmp_path), "--seed", "3", "--seeds", "2", "--variants", "prologue", "2d", "--scale", "hours"]
+    assert main(["reproduce", *flags, "--device", "cpu"]) == 0
+    (request,) = asked
+    assert (request.seeds, request.variants, request.scale) == ((3, 4), ("2d", "prologue"), SCALES["hours"])
+    assert capfd.readouterr().out.startswith("said\n")
+    monkeypatch.setattr(study, "reproduce", _returning(StudyOutcome(False, 1, 2, ()), asked))
+    assert main(["reproduce", *flags, "--minutes", "9"]) == 3
+    assert asked[-1].minutes == 9
+    assert "1 of 2 runs are finished. Run the same command again" in capfd.readouterr().err
+    monkeypatch.setattr(study, "reproduce", _returning(Stopped("prior", 7, 2), asked))
+    assert main(["reproduce", *flags]) == 130
+
+
+@pytest.mark.parametrize(
+    "flags", [["--seeds", "0"], ["--minutes", "0"], ["--variants", "3d"], ["--scale", "weeks"], ["--seed", "-1"]]
+)
+def test_impossible_requests_are_refused(tmp_path: Path, flags: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--out", str(tmp_path / "a"), *flags]) == 2
+    assert "error:" in capfd.readouterr().err
+    assert not (tmp_path / "a").exists()

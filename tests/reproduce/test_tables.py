@@ -1,0 +1,117 @@
+"""Tables from planted results: every format, hand-computed cells, and one further seed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prologue.reproduce.claims import judge_claims
+from prologue.reproduce.scales import SCALES
+from prologue.reproduce.tables import cell_figures, make_tables, markdown, verdict_line, write_tables
+
+Make = Callable[..., Any]
+
+
+def _results(make: Make, seeds: int = 3) -> dict[Any, Any]:
+    rows = []
+    for seed in range(seeds):
+        rows.append(make("2d", seed, unguided__kid=3.0 + 0.1 * seed, unguided__fd=20.0 * 2**seed))
+        rows.append(
+            make("prologue", seed, unguided__kid=1.0, layout__coarse_ratio=0.5, probe__prologue=0.4,
+                 likelihood__cost=4.0 + seed)
+        )  # fmt: skip
+    return dict(rows)
+
+
+def test_cells_by_hand() -> None:
+    cell = cell_figures([1.0, 2.0, 3.0], logarithmic=False)
+    assert (cell["n"], cell["mean"]) == (3, 2.0)
+    assert cell["low"] == pytest.approx(2 - 2.48414, abs=1e-4)
+    assert cell["one_further_seed_high"] == pytest.approx(2 + 4.96828, abs=1e-4)
+    logs = cell_figures([20.0, 40.0, 80.0], logarithmic=True)
+    assert logs["mean"] == pytest.approx(40.0)
+    assert logs["high"] == pytest.approx(40.0 * 2**2.48414, rel=1e-3)
+    # A distance that is not positive has no logarithm, so plain means are taken.
+    assert cell_figures([-1.0, 3.0], logarithmic=True)["mean"] == 1.0
+    assert cell_figures([5.0], logarithmic=True)["low"] is None
+    rates = cell_figures([1.0, 2.0, 3.0], logarithmic=False, bounds=(0.0, 100.0))
+    assert (rates["low"], rates["one_further_seed_low"]) == (0.0, 0.0)
+
+
+def test_every_table_has_its_rows(make: Make) -> None:
+    results = _results(make)
+    tables = make_tables(results, judge_claims(results))
+    assert set(tables) == {
+        "Claims", "Budgets", "Reconstruction", "Generation", "What the prologue carries", "Inside the tokens",
+        "Against 2d, seed by seed",
+    } | ({"Memorisation"} if "Memorisation" in tables else set())  # fmt: skip
+    generation = tables["Generation"]
+    assert generation.head[1:3] == ["gFD-X, unguided", "gKID-X, unguided"]
+    assert [row[0] for row in generation.rows] == ["2d", "prologue"]
+    assert generation.rows[0][1].startswith("40 (")
+    assert generation.rows[0][-1] == "3"
+    # Nobody has guided samples, so nobody has a column for them.
+    assert not any("guided" in head.replace("unguided", "") for head in generation.head)
+    carried = {row[0]: row[1] for row in tables["What the prologue carries"].rows}
+    assert carried["prologue"].startswith("5.00 (")
+
+
+def test_the_comparison_is_paired(make: Make) -> None:
+    results = _results(make)
+    rows = {row[1]: row for row in make_tables(results, [])["Against 2d, seed by seed"].rows}
+    # 20 / (20, 40, 80): geometric mean ratio 0.5
+    assert rows["gFD-X, unguided, ratio"][2] == "0.5"
+    assert rows["gKID-X, unguided, difference"][2] == "-2.1"
+
+
+def test_the_last_seed_is_compared_with_the_earlier_ones(make: Make) -> None:
+    results = _results(make, 3) | dict([make("2d", 3, unguided__kid=99.0, unguided__fd=160.0)])
+    table = make_tables(results, [])["The last seed, from the others"]
+    ((variant, last, inside, outside),) = table.rows
+    assert (variant, last) == ("2d", "3")
+    assert outside == "gKID-X, unguided"
+    found, everything = map(int, inside.split(" of "))
+    assert found == everything - 1
+
+
+def test_markdown_has_one_line_for_each_row(make: Make) -> None:
+    results = _results(make)
+    claims = judge_claims(results)
+    tables = make_tables(results, claims)
+    text = markdown(tables, ["said"])
+    assert text.startswith("- said\n")
+    for title, table in tables.items():
+        block = text.split(f"## {title}\n\n")[1].split("\n\n")[0].splitlines()
+        assert len(block) == 2 + len(table.rows)
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in block} == {len(table.head) + 1}
+
+
+def test_files_are_written(tmp_path: Path, make: Make) -> None:
+    results = _results(make)
+    said = write_tables(tmp_path, results, SCALES["minutes"], {"command": "prologue reproduce"})
+    assert any(text.startswith("Confirmed over 3 seeds") for text in said)
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["effect"] == "confirmed"
+    assert record["provenance"]["command"] == "prologue reproduce"
+    cost = next(each for each in record["figures"] if each["figure"] == "likelihood.cost")
+    assert cost["by_seed"] == {"0": 4.0, "1": 5.0, "2": 6.0}
+    assert len(record["pieces"]) == 6
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for title in ("What may be said", "Claims", "Generation", "By seed"):
+        assert f"<h2>{title}</h2>" in page
+    assert "Confirmed: the paper&#39;s effect" in page
+    assert (tmp_path / "tables.md").read_text(encoding="utf-8").count("## ") >= 7
+
+
+def test_the_first_line_is_the_verdict(make: Make) -> None:
+    assert verdict_line(judge_claims(dict([make("2d", 0)])))[1] is None
+    text, good = verdict_line(judge_claims(dict([make("2d", 0), make("prologue", 0)])))
+    assert text.startswith("Undecided: the paper's effect")
+    assert good is None
+    worse = [make("2d", seed) for seed in range(3)] + [make("prologue", s, unguided__kid=9.0) for s in range(3)]
+    assert verdict_line(judge_claims(dict(worse)))[1] is False
