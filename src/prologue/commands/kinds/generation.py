@@ -155,8 +155,8 @@ def rows(record: Record) -> Iterator[Row]:
     near = record.get("memorisation")
     if near is not None:
         yield row("nearer to training than held-out images", near, "coarse_nearer", ".1%")
-        label = f"very near to training ({near['coarse_share_expected']:.1%} if alike)"
-        yield row(label, near, "coarse_share", ".1%")
+        yield row("very near to training images", near, "coarse_share", ".1%")
+        yield "  expected if alike", f"{near['coarse_share_expected']:.1%}", ""
 
 
 def sentences(record: Record) -> Iterator[str]:

@@ -119,7 +119,8 @@ def rows(record: Record) -> Iterator[Row]:
         for side, what in (("validation", "held-out"), ("undecoded", "held-out, not decoded"), ("copies", "copies")):
             yield f"  {what}", f"{record[f'{name}_{side}_median']:.4g}", ""
         yield row(f"{label}: nearer than held-out", record, f"{name}_nearer", ".1%")
-        yield row(f"{label}: near ({record[f'{name}_share_expected']:.1%} if alike)", record, f"{name}_share", ".1%")
+        yield row(f"{label}: near", record, f"{name}_share", ".1%")
+        yield "  near, expected if alike", f"{record[f'{name}_share_expected']:.1%}", ""
         yield row("  near, of copies", record, f"{name}_copies_share", ".1%")
     if record["validation_kid"] is not None:
         for side, label in (("validation", "held-out"), ("training", "training")):
