@@ -26,7 +26,7 @@ class StepWork:
     @classmethod
     def of(cls, config: PriorConfig) -> Self:
         layout = SequenceLayout(config.layout)
-        drawn = [segment for segment in layout.segments if segment.last_id - segment.first_id > 1]
+        drawn = [segment for segment in layout.segments if not segment.forced]
         steps = sum(segment.stop - segment.start for segment in drawn)
         ids = sum((segment.stop - segment.start) * (segment.last_id - segment.first_id) for segment in drawn)
         size = config.transformer

@@ -34,13 +34,9 @@ NULL_NAME = "null"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingFlags:
-    """Flags of the commands that draw images."""
+class RecipeFlags:
+    """How tokens are drawn; what is left out comes from the stored recipe."""
 
-    out: Annotated[Path, arg(metavar="DIR")]
-    """Folder for the images, made if it is not there."""
-    seed: SeedOption = 0
-    """Seed of the first image; the others count up from it."""
     guidance: Annotated[str | None, arg(metavar="GUIDANCE")] = None
     """How strongly to lean on the class; the forms are listed below."""
     temperature: float | None = None
@@ -51,17 +47,10 @@ class SamplingFlags:
     """Draw among this many most likely ids; `off` drops a stored limit, 1 is greedy."""
     top_p: float | Literal["off"] | None = None
     """Draw among the most likely ids that hold this mass; `off` drops a stored limit."""
-    batch: int = 64
-    """Images computed at once: bounds the memory, not the result."""
-    device: DeviceOption = "auto"
-    dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    """Number format; auto is bf16 where the device has units for it, else fp32. int8 stores the prior's weights in a
-    byte each."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the decode step, which takes a minute or two; auto does where there is enough to draw."""
-    overwrite: bool = False
-    """Replace the images that an earlier call left in the folder."""
-    json: JsonOption = None
+
+    def check(self) -> None:
+        """Refuse what no run can do before anything is loaded."""
+        Recipe().replace(**self.sampling())
 
     def sampling(self) -> SamplingOptions:
         """The options that were given."""
@@ -76,6 +65,27 @@ class SamplingFlags:
         options: SamplingOptions = {name: None if value == "off" else value for name, value in chosen.items()}  # type: ignore[assignment]
         return options
 
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags(RecipeFlags):
+    """Flags of the commands that draw images."""
+
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder for the images, made if it is not there."""
+    seed: SeedOption = 0
+    """Seed of the first image; the others count up from it."""
+    batch: int = 64
+    """Images computed at once: bounds the memory, not the result."""
+    device: DeviceOption = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Number format; auto is bf16 where the device has units for it, else fp32. int8 stores the prior's weights in a
+    byte each."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decode step, which takes a minute or two; auto does where there is enough to draw."""
+    overwrite: bool = False
+    """Replace the images that an earlier call left in the folder."""
+    json: JsonOption = None
+
     def open(self, run: str, device: torch.device | None = None) -> Pipeline:
         """The pipeline, as the flags have it or on `device`; what it compiles is said on standard error."""
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "on": True, "off": False}
@@ -87,7 +97,7 @@ class SamplingFlags:
         """Refuse what no run can do before anything is loaded."""
         if self.batch < 1:
             raise ConfigError(f"--batch must be at least 1, not {self.batch}")
-        Recipe().replace(**self.sampling())
+        super().check()
 
 
 def _say_compiled(what: str, seconds: float | None) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 from prologue.demo.measure import Measures
 from prologue.demo.plan import Plan
-from prologue.evaluation.runs import Record
+from prologue.evaluation.runs import NORMAL_95, Record
 from prologue.sampling.recipe import Recipe
 
 RECONSTRUCTION_TARGET = 0.9
 SAMPLE_TARGETS = ((10.0, 0.5), (60.0, 0.8))
 """(minutes, part of the samples in which the asked class is recognised)."""
-_NORMAL_95 = 1.959964
 _NORMAL_FOUR = 2.497705
 """For a conclusion from four differences, of which none should exceed its interval by chance in 95 % of all runs."""
 
@@ -138,16 +137,16 @@ def comparison(ours: Measures, theirs: Measures) -> list[str]:
             f"Recognition {name}: {a['recognition']['rate']:.1%} with a prologue, {b['recognition']['rate']:.1%} "
             f"without; difference {100 * difference:+.1f} ± {100 * reach:.1f} points over {a['n']} samples each."
         )
-        wide = reach * _NORMAL_FOUR / _NORMAL_95
+        wide = reach * _NORMAL_FOUR / NORMAL_95
         better, worse = better + (difference > wide), worse + (difference < -wide)
         if a["kid"] is not None and b["kid"] is not None:
             gain = b["kid"] - a["kid"]
-            reach = _NORMAL_95 * (a["kid_error"] ** 2 + b["kid_error"] ** 2) ** 0.5
+            reach = NORMAL_95 * (a["kid_error"] ** 2 + b["kid_error"] ** 2) ** 0.5
             out.append(
                 f"{a['kid_name']} {name} (lower is better): {a['kid']:.4f} with a prologue, {b['kid']:.4f} without; "
                 f"improvement {gain:+.4f} ± {reach:.4f}."
             )
-            wide = reach * _NORMAL_FOUR / _NORMAL_95
+            wide = reach * _NORMAL_FOUR / NORMAL_95
             better, worse = better + (gain > wide), worse + (gain < -wide)
     psnr = ours["reconstruction"]["psnr"] - theirs["reconstruction"]["psnr"]
     out.append(f"Reconstruction: PSNR differs by {psnr:+.2f} dB (the method should leave it about the same).")
@@ -177,7 +176,7 @@ def _conclusion(better: int, worse: int, collapsed: bool, psnr: float) -> str:
 def _rates_apart(first: Record, second: Record) -> tuple[float, float]:
     """Difference of two rates, and the reach of its 95 % interval."""
     variance = sum(each["rate"] * (1 - each["rate"]) / each["n"] for each in (first, second))
-    return first["rate"] - second["rate"], _NORMAL_95 * variance**0.5
+    return first["rate"] - second["rate"], NORMAL_95 * variance**0.5
 
 
 def percent(record: Record) -> str:

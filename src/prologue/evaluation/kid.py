@@ -13,9 +13,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from prologue.errors import EvaluationError
+from prologue.evaluation.runs import NORMAL_95
 from prologue.rng import numpy_stream
 
-_NORMAL_95 = 1.959964
 LEAST = 3
 """Images on each side below which leaving one out leaves no pair."""
 _ROWS = 1024
@@ -54,7 +54,7 @@ def kernel_distance(
     estimates = [_estimate(first[a].double(), second[b].double()) for a, b in parts]
     value = sum(value for value, _ in estimates) / subsets
     error = sum(variance for _, variance in estimates) ** 0.5 / subsets
-    return KernelDistance(value, error, value - _NORMAL_95 * error, value + _NORMAL_95 * error)
+    return KernelDistance(value, error, value - NORMAL_95 * error, value + NORMAL_95 * error)
 
 
 def _deal(features: Float[Tensor, "n d"], subsets: int, seed: int, side: str) -> tuple[Int64[Tensor, " _"], ...]:

@@ -98,9 +98,8 @@ def evaluate_memorisation(
     class_ids = uniform_classes(prior.num_classes, count)
     drawn = draw_samples(tokenizer, prior, recipe, class_ids, seed=seed, batch=batch, watch=watch)
     samples = Described.cat([Described.of(each.images, extractor) for each in drawn])
-    held_out = choose_images(len(data.validation), count, seed, "memorisation")
+    held_out, known = _compared(data, count, seed)
     validation = describe_images(data.validation, held_out, extractor, batch=batch, watch=watch, what="validation")
-    known = choose_images(len(data.train), len(held_out), seed, "memorisation training")
     decoded = _decoded(tokenizer, data.validation, held_out, extractor, batch, watch)
     copies = _decoded(tokenizer, data.train, known, extractor, batch, watch)
     every = Described.cat([samples, decoded, copies, validation])
@@ -129,6 +128,12 @@ def evaluate_memorisation(
     return record | {"notes": [note] * (same > 0)}, closest
 
 
+def _compared(data: Data, count: int, seed: int) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
+    """At most `count` held-out images, and as many training images for copies, where there are so many."""
+    held_out = choose_images(len(data.validation), count, seed, "memorisation")
+    return held_out, choose_images(len(data.train), len(held_out), seed, "memorisation training")
+
+
 def compare_samples(
     tokenizer: Tokenizer,
     samples: Described,
@@ -141,8 +146,7 @@ def compare_samples(
 ) -> Record:
     """The `coarse` figures of samples that are drawn already; the same control and held-out images as in
     `evaluate_memorisation` with as many."""
-    held_out = choose_images(len(data.validation), len(samples), seed, "memorisation")
-    known = choose_images(len(data.train), len(held_out), seed, "memorisation training")
+    held_out, known = _compared(data, len(samples), seed)
     decoded = _decoded(tokenizer, data.validation, held_out, None, batch, watch)
     copies = _decoded(tokenizer, data.train, known, None, batch, watch)
     every = Described.cat([samples, decoded, copies])

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from PIL import Image
 
 COLOURS = ("#2f6fb3", "#d1782c", "#3f8f5f", "#8a5aa8", "#6b7280")
-_INK = "#374151"
+INK = "#374151"
 _GRID = "#e5e7eb"
 
 
@@ -40,9 +40,9 @@ def line_chart(title: str, x_label: str, curves: Sequence[Curve], zero: bool = F
         axes.plot(curve.x, smooth, linewidth=2.2, label=curve.name or None, **style)
     if zero:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel(x_label, color=_INK)
+    axes.set_xlabel(x_label, color=INK)
     if any(curve.name for curve in curves):
-        axes.legend(frameon=False, labelcolor=_INK)
+        axes.legend(frameon=False, labelcolor=INK)
     return picture_of(figure)
 
 
@@ -65,7 +65,7 @@ def bar_chart(title: str, labels: Sequence[str], groups: Sequence[Bars], whole: 
         values = np.asarray(bars.values)
         reach = np.clip([values - np.asarray(bars.low), np.asarray(bars.high) - values], 0, None)
         style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": bars.name}
-        axes.bar(places, values, width * 0.92, yerr=reach, error_kw={"ecolor": _INK, "elinewidth": 1.2}, **style)
+        axes.bar(places, values, width * 0.92, yerr=reach, error_kw={"ecolor": INK, "elinewidth": 1.2}, **style)
     axes.set_xticks(
         range(len(labels)), labels, rotation=30 if len(labels) > 5 else 0, ha="right" if len(labels) > 5 else "center"
     )
@@ -73,7 +73,7 @@ def bar_chart(title: str, labels: Sequence[str], groups: Sequence[Bars], whole: 
     if whole is not None:
         axes.set_yticks(np.linspace(0, whole, 6))
     axes.grid(axis="x", visible=False)
-    axes.legend(frameon=False, labelcolor=_INK, ncols=len(groups), loc="upper center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(frameon=False, labelcolor=INK, ncols=len(groups), loc="upper center", bbox_to_anchor=(0.5, 1.0))
     return picture_of(figure)
 
 
@@ -92,14 +92,14 @@ def _figure(title: str) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", color=_INK, fontsize=13)
+    axes.set_title(title, loc="left", color=INK, fontsize=13)
     style_axes(axes)
     return figure, axes
 
 
 def style_axes(axes: Any) -> None:
     """The look of every chart: grid, spines and the size of its numbers."""
-    axes.tick_params(colors=_INK, labelsize=11)
+    axes.tick_params(colors=INK, labelsize=11)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():

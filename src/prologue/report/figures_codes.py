@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from prologue.images import labelled_grid, titled
-from prologue.report.figures import COLOURS, picture_of
-from prologue.report.panels import INK, blank_panels, dressed
+from prologue.report.figures import COLOURS, INK, picture_of
+from prologue.report.panels import blank_panels, dressed
 
 _SEGMENTS = {"prologue": 1, "visual": 0}
 """Each with its colour."""

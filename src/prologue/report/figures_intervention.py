@@ -10,8 +10,8 @@ from jaxtyping import Float64
 from PIL import Image
 
 from prologue.images import labelled_grid, titled
-from prologue.report.figures import COLOURS, picture_of
-from prologue.report.panels import INK, blank_figure, blank_panels
+from prologue.report.figures import COLOURS, INK, picture_of
+from prologue.report.panels import blank_figure, blank_panels
 
 
 def effect_chart(record: dict[str, Any]) -> Image.Image:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from prologue.report.figures import COLOURS, picture_of
+from prologue.report.figures import COLOURS, INK, picture_of
 from prologue.report.figures_maps import grid_maps
-from prologue.report.panels import INK, blank_figure
+from prologue.report.panels import blank_figure
 
 _COLOURS = {"prologue": 1, "eos": 4, "visual": 0}
 

@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
-from prologue.report.figures import COLOURS, picture_of, style_axes
+from prologue.report.figures import COLOURS, INK, picture_of, style_axes
 
-_INK = "#374151"
 _MAP = "cividis"
 """Read alike with every kind of colour vision, and in grey."""
 _MOST_NUMBERS = 144
@@ -56,8 +55,8 @@ def heat_map(
     for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
         step = math.ceil(count / 16)
         axis.set_ticks(range(0, count, step))
-    axes.set_xlabel(x_label, color=_INK)
-    axes.set_ylabel(y_label, color=_INK)
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
     _bare(axes)
     _bar(figure, shown, [axes], unit)
     return picture_of(figure)
@@ -75,7 +74,7 @@ def grid_maps(
     top = float(maps.max())
     for axes, name, values in zip(panels, names, maps, strict=False):
         shown = axes.imshow(values, cmap=_MAP, vmin=0, vmax=top)
-        axes.set_title(name, color=_INK, fontsize=11)
+        axes.set_title(name, color=INK, fontsize=11)
         axes.set_xticks([])
         axes.set_yticks([])
         _bare(axes)
@@ -104,12 +103,12 @@ def ratio_chart(title: str, x_label: str, ratios: Sequence[Ratio], chance: str) 
             color=COLOURS[0],
             label="measured, 95 % interval" if number == 0 else None,
         )
-    axes.axvline(1, color=_INK, linewidth=1, linestyle=":")
+    axes.axvline(1, color=INK, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(ratios)), [ratio.label for ratio in ratios])
     axes.set_ylim(len(ratios) - 0.5, -0.5)
     axes.set_xlim(0, 1.1 * max(1.0, *(max(ratio.high, ratio.chance[1]) for ratio in ratios)))
-    axes.set_xlabel(x_label, color=_INK)
-    figure.legend(frameon=False, labelcolor=_INK, ncols=2, loc="outside lower center", fontsize=10)
+    axes.set_xlabel(x_label, color=INK)
+    figure.legend(frameon=False, labelcolor=INK, ncols=2, loc="outside lower center", fontsize=10)
     return picture_of(figure)
 
 
@@ -123,13 +122,13 @@ def cumulative_chart(title: str, panels: Sequence[tuple[str, Sequence[Step], flo
             levels = np.linspace(0, 100, len(step.quantiles))
             line = {"color": COLOURS[place], "linestyle": ("-", "--", ":", "-.")[place % 4], "linewidth": 2.2}
             axes.plot(step.quantiles, levels, label=step.name, **line)
-        axes.axvline(marked, color=_INK, linewidth=1, label="counts as near")
+        axes.axvline(marked, color=INK, linewidth=1, label="counts as near")
         axes.set_xlim(left=0)
         axes.set_ylim(0, 100)
-        axes.set_xlabel(label, color=_INK)
-        axes.set_ylabel(y_label, color=_INK)
+        axes.set_xlabel(label, color=INK)
+        axes.set_ylabel(y_label, color=INK)
         if number == 0:
-            axes.legend(frameon=False, labelcolor=_INK, fontsize=10)
+            axes.legend(frameon=False, labelcolor=INK, fontsize=10)
     return picture_of(figure)
 
 
@@ -137,18 +136,18 @@ def _figure(size: tuple[float, float], title: str) -> Any:
     from matplotlib.figure import Figure  # not pyplot, whose state is global
 
     figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
-    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13)
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13)
     return figure
 
 
 def _bare(axes: Any) -> None:
-    axes.tick_params(colors=_INK, labelsize=11, length=0)
+    axes.tick_params(colors=INK, labelsize=11, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
 def _bar(figure: Any, shown: Any, axes: Sequence[Any], unit: str) -> None:
     bar = figure.colorbar(shown, ax=axes, shrink=0.9, pad=0.02)
-    bar.set_label(unit, color=_INK)
-    bar.ax.tick_params(colors=_INK, labelsize=10)
+    bar.set_label(unit, color=INK)
+    bar.ax.tick_params(colors=INK, labelsize=10)
     bar.outline.set_visible(False)

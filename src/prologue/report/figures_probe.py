@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
-from prologue.report.figures import COLOURS, picture_of
-from prologue.report.panels import INK, blank_figure, blank_panels
+from prologue.report.figures import COLOURS, INK, picture_of
+from prologue.report.panels import blank_figure, blank_panels
 
 INPUT_NAMES = {
     "prologue": "prologue",

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from prologue.report.figures import COLOURS, picture_of, style_axes
+from prologue.report.figures import COLOURS, INK, picture_of, style_axes
 
-_INK = "#374151"
 _MARKERS = ("o", "D")
 
 
@@ -48,7 +47,7 @@ def sweep_chart(
     from matplotlib.figure import Figure  # not pyplot, whose state is global
 
     figure = Figure(figsize=(6.4, 0.6 + 2.9 * len(panels)), dpi=150, layout="constrained", facecolor="white")
-    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13)
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13)
     grid = figure.subplots(len(panels), 1, squeeze=False, sharey=True)
     for number, (panel, axes) in enumerate(zip(panels, grid[:, 0], strict=True)):
         style_axes(axes)
@@ -62,10 +61,10 @@ def sweep_chart(
             range(len(panel.values)), panel.values, rotation=20 if turned else 0, ha="right" if turned else "center"
         )
         axes.set_xlim(-0.5, len(panel.values) - 0.5)
-        axes.set_xlabel(panel.name, color=_INK)
-        axes.set_ylabel(measure, color=_INK)
+        axes.set_xlabel(panel.name, color=INK)
+        axes.set_ylabel(measure, color=INK)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, labelcolor=_INK, ncols=2, loc="outside lower left", fontsize=9)
+    figure.legend(handles, labels, frameon=False, labelcolor=INK, ncols=2, loc="outside lower left", fontsize=9)
     return picture_of(figure)
 
 
@@ -92,5 +91,5 @@ def _draw(axes: Any, marks: Marks, panel: int, order: int) -> None:
     )
     if marks.best is not None and marks.best in inside:
         x = places[inside.index(marks.best)]
-        style: dict[str, Any] = {"markersize": 19, "markeredgecolor": _INK, "zorder": 3}
+        style: dict[str, Any] = {"markersize": 19, "markeredgecolor": INK, "zorder": 3}
         axes.plot(x, marks.distance[marks.best], "*", color=COLOURS[1], label="best", linestyle="none", **style)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prologue.report.figures import style_axes
-
-INK = "#374151"
+from prologue.report.figures import INK, style_axes
 
 
 def blank_figure(title: str) -> tuple[Any, Any]:

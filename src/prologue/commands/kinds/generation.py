@@ -12,7 +12,7 @@ import torch
 from tyro.conf import arg
 
 from prologue.commands._options import parse
-from prologue.commands._sampling import GUIDANCE_HELP, progress
+from prologue.commands._sampling import GUIDANCE_HELP, RecipeFlags, progress
 from prologue.commands.kinds.base import (
     Measurement,
     Prepared,
@@ -25,7 +25,7 @@ from prologue.commands.kinds.base import (
 )
 from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
 from prologue.commands.kinds.nearness import verdict
-from prologue.commands.kinds.recipes import RecipeOptions, recipe_words
+from prologue.commands.kinds.recipes import recipe_words
 from prologue.data.shapes import CLASS_NAMES
 from prologue.errors import ConfigError
 from prologue.evaluation.coarse import SIDE
@@ -43,7 +43,7 @@ Keep = Callable[[Samples], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationOptions(RecipeOptions, DistanceOptions):
+class GenerationOptions(RecipeFlags, DistanceOptions):
     count: int = _DEFAULT_SAMPLES
     """Samples, dealt to the classes in turn; from 10000 on the Fréchet distance is more than indicative."""
 
@@ -54,6 +54,7 @@ class GenerationOptions(RecipeOptions, DistanceOptions):
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate generation", "Measure samples against training images."
     options = checked(parse(GenerationOptions, argv, prog, description, GUIDANCE_HELP))
+    options.check()
     sampling = options.sampling()
     processes = Processes.join(options.device)
     _check_archive(options, processes)

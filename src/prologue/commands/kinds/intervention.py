@@ -11,9 +11,9 @@ from jaxtyping import Int64
 from PIL import Image
 
 from prologue.commands._options import parse
-from prologue.commands._sampling import GUIDANCE_HELP, progress
+from prologue.commands._sampling import GUIDANCE_HELP, RecipeFlags, progress
 from prologue.commands.kinds.base import Measurement, Options, Prepared, Row, checked, facts, row, with_notes
-from prologue.commands.kinds.recipes import RecipeOptions, recipe_words
+from prologue.commands.kinds.recipes import recipe_words
 from prologue.data.shapes import CLASS_NAMES
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.features import ShapesExtractor
@@ -32,7 +32,7 @@ _EXAMPLES, _STRONGEST = 4, 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterventionOptions(RecipeOptions, Options):
+class InterventionOptions(RecipeFlags, Options):
     pairs: int = 32
     """Pairs of images, all different, between which a prologue token is exchanged."""
 
@@ -43,6 +43,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     options = checked(parse(InterventionOptions, argv, prog, description, GUIDANCE_HELP))
     if options.pairs < 1:
         raise ConfigError(f"--pairs must be at least 1, not {options.pairs}")
+    options.check()
     sampling = options.sampling()
     info = RunInfo.load(options.run)
     pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
