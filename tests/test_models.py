@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prologue.config import prior_rope_axes, tokenizer_rope_axes
-from prologue.errors import CheckpointError, DataError
+from prologue.config import PriorOptions, prior_rope_axes, tokenizer_rope_axes
+from prologue.errors import CheckpointError, ConfigError, DataError
 from prologue.nn.layers import Dropout
 from prologue.prior import Prior
 from prologue.rng import torch_stream
@@ -98,6 +98,18 @@ def test_the_prior_is_causal(tiny_models) -> None:
     after = prior(changed, classes)
     assert torch.equal(before[:, :6], after[:, :6])
     assert not torch.allclose(before[:, 6], after[:, 6])
+
+
+def test_embeddings_start_as_wide_as_they_are_asked_to(tiny_models) -> None:
+    layout = tiny_models()[1].config.layout
+    for std in (0.02, 0.5):
+        config = PriorOptions(96, 1, 2, embedding_std=std).sized(layout, 7)
+        prior = Prior(config)
+        for embedding in (prior.token_embedding, prior.class_embedding):
+            assert 0.8 * std < float(embedding.weight.detach().std()) < 1.2 * std
+        assert float(prior.out.weight.detach().std()) < 0.03
+    with pytest.raises(ConfigError, match="embedding_std must be positive"):
+        PriorOptions(embedding_std=0.0)
 
 
 def test_a_tied_head_is_the_token_embedding(tiny_models) -> None:

@@ -197,14 +197,21 @@ class PriorOptions:
     """Dropout on embeddings and residual branches while training."""
     prologue: bool = True
     """False trains a P = 0 prior on the visual ids alone."""
+    embedding_std: float = 0.02
+    """Spread of the token and class embeddings at the start."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.dropout < 1, f"PriorOptions.dropout must lie in [0, 1), not {self.dropout}")
+        _positive(self, "embedding_std")
         _ = self.transformer
 
     @property
     def transformer(self) -> TransformerConfig:
         return TransformerConfig(self.width, self.depth, self.heads, self.mlp_ratio, self.rope_axes)
+
+    def sized(self, layout: LayoutConfig, num_classes: int) -> PriorConfig:
+        """The prior of these options for a tokenizer's layout and the classes of the data."""
+        return PriorConfig(layout, num_classes, self.transformer, self.tied, self.dropout, self.embedding_std)
 
 
 @dataclass(frozen=True)
@@ -216,9 +223,11 @@ class PriorConfig:
     transformer: TransformerConfig
     tied: bool = False
     dropout: float = 0.0
+    embedding_std: float = 0.02
 
     def __post_init__(self) -> None:
         _not_negative(self, "num_classes")
+        _positive(self, "embedding_std")
 
 
 @dataclass(frozen=True)

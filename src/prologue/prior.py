@@ -33,8 +33,8 @@ class Prior(nn.Module):
         self.layout = SequenceLayout(config.layout)
         self.num_classes = config.num_classes
         width = config.transformer.width
-        self.class_embedding = Embedding(config.num_classes + 1, width)
-        self.token_embedding = Embedding(self.layout.vocabulary, width)
+        self.class_embedding = Embedding(config.num_classes + 1, width, config.embedding_std)
+        self.token_embedding = Embedding(self.layout.vocabulary, width, config.embedding_std)
         self.drop = Dropout(config.dropout)
         positions = Positions.indices(self.layout.length, axis=0)
         table = positions.table(prior_rope_axes(config.transformer))

@@ -1,8 +1,11 @@
-"""Work shared by the processes of a launcher: each computes whole batches, so that their number changes no result."""
+"""Processes that share work. Those of a launcher compute whole batches, so that their number changes no result."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -72,3 +75,15 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def end_with_parent() -> None:
+    """Let this process, which another one spawned, end with a SIGTERM when that one ends, even where it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this process was not spawned"
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()

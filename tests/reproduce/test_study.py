@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from prologue.cli import main
 from prologue.errors import ConfigError, RunError
-from prologue.reproduce import state, study
+from prologue.reproduce import state, study, worker
 from prologue.reproduce.pieces import (
     Piece,
     all_pieces,
@@ -23,8 +28,9 @@ from prologue.reproduce.pieces import (
     seconds_left,
     stage_flops,
 )
+from prologue.reproduce.request import OVERTIME, Deadline, OutOfTime, StudyRequest
 from prologue.reproduce.scales import SCALES, VARIANTS, Scale, plain_config, run_config, scale_named
-from prologue.reproduce.study import OVERTIME, Deadline, OutOfTime, StudyOutcome, StudyRequest, reproduce
+from prologue.reproduce.study import StudyOutcome, reproduce
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
@@ -95,8 +101,6 @@ class _Stub:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch, make: Make) -> _Stub:
-    import torch
-
     stub = _Stub(make)
 
     class Model(torch.nn.Linear):
@@ -107,10 +111,10 @@ def stub(monkeypatch: pytest.MonkeyPatch, make: Make) -> _Stub:
             model.tokenizer, model.prior, model.device = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1), "cpu"
             return model
 
-    monkeypatch.setattr(study, "train", stub.train)
-    monkeypatch.setattr(study, "measure", stub.measure)
-    monkeypatch.setattr(study, "Pipeline", Model)
-    monkeypatch.setattr(study, "Prior", Model)
+    monkeypatch.setattr(worker, "train", stub.train)
+    monkeypatch.setattr(worker, "measure", stub.measure)
+    monkeypatch.setattr(worker, "Pipeline", Model)
+    monkeypatch.setattr(worker, "Prior", Model)
     return stub
 
 
@@ -212,7 +216,7 @@ def test_the_state_is_written_after_each_stage(tmp_path: Path, stub: _Stub, monk
             seen.append({str(path.relative_to(tmp_path / "here")) for path in files})
         return inner(request, *args)
 
-    monkeypatch.setattr(study, "train", look)
+    monkeypatch.setattr(worker, "train", look)
     packed = dataclasses.replace(TINY, packed=True)
     reproduce(_request(tmp_path / "there", scale=packed, seeds=(0,), variants=("2d",)), Silent())
     assert "runs/2d-s0/tokenizer/model.safetensors" in seen[0]
@@ -241,6 +245,59 @@ def test_a_real_training_stops_in_time_and_goes_on(tmp_path: Path) -> None:
     reproduce(dataclasses.replace(request, began=time.monotonic()), Silent())
     (later,) = [int(path.name.removeprefix("step-")) for path in checkpoints.iterdir()]
     assert 0 < begun < later < 100_000
+
+
+def test_pieces_side_by_side_are_those_made_one_after_the_other(tmp_path: Path) -> None:
+    variants = ("2d", "1d", "prologue-post")
+    request = _request(tmp_path / "one", variants=variants, seeds=(0,))
+    reproduce(request, Silent())
+    outcome = reproduce(dataclasses.replace(request, out=tmp_path / "three", jobs=3), Silent())
+    assert (outcome.finished, outcome.done) == (True, 3)
+    for name in ("2d-s0", "1d-s0", "prologue-post-s0"):
+        weights = [tmp_path / out / "runs" / name / "prior" / "model.safetensors" for out in ("one", "three")]
+        close = [load_file(file) for file in weights]
+        for key, value in close[0].items():
+            torch.testing.assert_close(close[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_pieces_side_by_side_stop_in_time_and_go_on(tmp_path: Path) -> None:
+    scale = dataclasses.replace(TINY, tokenizer_steps=100_000)
+    request = _request(tmp_path, scale=scale, seeds=(0, 1), variants=("2d",), minutes=0.3, jobs=2)
+    first = reproduce(request, Silent())
+    assert (first.finished, first.done) == (False, 0)
+    for name in ("2d-s0", "2d-s1"):
+        (begun,) = (tmp_path / "runs" / name / "checkpoints" / "tokenizer").iterdir()
+        assert int(begun.name.removeprefix("step-")) > 0
+
+
+def test_a_signal_stops_all_pieces_that_stand_side_by_side(tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path / "study"), "--variants", "2d", "--jobs", "2", "--device", "cpu"]
+    command = [sys.executable, "-m", "prologue", "reproduce", *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = ""
+        for line in process.stderr:
+            seen += line
+            if "2d-s0: tokens" in seen and "2d-s1: tokens" in seen:
+                break
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert "Run the same command again to continue" in rest
+    runs = [RunFolder.load(tmp_path / "study" / "runs" / name) for name in ("2d-s0", "2d-s1")]
+    assert all(run.finished("tokenizer") for run in runs)
+
+
+def test_a_piece_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    request = _request(tmp_path, variants=("2d",), seeds=(0,))
+    reproduce(request, Silent())
+    broken = tmp_path / "runs" / "2d-s1"
+    broken.mkdir()
+    (broken / "run.json").write_text("{")
+    request = dataclasses.replace(request, seeds=(0, 1), jobs=2)
+    with pytest.raises(RunError, match=r"2d-s1 failed"):
+        reproduce(request, Silent())
+    assert "2d-s1: " in capfd.readouterr().err
 
 
 def test_seeds_and_variants_may_be_added(tmp_path: Path, stub: _Stub) -> None:

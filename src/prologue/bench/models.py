@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from prologue import presets
-from prologue.config import PriorConfig, PriorOptions, TokenizerConfig
+from prologue.config import PriorOptions, TokenizerConfig
 from prologue.device import pick_dtype
 from prologue.errors import ConfigError
 from prologue.nn.layers import INIT_STD, NEAR_ZERO_STD, Linear
@@ -59,7 +59,7 @@ def random_models(prior: str, tokenizer: str, seed: int) -> Models:
     """Both models on the CPU in fp32, with weights drawn from `seed`."""
     config, options = tokenizer_config(tokenizer), prior_options(prior)
     layout = SequenceLayout.of(config, prologue=options.prologue).config
-    built = PriorConfig(layout, CLASSES, options.transformer, options.tied)
+    built = options.sized(layout, CLASSES)
     models = Tokenizer(config, seed).eval(), Prior(built, seed).eval()
     for model in models:
         _wake(model)

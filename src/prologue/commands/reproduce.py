@@ -35,6 +35,8 @@ class ReproduceOptions:
     [lite0])."""
     minutes: float | None = None
     """Stop cleanly after so many minutes, with exit code 3: the same command continues."""
+    jobs: int | None = None
+    """Runs at a time, each in a process of its own. Left out: one for each core of a CPU, one on a GPU."""
     device: DeviceOption = "auto"
     json: JsonOption = None
 
@@ -47,17 +49,24 @@ def run(argv: list[str]) -> int:
         raise ConfigError("`prologue reproduce` works in one process: start it without a launcher")
     options = parse(ReproduceOptions, argv, "prologue reproduce", description)
     seeds, variants = _seeds(options), options.variants
+    import torch
+
     from prologue.allocator import keep_freed_memory
     from prologue.config import load_json, save_json
     from prologue.device import pick_device
     from prologue.reproduce.pieces import checked_variants
+    from prologue.reproduce.request import StudyRequest
     from prologue.reproduce.scales import VARIANTS, scale_named
-    from prologue.reproduce.study import StudyRequest, reproduce
+    from prologue.reproduce.study import reproduce
     from prologue.reproduce.tables import JSON, MARKDOWN, PAGE
     from prologue.training.loop import Stopped
     from prologue.training.progress import Terminal
 
     scale = scale_named(options.scale)
+    on_cpu = pick_device(options.device).type == "cpu"
+    jobs = options.jobs if options.jobs is not None else torch.get_num_threads() if on_cpu and not scale.packed else 1
+    if jobs > 1 and scale.packed:
+        raise ConfigError(f"--jobs {jobs}: --scale {options.scale} makes one run at a time")
     request = StudyRequest(
         out=options.out,
         data=options.data,
@@ -68,10 +77,11 @@ def run(argv: list[str]) -> int:
         device=options.device,
         features=options.features,
         minutes=options.minutes,
+        jobs=jobs,
         provenance=provenance(["reproduce", *argv]),
         began=began,
     )
-    if pick_device(options.device).type == "cpu":
+    if on_cpu:
         keep_freed_memory()
     progress = Terminal()
     try:
@@ -99,6 +109,8 @@ def _seeds(options: ReproduceOptions) -> int | None:
     """The number of seeds that was asked for; impossible numbers are a `ConfigError`."""
     if options.seeds is not None and options.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, not {options.seeds}")
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, not {options.jobs}")
     if options.seed < 0:
         raise ConfigError(f"--seed must not be negative, is {options.seed}")
     if options.minutes is not None and not 0 < options.minutes < float("inf"):

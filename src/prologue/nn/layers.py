@@ -36,15 +36,16 @@ class Linear(nn.Linear):
 class Embedding(nn.Module):
     """Rows looked up by id; `weight` is (rows, width)."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, std: float = INIT_STD) -> None:
         super().__init__()
+        self.std = std
         self.weight = nn.Parameter(torch.empty(rows, width))
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
 
     def initialise(self, generator: torch.Generator) -> None:
-        truncated_normal(self.weight, INIT_STD, generator)
+        truncated_normal(self.weight, self.std, generator)
 
 
 class Queries(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prologue.config import PriorConfig, PriorTraining
+from prologue.config import PriorTraining
 from prologue.data.sampler import batch_indices, batch_positions
 from prologue.data.store import TokenStore
 from prologue.images import labelled_grid, to_pil
@@ -35,9 +35,7 @@ class PriorStage:
         self.steps, self.batch = self.training.steps, self.training.batch
         options = context.config.prior
         layout = SequenceLayout.of(context.config.tokenizer, options.prologue)
-        config = PriorConfig(
-            layout.config, context.data.num_classes, options.transformer, options.tied, options.dropout
-        )
+        config = options.sized(layout.config, context.data.num_classes)
         self.model = Prior(config, derive_seed(context.config.seed, "initial"))
         self.learner = context.learner(
             "prior", self.model, self.training.optimizer, self.steps, self.training.ema_half_life

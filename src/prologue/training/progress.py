@@ -57,15 +57,19 @@ def describe(record: dict[str, Any]) -> str:
 
 
 class Terminal:
-    """A rich progress bar where standard error is a terminal; a line every ten seconds where it is not."""
+    """A rich progress bar where standard error is a terminal; a line every ten seconds where it is not.
 
-    def __init__(self) -> None:
+    Of several processes that share a terminal each gets lines, which begin with its `prefix`.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         self.console = Console(stderr=True, highlight=False)
-        self.live = self.console.is_terminal
+        self.prefix = prefix
+        self.live = self.console.is_terminal and not prefix
         self.bar = Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -81,7 +85,7 @@ class Terminal:
         if self.live:
             self.console.print(sentence, markup=False)
         else:
-            print(sentence, file=sys.stderr, flush=True)
+            print(f"{self.prefix}{sentence}", file=sys.stderr, flush=True)
 
     def begin(self, name: str, start: int, total: int, batch: int) -> None:
         self.name, self.start, self.total = name, start, total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prologue.config import PriorConfig, PriorOptions
+from prologue.config import PriorOptions
 from prologue.prior import Prior
 from prologue.rng import derive_seed, torch_stream
 from prologue.sequence import SequenceLayout, TokenIds
@@ -22,9 +22,7 @@ class StageOnePrior:
         training = context.config.tokenizer_training
         self.context, self.training = context, training
         layout = SequenceLayout.of(context.config.tokenizer)
-        config = PriorConfig(
-            layout.config, context.data.num_classes, options.transformer, options.tied, options.dropout
-        )
+        config = options.sized(layout.config, context.data.num_classes)
         self.model = Prior(config, derive_seed(context.config.seed, "stage-one prior"))
         self.learner = context.learner(
             "prior", self.model, training.prior, training.steps, training.prior_ema_half_life

@@ -1,0 +1,219 @@
+"""What makes a prologue work at small size: one change of the recipe at a time, over the same seeds.
+
+    python benchmarks/ablation.py --out DIR [--seeds 2] [--jobs 2] [--minutes M] [CHANGE ...]
+    python benchmarks/ablation.py --list
+
+Every run trains a tokenizer and a prior on the embedded shapes at the sizes of `prologue reproduce --scale hours` with
+a part of its steps, and measures them with fixed recipes. Each run's figures are written at once; the same command
+continues. `DIR/ablation.json` holds all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prologue.commands._options import provenance
+from prologue.config import RunConfig, from_dict, load_json, save_json
+from prologue.data.opening import open_data
+from prologue.demo.measure import recognise_reconstructions
+from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.generation import evaluate_generation
+from prologue.evaluation.layout import evaluate_layout
+from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
+from prologue.evaluation.reconstruction import evaluate_reconstruction
+from prologue.evaluation.runs import Features, Split, choose_images
+from prologue.pipeline import Pipeline
+from prologue.processes import end_with_parent
+from prologue.reproduce.scales import SCALES, run_config
+from prologue.sampling.guidance import Guidance
+from prologue.sampling.recipe import Recipe
+from prologue.training.progress import Silent
+from prologue.training.train import TrainRequest, train
+
+SCALE = dataclasses.replace(
+    SCALES["hours"], tokenizer_steps=2500, tokenizer_batch=8, prior_steps=1200, prior_batch=16, checkpoint_every=100_000
+)
+SAMPLES = 1024
+MEASURED = 1024
+LAYOUTS = 64
+GUIDED = Recipe(guidance=Guidance.overall("constant", 2.0))
+
+Changes = dict[str, Any]
+
+
+def ce(prologue: float, visual: float, **others: Any) -> Changes:
+    """Other weights of the cross-entropy; the shared pass needs equal ones."""
+    return {"tokenizer_training": {"ce_prologue": prologue, "ce_visual": visual, **others}}
+
+
+def stage1(**changes: Any) -> Changes:
+    """Another tokenizer training."""
+    return {"tokenizer_training": changes}
+
+
+def at(*parts: float) -> list[int]:
+    """Steps of stage 1."""
+    return [max(1, round(part * SCALE.tokenizer_steps)) for part in parts]
+
+
+CHANGES: dict[str, Changes] = {
+    "base": {},
+    "ce-1": ce(1.0, 1.0),
+    "ce-0.3": ce(0.3, 0.3),
+    "ce-0.1": ce(0.1, 0.1),
+    "ce-prologue-only-3": ce(3.0, 0.3, shared_prior_pass=False),
+    "ce-visual-only-3": ce(0.3, 3.0, shared_prior_pass=False),
+    "ce-late": stage1(ce_start=at(0.2)[0], ce_ramp=at(0.2)[0], prologue_kmeans=at(0.2, 0.3, 0.4)),
+    "ce-ramp": stage1(ce_ramp=at(0.3)[0]),
+    "kmeans-never": stage1(prologue_kmeans=[]),
+    "kmeans-once": stage1(prologue_kmeans=at(0.05)),
+    "kmeans-6": stage1(prologue_kmeans=at(0.05, 0.1, 0.16, 0.3, 0.45, 0.6)),
+    "revive-never": stage1(revive_every=0),
+    "revive-100": stage1(revive_every=100),
+    "visual-dropout-0": stage1(visual_dropout=0.0),
+    "visual-dropout-0.25": stage1(visual_dropout=0.25),
+    "visual-dropout-0.8": stage1(visual_dropout=0.8),
+    "tau-0.03": {"tokenizer": {"prologue_temperature": 0.03}},
+    "tau-0.3": {"tokenizer": {"prologue_temperature": 0.3}},
+    "kp-16": {"tokenizer": {"prologue_codebook_size": 16}},
+    "kp-256": {"tokenizer": {"prologue_codebook_size": 256}},
+    "p-4": {"tokenizer": {"prologue_tokens": 4}},
+    "p-16": {"tokenizer": {"prologue_tokens": 16}},
+    "embeddings-0.1": {
+        "prior": {"embedding_std": 0.1},
+        "tokenizer_training": {"prior_model": {"embedding_std": 0.1}},
+    },
+    "embeddings-0.5": {
+        "prior": {"embedding_std": 0.5},
+        "tokenizer_training": {"prior_model": {"embedding_std": 0.5}},
+    },
+    "beta1-0": {
+        "tokenizer_training": {"autoencoder": {"betas": [0.0, 0.99]}},
+    },
+    "clip-never": stage1(autoencoder={"clip": 0.0}),
+    "separate-passes": stage1(shared_prior_pass=False),
+    "stage1-prior-2": stage1(prior_model={"depth": 2}),
+    "perceptual": stage1(perceptual="lite0", perceptual_weight=0.1),
+    "l1-4": stage1(l1=4.0),
+    "batch-16": stage1(batch=16, steps=SCALE.tokenizer_steps // 2, prologue_kmeans=at(0.025, 0.08, 0.15)),
+    "prior-dropout-0": {"prior": {"dropout": 0.0}},
+    "prior-dropout-0.2": {"prior": {"dropout": 0.2}},
+    "prior-visual-dropout-0.1": {"prior_training": {"visual_dropout": 0.1}},
+    "prior-label-drop-0.2": {"prior_training": {"label_drop": 0.2}},
+    "2d": {},
+}
+"""Each against `base`; `2d` is the same without a prologue."""
+
+
+def changed(name: str, seed: int) -> RunConfig:
+    """The run of a change and a seed."""
+    config = run_config(SCALE, "2d" if name == "2d" else "prologue", seed)
+    return from_dict(RunConfig, CHANGES[name], base=config)
+
+
+def one(name: str, seed: int) -> dict[str, Any]:
+    """Train and measure one run; nothing but its figures stays."""
+    torch.set_num_threads(1)
+    config = changed(name, seed)
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        data = open_data("shapes", config.data, config.tokenizer.image_size)
+        run = train(TrainRequest(config, "shapes", Path(folder) / "run", device="cpu"), Silent(), data=data)
+        trained = time.perf_counter()
+        pipeline = Pipeline.from_pretrained(run.path, "cpu", "fp32")
+    tokenizer, prior = pipeline.tokenizer, pipeline.prior
+    features = Features.open("shapes", "shapes")
+    classifier = features.extractor
+    assert isinstance(classifier, ShapesExtractor)
+    indices = choose_images(len(data.validation), MEASURED, 0, "ablation")
+    tokens = encode_images(tokenizer, data.validation, indices)
+    labels = torch.from_numpy(data.validation.labels[indices])
+    split = Split("validation", data.validation)
+    reconstruction = evaluate_reconstruction(tokenizer, split, features, count=MEASURED, revives=True)
+    likelihood = evaluate_likelihood(prior, tokens, labels, image_size=config.tokenizer.image_size, seed=seed)
+    figures = {"psnr": reconstruction["psnr"], "rfd": reconstruction["fd"], "rkid": reconstruction["kid"]}
+    figures |= {
+        "recognised_reconstructions": recognise_reconstructions(tokenizer, tokens, data, indices, classifier)["rate"]
+    }
+    figures |= {key: likelihood.get(key) for key in ("nats", "visual_entropy", "cost", "diversity", "use")}
+    for kind, recipe in (("unguided", Recipe()), ("guided", GUIDED)):
+        drawn = evaluate_generation(
+            tokenizer, prior, recipe, data.train, features, count=SAMPLES, seed=seed,
+            class_names=data.class_names, classifier=classifier,
+        )  # fmt: skip
+        figures |= {f"gfd_{kind}": drawn["fd"], f"gkid_{kind}": drawn["kid"]}
+        figures |= {f"recognised_{kind}": drawn["recognition"]["rate"]}
+    if prior.layout.has_prologue:
+        rows = indices[:LAYOUTS]
+        layout, _ = evaluate_layout(
+            tokenizer, prior, Recipe(), data.validation, rows, labels[:LAYOUTS], Features(), per=4, seed=seed
+        )
+        figures["layout_ratio"] = layout["coarse_ratio"]
+    seconds = {"training": round(trained - begin, 1), "measuring": round(time.perf_counter() - trained, 1)}
+    return {"change": name, "seed": seed, "changes": CHANGES[name], "figures": figures, "seconds": seconds}
+
+
+def collect(out: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All results so far, in the order of `CHANGES`; written to `ablation.json` too."""
+    found = [load_json(path) for path in sorted((out / "results").glob("*.json"))]
+    found = [each for each in found if each["change"] in CHANGES]
+    found.sort(key=lambda each: (list(CHANGES).index(each["change"]), each["seed"]))
+    save_json(out / "ablation.json", {"provenance": dict(facts), "samples": SAMPLES, "records": found})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("changes", nargs="*", metavar="CHANGE", help="some of --list; all where none is named")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    if options.list:
+        for name, changes in CHANGES.items():
+            print(f"{name:26} {changes or '-'}")
+        return
+    unknown = [name for name in options.changes if name not in CHANGES]
+    if unknown or options.out is None:
+        parser.error(f"unknown change {unknown[0]}: see --list" if unknown else "--out is missing")
+    names = options.changes or list(CHANGES)
+    facts = provenance(sys.argv)
+    until = time.monotonic() + 60 * options.minutes
+    (options.out / "results").mkdir(parents=True, exist_ok=True)
+    todo = [(name, seed) for seed in range(options.seeds) for name in names]
+    todo = [each for each in todo if not (options.out / "results" / f"{each[0]}-s{each[1]}.json").is_file()]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(options.jobs, context, end_with_parent) as pool:
+        running: dict[concurrent.futures.Future[dict[str, Any]], tuple[str, int]] = {}
+        while todo or running:
+            while todo and len(running) < options.jobs and time.monotonic() < until:
+                name, seed = todo.pop(0)
+                running[pool.submit(one, name, seed)] = (name, seed)
+            if not running:
+                break
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                name, seed = running.pop(future)
+                result = future.result()
+                save_json(options.out / "results" / f"{name}-s{seed}.json", result)
+                shown = "  ".join(f"{key} {value:.3g}" for key, value in result["figures"].items() if value is not None)
+                print(f"{name} s{seed}  {sum(result['seconds'].values()):.0f} s  {shown}", flush=True)
+                collect(options.out, facts)
+    collect(options.out, facts)
+
+
+if __name__ == "__main__":
+    main()

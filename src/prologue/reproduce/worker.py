@@ -1,0 +1,151 @@
+"""One piece of a study after the other: trained, measured, and its result written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from prologue.config import RunConfig, save_json
+from prologue.demo.ledger import Ledger
+from prologue.demo.measure import watched
+from prologue.demo.story import Stopwatch, stage_seconds
+from prologue.pipeline import Pipeline
+from prologue.prior import Prior
+from prologue.reproduce import state
+from prologue.reproduce.measures import Bench, Models, measure
+from prologue.reproduce.pictures import FOLDER as PICTURES
+from prologue.reproduce.pieces import RESULT_FORMAT, Piece, Result, all_pieces, images_seen, load_results, stage_flops
+from prologue.reproduce.request import Deadline, StudyRequest
+from prologue.reproduce.scales import plain_config, run_config
+from prologue.reproduce.setting import STUDY
+from prologue.training.progress import Progress
+from prologue.training.run import RunFolder
+from prologue.training.train import StageName, TrainRequest, train
+from prologue.weights import WEIGHTS, file_hash
+
+
+class Worker:
+    """Trains and measures single pieces."""
+
+    def __init__(self, request: StudyRequest, bench: Bench, deadline: Deadline, progress: Progress) -> None:
+        self.request, self.bench, self.deadline, self.progress = request, bench, deadline, progress
+        self.out, self.scale = request.out, request.scale
+
+    def do(self, piece: Piece) -> None:
+        """Train, measure and write the result of one piece; parts that are there already are skipped."""
+        self.deadline.check()
+        self.progress.say(f"variant {piece.variant}, seed {piece.seed}")
+        before = piece.starts_from
+        given = before.run_folder(self.out) if before is not None else None
+        folder = piece.run_folder(self.out)
+        ledger = Ledger(folder / "measures.json", self.request.provenance)
+        config = run_config(self.scale, piece.variant, piece.seed)
+        run = self._train(piece, config, folder, given, ledger)
+        plain = None
+        if piece.variant == "prologue":
+            plain = self._train(piece, plain_config(self.scale, piece.seed), piece.plain_folder(self.out), folder, None)
+        baseline_run = plain.path if plain is not None else given
+        pipeline = Pipeline.from_pretrained(folder, self.request.device, "fp32")
+        baseline = None
+        if baseline_run is not None:
+            baseline = Prior.from_pretrained(baseline_run / "prior").to(pipeline.device)
+        weights = {part: file_hash(folder / part / WEIGHTS) for part in ("tokenizer", "prior")}
+        models = Models(pipeline.tokenizer, pipeline.prior, piece.seed, weights, piece.name)
+        records = measure(
+            models, self.bench, ledger, baseline=baseline, watch=watched(self.progress), check=self._check_record
+        )
+        seconds = _seconds(run, plain, ledger, [name for name, record in records.items() if record is not None])
+        result: Result = {"format": RESULT_FORMAT, "variant": piece.variant, "seed": piece.seed}
+        result |= {"scale": self.request.scale_name, "data": self.request.data}
+        result |= {"images": images_seen(self.scale, piece), "flops": stage_flops(self.scale, piece)}
+        result |= {"parameters": _parameters(models), "precision": run.config.precision, "weights": weights}
+        result |= {"seconds": seconds, "measures": records, "provenance": dict(self.request.provenance)}
+        save_json(piece.result_file(self.out), result)
+
+    def _train(
+        self, piece: Piece, config: RunConfig, folder: Path, given: Path | None, ledger: Ledger | None
+    ) -> RunFolder:
+        stopwatch: Progress = self.progress
+        if ledger is not None:
+            stopwatch = Stopwatch(self.progress, partial(_keep_time, ledger))
+        request = TrainRequest(config, self.request.data, folder, tokenizer_from=given, device=self.request.device)
+        one_stage = config.tokenizer_training.one_stage
+        stages: list[StageName] = ["tokenizer"] if one_stage else ["tokenizer", "tokens", "prior"]
+        for stage in stages:
+            known = (folder / "run.json").is_file() and RunFolder.load(folder).finished(stage)
+            if not known:
+                self.deadline.check(self._expected_stage(piece, stage, folder))
+            run = train(dataclasses.replace(request, stage=stage), stopwatch, self.deadline, self.bench.data)
+            if not known:
+                self.keep_state()
+        return run
+
+    def _expected_stage(self, piece: Piece, stage: str, folder: Path) -> float:
+        """What a stage will take, of a packed study that cannot take its checkpoint along; 0 where that is unknown."""
+        if not self.scale.packed or (folder / "checkpoints" / stage).exists():
+            return 0.0
+        key = "plain" if folder == piece.plain_folder(self.out) else stage
+        results = load_results(self.out).items()
+        return self._within(
+            [done["seconds"].get(key, 0.0) for other, done in results if other.variant == piece.variant]
+        )
+
+    def _check_record(self, name: str) -> None:
+        """Raise `OutOfTime` where a measurement would take longer than there is time left."""
+        records = [result["measures"].get(name) for result in load_results(self.out).values()]
+        self.deadline.check(self._within([record.get("seconds", 0.0) for record in records if record is not None]))
+
+    def _within(self, seconds: Sequence[float]) -> float:
+        """What something will take that took so long before; 0 for what takes longer than a whole call anyway."""
+        expected, whole = max(seconds, default=0.0), 60 * (self.request.minutes or 0.0)
+        return expected if expected < 0.9 * whole else 0.0
+
+    def keep_state(self) -> None:
+        """Write what is needed to go on elsewhere, where the scale asks for it."""
+        if not self.scale.packed:
+            return
+        needed, wanted = self._state_files(all_pieces(self.request.variants, self.request.seeds))
+        left = state.pack(self.out, needed, wanted)
+        for path in left:
+            self.progress.say(f"{path} does not fit into the packed state: elsewhere, its stage begins anew")
+
+    def _state_files(self, pieces: Sequence[Piece]) -> tuple[list[Path], list[Path]]:
+        """Settings, results and finished models that are still needed; and checkpoints."""
+        needed = [self.out / STUDY, *sorted((self.out / "results").glob("*.json"))]
+        wanted = []
+        todo = [piece for piece in pieces if not piece.result_file(self.out).is_file()]
+        folders = [folder for piece in todo for folder in (piece.run_folder(self.out), piece.plain_folder(self.out))]
+        folders += [piece.starts_from.run_folder(self.out) for piece in todo if piece.starts_from is not None]
+        for folder in dict.fromkeys(folders):
+            if not (folder / "run.json").is_file():
+                continue
+            names = ("run.json", "pipeline.json", "metrics.jsonl", "measures.json", "tokenizer", "prior")
+            needed += [folder / name for name in names if (folder / name).exists()]
+            wanted += sorted((folder / "checkpoints").glob("*/step-*"))
+        return needed, [*wanted, *sorted((self.out / PICTURES).glob("*.png"))]
+
+
+def _keep_time(ledger: Ledger, stage: str, seconds: float) -> None:
+    """Keep the time of the one stage whose metrics do not tell it."""
+    if stage == "tokens":
+        ledger.put("tokens", {"kind": "tokens", "seconds": round(seconds, 2)})
+
+
+def _seconds(run: RunFolder, plain: RunFolder | None, ledger: Ledger, names: Sequence[str]) -> dict[str, float]:
+    """Wall time of the parts, over all the calls that made them."""
+    config = run.config
+    out = {
+        "tokenizer": stage_seconds(run.metrics("tokenizer"), config.tokenizer_training.batch),
+        "prior": stage_seconds(run.metrics("prior"), config.prior_training.batch),
+        "plain": 0.0 if plain is None else stage_seconds(plain.metrics("prior"), config.prior_training.batch),
+        "tokens": float(ledger.records.get("tokens", {}).get("seconds", 0.0)),
+        "measuring": sum(float(ledger.records[name].get("seconds", 0.0)) for name in names),
+    }
+    return {name: round(value, 2) for name, value in out.items()}
+
+
+def _parameters(models: Models) -> dict[str, int]:
+    parts = (("tokenizer", models.tokenizer), ("prior", models.prior))
+    return {name: sum(tensor.numel() for tensor in model.parameters()) for name, model in parts}
