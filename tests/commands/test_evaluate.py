@@ -277,3 +277,25 @@ def test_help_lists_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(kind in shown for kind in ("reconstruction", "generation", "likelihood"))
     assert main(["evaluate", "generation", "--help"]) == 0
     assert "overall:KIND:SCALE" in capsys.readouterr().out
+
+
+def test_a_judge_is_fitted_to_the_runs_own_images(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = "from torch import Tensor\n\ndef means():\n    return lambda images: images.float().mean((2, 3))\n"
+    (tmp_path / "judged_features.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--count", "16", "--features", "judged_features:means", "--json", str(tmp_path / "figures.json")]
+    assert main(["evaluate", "generation", str(saved / "photos"), *flags, "--judge"]) == 0
+    (record,) = json.loads((tmp_path / "figures.json").read_text())["records"]
+    recognition = record["recognition"]
+    assert recognition["judge"] == "linear on means"
+    assert (recognition["judge_n"], recognition["judge_n_train"]) == (5, 55)
+    assert [part["class"] for part in recognition["by_class"]] == ["cat", "dog"]
+    told = " ".join(capfd.readouterr().out.split())
+    assert "fitted to 55 training images; chance is 50.0%" in told
+    assert main(["evaluate", "generation", str(saved / "photos"), *flags, "--again"]) == 0
+    (record,) = json.loads((tmp_path / "figures.json").read_text())["records"]
+    assert record["recognition"] is None
+    assert main(["evaluate", "generation", str(saved / "photos"), *flags, "--judge", "--data", "shapes"]) == 2
+    assert "8 classes and the run 2" in capfd.readouterr().err

@@ -50,6 +50,8 @@ class Means:
 class AlwaysOne:
     """A classifier that takes everything for class 1."""
 
+    name = "One"
+
     def classify(self, images: torch.Tensor) -> torch.Tensor:
         assert images.dtype == torch.uint8
         return torch.ones(len(images), dtype=torch.int64)

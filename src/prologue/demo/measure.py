@@ -17,6 +17,7 @@ from prologue.demo.ledger import Ledger
 from prologue.demo.plan import Plan
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import evaluate_generation, recognised_classes
+from prologue.evaluation.judge import Judge
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Features, Record, Split, Watch, evaluating, unwatched
@@ -161,7 +162,7 @@ def _best(tried: Sequence[Record]) -> Record:
 
 
 def recognise_reconstructions(
-    tokenizer: Tokenizer, tokens: TokenIds, data: Data, indices: np.ndarray, classifier: ShapesExtractor
+    tokenizer: Tokenizer, tokens: TokenIds, data: Data, indices: np.ndarray, classifier: Judge
 ) -> Record:
     """How often the classifier recognises the class in reconstructions, and in the originals themselves."""
     device = next(tokenizer.parameters()).device

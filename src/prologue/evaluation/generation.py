@@ -14,7 +14,7 @@ from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import Distances
-from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.judge import Judge, judge_facts
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import (
     Features,
@@ -83,7 +83,7 @@ def evaluate_generation(
     seed: int = 0,
     batch: int = 64,
     class_names: Sequence[str] = (),
-    classifier: ShapesExtractor | None = None,
+    classifier: Judge | None = None,
     watch: Watch = unwatched,
     statistics: Reference | None = None,
     keep: Callable[[Samples], None] | None = None,
@@ -123,6 +123,7 @@ def evaluate_generation(
     if classifier is not None:
         own = torch.cat(seen) if seen else torch.empty(0, dtype=torch.int64)
         recognition = recognised_classes(class_ids, processes.gather(own[:, None])[:, 0], class_names)
+        recognition |= judge_facts(classifier)
     return record | {"recognition": recognition, "notes": distances.notes}
 
 

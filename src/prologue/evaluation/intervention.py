@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
 from prologue.errors import EvaluationError
-from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.judge import Judge
 from prologue.evaluation.runs import (
     Interval,
     Record,
@@ -131,7 +131,7 @@ def evaluate_intervention(
     *,
     split: str = "validation",
     seed: int = 0,
-    classifier: ShapesExtractor | None = None,
+    classifier: Judge | None = None,
 ) -> Record:
     """How much images change, in mean absolute pixel values (0…255), with intervals over pairs.
 
@@ -170,7 +170,7 @@ def _effect(
     after: UInt8[Tensor, "k 3 H W"],
     differs: Bool[Tensor, " k"],
     verdicts: Int64[Tensor, " k"] | None,
-    classifier: ShapesExtractor | None,
+    classifier: Judge | None,
 ) -> Record:
     change = change_maps(before, after).mean((1, 2))
     record = _mean_change(change).fields("effect") | {"differ": int(differs.sum())}

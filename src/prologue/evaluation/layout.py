@@ -14,7 +14,7 @@ from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.coarse import SIDE, coarse_pixels
-from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.judge import Judge
 from prologue.evaluation.likelihood import encode_images
 from prologue.evaluation.runs import Features, Record, Watch, evaluating, unwatched
 from prologue.prior import Prior
@@ -55,7 +55,7 @@ def evaluate_layout(
     *,
     per: int,
     split: str = "validation",
-    classifier: ShapesExtractor | None = None,
+    classifier: Judge | None = None,
     seed: int = 0,
     batch: int = 64,
     watch: Watch = unwatched,

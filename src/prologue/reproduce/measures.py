@@ -21,6 +21,7 @@ from prologue.evaluation.codes import prologue_vectors, visual_vectors
 from prologue.evaluation.distances import measure_name
 from prologue.evaluation.features import FeatureExtractor, ShapesExtractor
 from prologue.evaluation.generation import Samples, evaluate_generation
+from prologue.evaluation.judge import Judge, fit_judge
 from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.linear import fit_linear
@@ -57,16 +58,14 @@ class Bench:
         assert self.features.extractor is not None, "a study has features"
         return self.features.extractor
 
-    @property
-    def classifier(self) -> ShapesExtractor | None:
-        """What recognises classes, where something does."""
-        if self.source != "shapes" or self.data.class_names != CLASS_NAMES:
-            return None
-        return self.extractor if isinstance(self.extractor, ShapesExtractor) else self._own_classifier
-
     @cached_property
-    def _own_classifier(self) -> ShapesExtractor:
-        return ShapesExtractor()
+    def classifier(self) -> Judge | None:
+        """What recognises classes: the classifier of `shapes`, elsewhere one fitted to the data's own images."""
+        if self.source == "shapes" and self.data.class_names == CLASS_NAMES:
+            return self.extractor if isinstance(self.extractor, ShapesExtractor) else ShapesExtractor()
+        if self.data.num_classes < 2:
+            return None
+        return fit_judge(self.extractor, self.data, count=self.scale.measured_images, batch=self.scale.batch)
 
     @cached_property
     def held_out(self) -> Float[Tensor, "n d"]:

@@ -31,6 +31,7 @@ from prologue.errors import ConfigError
 from prologue.evaluation.coarse import SIDE
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import Samples, evaluate_generation, possible_recipe
+from prologue.evaluation.judge import Judge, fit_judge
 from prologue.evaluation.memorisation import BY_DEFAULT, compare_samples
 from prologue.evaluation.nearest import Described
 from prologue.evaluation.runs import Record, RunInfo
@@ -46,6 +47,10 @@ Keep = Callable[[Samples], None]
 class GenerationOptions(RecipeFlags, DistanceOptions):
     count: int = _DEFAULT_SAMPLES
     """Samples, dealt to the classes in turn; from 10000 on the Fréchet distance is more than indicative."""
+
+    judge: bool = False
+    """Fit a linear classifier to features of training images, and count how often it sees the asked class; the embedded
+    shapes have a classifier of their own, which always does."""
 
     samples_npz: Annotated[Path | None, arg(metavar="FILE.npz")] = None
     """Also write the samples in ADM's form (`arr_0` images, `arr_1` class ids), for other evaluators."""
@@ -70,6 +75,18 @@ def prepare(argv: Sequence[str]) -> Prepared:
         notes = (*notes, "the stored guidance leans on a class, and this run has none, so it is left out")
     recipe = stored.replace(**sampling)
     knows = source == "shapes" and pipeline.class_names == CLASS_NAMES
+    if options.judge and data.num_classes != pipeline.prior.num_classes:
+        raise ConfigError(
+            f"--judge: the images have {data.num_classes} classes and the run {pipeline.prior.num_classes}, so that no "
+            "judge of theirs can know the run's: leave it out, or give images of the run's classes with --data"
+        )
+
+    def judge() -> Judge | None:
+        if knows:
+            return ShapesExtractor(pipeline.device)
+        if not options.judge:
+            return None
+        return fit_judge(features.extractor, data, seed=options.seed, batch=options.batch, watch=progress)
 
     def evaluated(keep: Keep) -> Record:
         return evaluate_generation(
@@ -82,7 +99,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
             seed=options.seed,
             batch=options.batch,
             class_names=pipeline.class_names,
-            classifier=ShapesExtractor(pipeline.device) if knows else None,
+            classifier=judge(),
             watch=progress,
             statistics=statistics,
             keep=keep,
@@ -151,6 +168,8 @@ def rows(record: Record) -> Iterator[Row]:
     recognition = record["recognition"]
     if recognition is not None:
         yield row("classifier recognises the asked class", recognition, "rate", ".1%")
+        if "judge_rate" in recognition:
+            yield row("  the same of held-out images", recognition, "judge_rate", ".1%")
         for part in recognition["by_class"]:
             yield row(f"  {part['class']}", part, "rate", ".1%")
     near = record.get("memorisation")
@@ -168,5 +187,9 @@ def sentences(record: Record) -> Iterator[str]:
     yield f"N = {record['n']} samples, labels uniform over the classes{against}."
     yield f"Recipe: {recipe_words(record['recipe'])}."
     yield from distance_sentences(record)
+    recognition = record["recognition"]
+    if recognition is not None and "judge_n_train" in recognition:
+        fitted = f"fitted to {recognition['judge_n_train']} training images"
+        yield f"The classifier is {recognition['judge']}, {fitted}; chance is {1 / record['classes']:.1%}."
     if record.get("memorisation") is not None:
         yield from verdict(record["memorisation"], "coarse", f"Memorisation, {SIDE}×{SIDE} pixels")
