@@ -5,7 +5,7 @@
 
 Every run trains a tokenizer and a prior on the embedded shapes at the sizes of `prologue reproduce --scale hours` with
 a part of its steps, and measures them with fixed recipes. Each run's figures are written at once; the same command
-continues. `DIR/ablation.json` holds all of them.
+continues. `DIR/ablation.json` holds all of them, `DIR/ablation.md` the table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +67,31 @@ def at(*parts: float) -> list[int]:
     return [max(1, round(part * SCALE.tokenizer_steps)) for part in parts]
 
 
+def embeddings(std: float) -> Changes:
+    """Other embeddings at the start, in both priors."""
+    return {"prior": {"embedding_std": std}, "tokenizer_training": {"prior_model": {"embedding_std": std}}}
+
+
+def few(dropout: float) -> Changes:
+    """So few images that each of them is seen twenty times as often."""
+    return {"data": {"shapes_images": SCALE.shapes_images // 20}, "prior": {"dropout": dropout}}
+
+
 CHANGES: dict[str, Changes] = {
     "base": {},
+    "ce-3": ce(3.0, 3.0),
     "ce-1": ce(1.0, 1.0),
-    "ce-0.3": ce(0.3, 0.3),
     "ce-0.1": ce(0.1, 0.1),
-    "ce-prologue-only-3": ce(3.0, 0.3, shared_prior_pass=False),
-    "ce-visual-only-3": ce(0.3, 3.0, shared_prior_pass=False),
+    "ce-prologue-3": ce(3.0, 0.3, shared_prior_pass=False),
+    "ce-visual-3": ce(0.3, 3.0, shared_prior_pass=False),
+    "ce-prologue-0.03": ce(0.03, 0.3, shared_prior_pass=False),
+    "ce-prologue-0": ce(0.0, 0.3, shared_prior_pass=False),
     "ce-late": stage1(ce_start=at(0.2)[0], ce_ramp=at(0.2)[0], prologue_kmeans=at(0.2, 0.3, 0.4)),
     "ce-ramp": stage1(ce_ramp=at(0.3)[0]),
     "kmeans-never": stage1(prologue_kmeans=[]),
     "kmeans-once": stage1(prologue_kmeans=at(0.05)),
     "kmeans-6": stage1(prologue_kmeans=at(0.05, 0.1, 0.16, 0.3, 0.45, 0.6)),
     "revive-never": stage1(revive_every=0),
-    "revive-100": stage1(revive_every=100),
     "visual-dropout-0": stage1(visual_dropout=0.0),
     "visual-dropout-0.25": stage1(visual_dropout=0.25),
     "visual-dropout-0.8": stage1(visual_dropout=0.8),
@@ -90,36 +101,33 @@ CHANGES: dict[str, Changes] = {
     "kp-256": {"tokenizer": {"prologue_codebook_size": 256}},
     "p-4": {"tokenizer": {"prologue_tokens": 4}},
     "p-16": {"tokenizer": {"prologue_tokens": 16}},
-    "embeddings-0.1": {
-        "prior": {"embedding_std": 0.1},
-        "tokenizer_training": {"prior_model": {"embedding_std": 0.1}},
-    },
-    "embeddings-0.5": {
-        "prior": {"embedding_std": 0.5},
-        "tokenizer_training": {"prior_model": {"embedding_std": 0.5}},
-    },
-    "beta1-0": {
-        "tokenizer_training": {"autoencoder": {"betas": [0.0, 0.99]}},
-    },
+    "embeddings-0.1": embeddings(0.1),
+    "embeddings-0.5": embeddings(0.5),
+    "beta1-0": stage1(autoencoder={"betas": [0.0, 0.99]}),
     "clip-never": stage1(autoencoder={"clip": 0.0}),
     "separate-passes": stage1(shared_prior_pass=False),
     "stage1-prior-2": stage1(prior_model={"depth": 2}),
     "perceptual": stage1(perceptual="lite0", perceptual_weight=0.1),
-    "l1-4": stage1(l1=4.0),
-    "batch-16": stage1(batch=16, steps=SCALE.tokenizer_steps // 2, prologue_kmeans=at(0.025, 0.08, 0.15)),
+    "batch-16": {"scale": {"tokenizer_batch": 16, "tokenizer_steps": SCALE.tokenizer_steps // 2}},
+    "prior-batch-32": {"scale": {"prior_batch": 32, "prior_steps": SCALE.prior_steps // 2}},
+    "prior-batch-8": {"scale": {"prior_batch": 8, "prior_steps": 2 * SCALE.prior_steps}},
     "prior-dropout-0": {"prior": {"dropout": 0.0}},
-    "prior-dropout-0.2": {"prior": {"dropout": 0.2}},
     "prior-visual-dropout-0.1": {"prior_training": {"visual_dropout": 0.1}},
-    "prior-label-drop-0.2": {"prior_training": {"label_drop": 0.2}},
+    "few": few(0.1),
+    "few-prior-dropout-0": few(0.0),
+    "few-prior-dropout-0.3": few(0.3),
     "2d": {},
 }
-"""Each against `base`; `2d` is the same without a prologue."""
+"""Each against `base`, those of few images against `few`; `2d` is the same without a prologue. Images of 16 px are too
+small for the discriminator, so that the adversarial term has no row."""
 
 
 def changed(name: str, seed: int) -> RunConfig:
-    """The run of a change and a seed."""
-    config = run_config(SCALE, "2d" if name == "2d" else "prologue", seed)
-    return from_dict(RunConfig, CHANGES[name], base=config)
+    """The run of a change and a seed; with other `scale` entries, schedules follow."""
+    changes = dict(CHANGES[name])
+    scale = dataclasses.replace(SCALE, **changes.pop("scale", {}))
+    config = run_config(scale, "2d" if name == "2d" else "prologue", seed)
+    return from_dict(RunConfig, changes, base=config)
 
 
 def one(name: str, seed: int) -> dict[str, Any]:
@@ -164,12 +172,54 @@ def one(name: str, seed: int) -> dict[str, Any]:
     return {"change": name, "seed": seed, "changes": CHANGES[name], "figures": figures, "seconds": seconds}
 
 
+COLUMNS: dict[str, tuple[str, str]] = {
+    "psnr": ("PSNR, dB", ".2f"),
+    "rfd": ("rFD", ".3f"),
+    "cost": ("cost", ".1f"),
+    "diversity": ("diversity", ".1f"),
+    "use": ("use", ".0f"),
+    "gkid_unguided": ("gKID, unguided", ".3f"),
+    "gkid_guided": ("gKID, guided", ".3f"),
+    "recognised_unguided": ("recognised, unguided", ".3f"),
+    "recognised_guided": ("recognised, guided", ".3f"),
+    "layout_ratio": ("layout", ".2f"),
+}
+"""Of the table: figure, heading and form."""
+
+
+def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: means over seeds, and the range of the differences to the base of the same seed, bold where all have
+    one sign."""
+    found = {(each["change"], each["seed"]): each["figures"] for each in records}
+    yield "| change | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " | seeds |"
+    yield "|---|" + "---:|" * (len(COLUMNS) + 1)
+    for name in dict.fromkeys(name for name, _ in found):
+        seeds = [seed for other, seed in found if other == name]
+        base = "few" if name.startswith("few-") else "base"
+        cells = []
+        for column, (_, form) in COLUMNS.items():
+            values = {seed: found[name, seed].get(column) for seed in seeds}
+            known = {seed: value for seed, value in values.items() if value is not None}
+            if not known:
+                cells.append("–")
+                continue
+            cell = f"{sum(known.values()) / len(known):{form}}"
+            beside = [value - found[base, seed][column] for seed, value in known.items() if (base, seed) in found]
+            if name != base and len(beside) > 1:
+                low, high = min(beside), max(beside)
+                told = f"{low:+{form}} … {high:+{form}}"
+                cell += f"<br>**{told}**" if low * high > 0 else f"<br>{told}"
+            cells.append(cell)
+        yield f"| `{name}` | " + " | ".join(cells) + f" | {len(seeds)} |"
+
+
 def collect(out: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All results so far, in the order of `CHANGES`; written to `ablation.json` too."""
+    """All results so far, in the order of `CHANGES`; written to `ablation.json` and `ablation.md` too."""
     found = [load_json(path) for path in sorted((out / "results").glob("*.json"))]
     found = [each for each in found if each["change"] in CHANGES]
     found.sort(key=lambda each: (list(CHANGES).index(each["change"]), each["seed"]))
     save_json(out / "ablation.json", {"provenance": dict(facts), "samples": SAMPLES, "records": found})
+    (out / "ablation.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,22 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert [image.size for image in found["images"]] == [(32, 32)] * 8
+
+
+def test_the_readme_says_what_the_card_says() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    card = json.loads((ROOT / "src/prologue/models/shapes/card.json").read_text(encoding="utf-8"))
+    rates = [card["measures"][kind]["recognition"] for kind in ("guided", "unguided")]
+    told = re.search(r"recognises the asked class in ([\d.]+) % of ([\d,]+), and in ([\d.]+) %", text)
+    assert told is not None
+    assert told.groups() == (f"{100 * rates[0]['rate']:.0f}", f"{rates[0]['n']:,}", f"{100 * rates[1]['rate']:.0f}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -23,7 +23,7 @@ EXTRAS = (
 )
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "rng", "_version", "allocator", "config", "presets", "device", "processes", "weights", "nn"),
+    ("errors", "rng", "_version", "allocator", "builtin", "config", "presets", "device", "processes", "weights", "nn"),
     ("sequence", "tokenizer", "prior", "precision"),
     ("sampling", "data", "images", "manifest"),
     ("training", "evaluation", "interop"),

@@ -17,14 +17,15 @@ from prologue.prior import Prior
 from prologue.sequence import SequenceLayout
 from prologue.tokenizer import Tokenizer
 
-SMALL = [name for name in presets.names() if name.startswith(("small", "shapes"))]
+SMALL = [name for name in presets.names() if name.startswith(("small", "shapes", "builtin"))]
 PAPER = [name for name in presets.names() if name not in SMALL]
 TWO_STAGE = [f"{size}-{prior}" for size in ("base", "large") for prior in ("s", "b", "l", "xl")]
 
 
 def test_names() -> None:
     assert set(PAPER) == {*TWO_STAGE, "2d-b", "1d-b", "post-b", "one-stage-b"}
-    assert {"shapes-smoke", "small-32", "small-64", "small-32-2d", "small-32-1d", "small-32-post"} == set(SMALL)
+    ours = {"shapes-smoke", "small-32", "small-64", "small-32-2d", "small-32-1d", "small-32-post", "builtin-shapes"}
+    assert set(SMALL) == ours
 
 
 @pytest.mark.parametrize("name", presets.names())

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from prologue.builtin import locate
 from prologue.device import pick_device
 from prologue.errors import CheckpointError, ConfigError, DataError, SamplingError
 from prologue.images import fit, to_pil
@@ -145,12 +146,12 @@ class Pipeline:
         dtype: str | torch.dtype = "auto",
         compile: bool | Literal["auto"] = "auto",
     ) -> Self:
-        """Open a finished run's folder or an exported one.
+        """Open a finished run's folder, an exported one, or `builtin:NAME`, which comes with the package.
 
         Anything missing or damaged in it is a `CheckpointError` naming the file; a device or number format that is
         not there is a `ConfigError`.
         """
-        folder = Path(path)
+        folder = locate(path)
         where = pick_device(device)
         check_dtype(dtype, where)
         manifest = Manifest.load(folder)

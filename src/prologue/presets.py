@@ -6,6 +6,7 @@ preset, and the class count comes from the data. Nothing here imports torch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -157,6 +158,10 @@ _KMEANS_PARTS = (0.05, 0.16, 0.3)
 """Parts of stage 1 after which the prologue codebook is set to the encoder's own outputs. Once is too few: early they
 hardly depend on the image, and the prologue falls back to one code while the prior has not learnt to read it."""
 
+_SMALL_CE = 0.3
+"""Weight of the cross-entropy, a tenth of the paper's: without perceptual and adversarial terms beside it, 3 outweighs
+the reconstruction in the encoder's clipped gradient and costs 1.6 dB (benchmarks/ablation.py)."""
+
 
 def small(
     *,
@@ -217,8 +222,8 @@ def small(
         perceptual="none",
         gan=0.0,
         vq=0.0 if frozen_visual else 1.0,
-        ce_prologue=3.0 if has_prologue else 0.0,
-        ce_visual=3.0 if has_prologue else 0.0,
+        ce_prologue=_SMALL_CE if has_prologue else 0.0,
+        ce_visual=_SMALL_CE if has_prologue else 0.0,
         visual_dropout=0.5 if has_prologue else 0.0,
         shared_prior_pass=has_prologue,
         revive_every=0 if frozen_visual else 20,
@@ -289,12 +294,31 @@ _SMALL_64 = partial(
     prior_steps=30_000,
 )
 
+
+def _builtin() -> RunConfig:
+    """The run of `builtin:shapes` (tools/builtin_shapes.py). Its scenes are many, so nothing else varies them."""
+    config = small(
+        prior_width=160,
+        prior_depth=6,
+        tokenizer_steps=12_000,
+        prior_steps=7000,
+        prior_lr=1.5e-3,
+        shapes_images=60_000,
+        shapes_validation=2048,
+    )
+    data = dataclasses.replace(config.data, crop="center", flip=False, token_views="center")
+    return dataclasses.replace(
+        config, data=data, prior=dataclasses.replace(config.prior, dropout=0.0), log_every=100, sample_every=0
+    )
+
+
 _SIZES = {"s": "S", "b": "B", "l": "L", "xl": "XL"}
 
 PRESETS: dict[str, Preset] = {
     "shapes-smoke": Preset(_SMOKE, "trying it out: a minute on 2 cores"),
     "small-32": Preset(small, "icons and thumbnails, on a CPU"),
     "small-64": Preset(_SMALL_64, "small pictures, a CPU overnight or a GPU"),
+    "builtin-shapes": Preset(_builtin, "the model that comes with the package: an hour or two on 2 cores"),
     "small-32-2d": Preset(partial(small, variant="2d"), "comparing with small-32: no prologue"),
     "small-32-1d": Preset(partial(small, variant="1d"), "comparing with small-32: no prologue, 1d"),
     "small-32-post": Preset(partial(small, variant="prologue-post"), "a prologue for a trained small-32-2d"),

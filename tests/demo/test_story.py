@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from prologue.cli import main
 from prologue.config import PriorOptions, load_json
@@ -22,9 +23,9 @@ from prologue.weights import file_hash
 
 SECTIONS = (
     "What prologue tokens are", "Targets", "Samples by class", "Reconstructions", "One prologue, many images",
-    "Measures", "Training", "Plan and time", "Go on with this run",
+    "Measures", "Training", "Plan and time", "What a few hours buy", "Go on with this run",
 )  # fmt: skip
-PICTURES = {"recognition", "guided", "unguided", "reconstructions", "resampled", "original"}
+PICTURES = {"recognition", "guided", "unguided", "reconstructions", "resampled", "original", "opening"}
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,19 @@ def test_a_killed_demo_continues_to_the_same_bits(tmp_path: Path, place: tuple[s
     continued = tell(_request(tmp_path / "killed"), Silent())
     assert _hashes(tmp_path / "killed") == _hashes(tmp_path / "whole")
     assert _figures(continued) == _figures(whole)
+
+
+def test_a_picture_is_there_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*args: object) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(story, "calibrate", die)
+        with pytest.raises(_Killed):
+            tell(_request(tmp_path / "demo"), Silent())
+    with Image.open(tmp_path / "demo" / "opening.png") as picture:
+        assert picture.width > 8 * 32
+    tell(_request(tmp_path / "demo"), Silent())
 
 
 @pytest.mark.parametrize(("change", "told"), [({"minutes": 2.0}, "minutes: 1.0 in the run, 2.0 now"),

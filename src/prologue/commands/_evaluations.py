@@ -14,6 +14,7 @@ from typing import Any, Self
 from PIL import Image
 
 from prologue._version import __version__
+from prologue.builtin import notes_folder
 from prologue.commands._options import plain, write_measurement
 from prologue.commands.kinds.base import Prepared
 from prologue.config import load_json
@@ -69,7 +70,7 @@ def key_of(kind: str, prepared: Prepared) -> str:
 
 def place(run: Path, kind: str, key: str) -> Path:
     """The file that holds the figures."""
-    return run / FOLDER / f"{kind}-{key}.json"
+    return notes_folder(run) / FOLDER / f"{kind}-{key}.json"
 
 
 def keep(path: Path, provenance: Mapping[str, Any], record: Record, pictures: Mapping[str, Image.Image]) -> Evaluation:
@@ -87,7 +88,7 @@ def keep(path: Path, provenance: Mapping[str, Any], record: Record, pictures: Ma
 def kept(run: Path) -> tuple[list[Evaluation], list[str]]:
     """All measurements that the run's folder holds, oldest first, and what is wrong with the files left out."""
     found, faults = [], []
-    for path in sorted((run / FOLDER).glob("*.json")):
+    for path in sorted((notes_folder(run) / FOLDER).glob("*.json")):
         if _NAME.fullmatch(path.name):
             try:
                 found.append(Evaluation.read(path))

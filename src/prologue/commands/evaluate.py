@@ -13,6 +13,7 @@ from types import ModuleType
 from rich.console import Console
 from rich.table import Table
 
+from prologue.builtin import shown
 from prologue.commands._evaluations import Evaluation, keep, key_of, place
 from prologue.commands._options import plain, provenance, write_measurement
 from prologue.commands.kinds.base import Measurement, Prepared, last_sentences
@@ -54,7 +55,7 @@ def run(argv: list[str]) -> int:
         return 0
     if options.json is not None:
         write_measurement(options.json, found.provenance, [found.record])
-    _show(kind, name, found.record, str(options.run))
+    _show(kind, name, found.record, shown(options.run))
     for picture in found.pictures.values():
         print(f"Picture: {picture}")
     if prepared.after is not None:

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
+from prologue import builtin
 from prologue._version import __version__
 from prologue.commands._options import parse, provenance, write_measurement
 from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, notes_on_stderr, parse_classes
@@ -32,8 +32,8 @@ _SECONDS_PER_LINE = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(SamplingFlags):
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A finished run's folder, or an imported one."""
+    run: Annotated[Positional[str], arg(metavar="RUN")] = builtin.DEFAULT
+    """A finished run's folder, an imported one, or builtin:NAME."""
     classes: Annotated[str | None, arg(metavar="A,B,…")] = None
     """Names or ids; `null` for no class. Left out: all classes in turn."""
     count: int | None = None
@@ -46,7 +46,13 @@ class GenerateOptions(SamplingFlags):
 
 def run(argv: list[str]) -> int:
     """Draw images and write them to `--out`; the same call again draws what is missing there."""
-    options = parse(GenerateOptions, argv, "prologue generate", "Draw images from a trained run.", GUIDANCE_HELP)
+    options = parse(
+        GenerateOptions,
+        argv,
+        "prologue generate",
+        "Draw images from a trained run, or from the model that comes with the package.",
+        GUIDANCE_HELP,
+    )
     options.check()
     for name in ("count", "shard_size"):
         value: int | None = getattr(options, name)
@@ -89,7 +95,7 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
     if options.write != "auto":
         write = options.write
     sampling = options.sampling()
-    weights = {part: file_hash(Path(options.run) / part / WEIGHTS) for part in ("tokenizer", "prior")}
+    weights = {part: file_hash(builtin.locate(options.run) / part / WEIGHTS) for part in ("tokenizer", "prior")}
     request = {
         "weights": weights,
         "classes": [pipeline.class_name(index) for index in dealt],

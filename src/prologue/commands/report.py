@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from prologue.builtin import locate, notes_folder
 from prologue.commands._options import parse, provenance
 from prologue.errors import ConfigError
 
@@ -36,10 +37,10 @@ def run(argv: list[str]) -> int:
     from prologue.commands._reported import Reported, names_of
 
     names = names_of(options.runs)
-    runs = [Reported.load(path, name) for path, name in zip(options.runs, names, strict=True)]
+    runs = [Reported.load(locate(path), name) for path, name in zip(options.runs, names, strict=True)]
     origin = provenance(["report", *argv])
     report = runs_report(runs, f"Made {origin['time']} by prologue {origin['prologue']}: {origin['command']}", MAKER)
-    path = options.out if options.out is not None else _free_name(options.runs[0])
+    path = options.out if options.out is not None else _free_name(notes_folder(locate(options.runs[0])))
     if path.is_dir():
         raise ConfigError(f"--out {path} is a folder: name a file, such as {path / _NAMES[0]}")
     report.write(path, beside=False)

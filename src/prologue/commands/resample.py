@@ -35,7 +35,7 @@ _GRID_SAMPLES = 8
 @dataclass(frozen=True, kw_only=True)
 class ResampleOptions(SamplingFlags):
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A finished run's folder, or an imported one, whose tokenizer has a prologue."""
+    """A finished run's folder, an imported one, or builtin:NAME, whose tokenizer has a prologue."""
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE…")]
     """Image files of any size; they are covered and center-cropped to the model's."""
     classes: Annotated[str | None, arg(metavar="A,B,…")] = None

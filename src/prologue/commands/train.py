@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from prologue.allocator import keep_freed_memory
+from prologue.builtin import locate
 from prologue.commands._options import DeviceOption, fields_help, parse, resolve_run_config, split_overrides
 from prologue.device import pick_device
 from prologue.presets import preset
@@ -59,7 +60,7 @@ def run(argv: list[str]) -> int:
         data=options.data,
         out=options.out,
         stage=options.stage,
-        tokenizer_from=options.tokenizer,
+        tokenizer_from=None if options.tokenizer is None else locate(options.tokenizer),
         device=options.device,
     )
     if pick_device(options.device).type == "cpu":

@@ -14,7 +14,7 @@ from prologue.data.sampler import center_batch
 from prologue.data.source import Data
 from prologue.demo import recipe as options
 from prologue.demo.ledger import Ledger
-from prologue.demo.plan import Plan
+from prologue.demo.plan import Sizes
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import evaluate_generation, recognised_classes
 from prologue.evaluation.judge import Judge
@@ -54,7 +54,7 @@ Measures = dict[str, Record]
 """`choice`, `reconstruction`, `recognition`, `guided`, `unguided`, `likelihood` of one run."""
 
 
-def measure(subject: Subject, plan: Plan, ledger: Ledger, progress: Progress) -> Measures:
+def measure(subject: Subject, sizes: Sizes, ledger: Ledger, progress: Progress) -> Measures:
     """Measure everything, except what the ledger has already, and store the chosen recipe in the run's manifest."""
     features, watch = Features.open("shapes", "shapes"), watched(progress)
     tokenizer, prior = subject.pipeline.tokenizer, subject.pipeline.prior
@@ -76,10 +76,10 @@ def measure(subject: Subject, plan: Plan, ledger: Ledger, progress: Progress) ->
         # Other seeds than those that the result is measured on: a choice must not be judged by its own samples.
         first = derive_seed(seed, "demo", "choice") % 2**31
         return choose_recipe(
-            lambda recipe: generation(recipe, plan.sizes.choice_samples, first, unwatched), watched(progress)
+            lambda recipe: generation(recipe, sizes.choice_samples, first, unwatched), watched(progress)
         )
 
-    choice = get("choice", choose, samples=plan.sizes.choice_samples, candidates=[r.to_dict() for r in _candidates()])
+    choice = get("choice", choose, samples=sizes.choice_samples, candidates=[r.to_dict() for r in _candidates()])
     recipes = {kind: Recipe.from_dict(choice[kind]) for kind in ("chosen", "guided", "unguided")}
     subject.pipeline.recipe = recipes["chosen"]
     subject.pipeline.manifest.save(subject.run.path)
@@ -87,11 +87,11 @@ def measure(subject: Subject, plan: Plan, ledger: Ledger, progress: Progress) ->
     for kind in ("guided", "unguided"):
         measured[kind] = get(
             kind,
-            lambda kind=kind: generation(recipes[kind], plan.sizes.samples, seed, watch),  # type: ignore[misc]
+            lambda kind=kind: generation(recipes[kind], sizes.samples, seed, watch),  # type: ignore[misc]
             recipe=recipes[kind].to_dict(),
-            samples=plan.sizes.samples,
+            samples=sizes.samples,
         )
-    validation, count = subject.data.validation, plan.sizes.measured_images
+    validation, count = subject.data.validation, sizes.measured_images
     indices = np.arange(min(count, len(validation)))
     tokens: list[TokenIds] = []
 

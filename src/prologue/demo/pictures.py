@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from prologue import builtin
 from prologue.data.sampler import center_batch
 from prologue.data.source import Data
 from prologue.demo.plan import RESAMPLED_ROWS
@@ -41,6 +42,12 @@ def sample_grid(pipeline: Pipeline, recipe: Recipe, rows: int, seed: int) -> tup
     images = _generate(pipeline, recipe, len(names) * rows, seed)
     table = [images[start : start + len(names)] for start in range(0, len(images), len(names))]
     return labelled_grid(table, names), images
+
+
+def opening_grid(rows: int = 4) -> Image.Image:
+    """Samples of the model that comes with the package, a column for each class: what longer training buys."""
+    pipeline = Pipeline.from_pretrained(builtin.DEFAULT, "cpu", compile=False)
+    return sample_grid(pipeline, pipeline.recipe, rows, seed=0)[0]
 
 
 def _generate(pipeline: Pipeline, recipe: Recipe, count: int, seed: int) -> list[Image.Image]:

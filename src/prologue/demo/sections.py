@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from prologue import builtin
 from prologue.config import RunConfig
 from prologue.demo import verdict
 from prologue.demo.flops import prior_step_flops, tokenizer_step_flops
@@ -56,9 +57,15 @@ class Resampled:
 
 
 def demo_report(
-    folder: Path, plan: Plan, told: Mapping[str, Told], resampled: Resampled, minutes_taken: float, footer: str
+    folder: Path,
+    plan: Plan,
+    told: Mapping[str, Told],
+    resampled: Resampled,
+    minutes_taken: float,
+    footer: str,
+    opening: Image.Image | None = None,
 ) -> Report:
-    """The whole report. `told` has `prologue`, and `2d` where it was compared."""
+    """The whole report. `told` has `prologue`, and `2d` where it was compared; `opening` was shown at the start."""
     ours = told["prologue"]
     sentence, good = verdict.verdict(plan, ours.measures, minutes_taken)
     sections = [
@@ -71,10 +78,19 @@ def demo_report(
         Section("With and without a prologue", _comparison(told)),
         Section("Training", _curves(told)),
         Section("Plan and time", _time(plan, told, minutes_taken)),
+        *([] if opening is None else [Section("What a few hours buy", [_opening(opening)])]),
         Section("Go on with this run", [_commands(folder)]),
     ]
     title = f"Prologue tokens in {plan.minutes:g} minutes"
     return Report(title, sentence, sections, good, footer)
+
+
+def _opening(picture: Image.Image) -> Picture:
+    caption = (
+        f"Samples of {builtin.DEFAULT}, from the package: the same method on the same scenes, with a larger "
+        f"prior and more steps. `prologue generate {builtin.DEFAULT} --out samples` draws more."
+    )
+    return Picture("opening", picture, f"Samples of {builtin.DEFAULT} by class", caption, wide=True)
 
 
 def _targets(plan: Plan, measures: Measures) -> list[Block]:

@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from prologue import builtin
 from prologue.config import RunConfig, Variant, to_dict
 from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
@@ -16,7 +19,7 @@ from prologue.demo import verdict
 from prologue.demo.calibrate import calibrate
 from prologue.demo.ledger import Ledger
 from prologue.demo.measure import Subject, measure
-from prologue.demo.pictures import reconstruction_grid, resample_grid, sample_grid
+from prologue.demo.pictures import opening_grid, reconstruction_grid, resample_grid, sample_grid
 from prologue.demo.plan import Plan, make_plan
 from prologue.demo.recipe import demo_config
 from prologue.demo.sections import Resampled, Told, demo_report
@@ -27,7 +30,7 @@ from prologue.pipeline import Pipeline
 from prologue.report.page import PICTURES
 from prologue.sampling.recipe import Recipe
 from prologue.training.progress import Progress
-from prologue.training.run import RunFolder, is_vacant
+from prologue.training.run import OPENING, RunFolder, is_vacant
 from prologue.training.train import TrainRequest, train
 
 DATA = "shapes"
@@ -118,6 +121,7 @@ def stored_plan(request: DemoRequest) -> tuple[Plan, dict[Variant, RunConfig]] |
 def _new_plan(request: DemoRequest, progress: Progress) -> tuple[Plan, dict[Variant, RunConfig]]:
     if not is_vacant(request.out):
         raise RunError(f"{request.out} exists and is not a demo: choose another --out, or empty it")
+    _show_opening(request.out, progress)
     progress.say("calibrating: how fast is this machine?")
     variants = [OURS, BASELINE] if request.compare else [OURS]
     timings = {name: calibrate(name, request.minutes, request.device, len(variants)) for name in variants}
@@ -127,6 +131,13 @@ def _new_plan(request: DemoRequest, progress: Progress) -> tuple[Plan, dict[Vari
         f"{plan.prior_steps} prior steps"
     )
     return plan, {name: _config(request, plan, name) for name in variants}
+
+
+def _show_opening(out: Path, progress: Progress) -> None:
+    """Something to look at while the demo trains."""
+    out.mkdir(parents=True, exist_ok=True)
+    opening_grid().save(out / OPENING)
+    progress.say(f"this is what a few hours buy: {out / OPENING}, samples of {builtin.DEFAULT} in the package")
 
 
 def _config(request: DemoRequest, plan: Plan, variant: Variant) -> RunConfig:
@@ -148,7 +159,7 @@ def _report(
         config = run.config
         pipeline = Pipeline.from_pretrained(run.path, request.device, "fp32")
         subject = Subject(name, run, pipeline, open_data(DATA, config.data, config.tokenizer.image_size))
-        measures = measure(subject, plan, ledger, progress)
+        measures = measure(subject, plan.sizes, ledger, progress)
         begin = time.perf_counter()
         progress.say("drawing the pictures of the report")
         recipes = {kind: Recipe.from_dict(measures["choice"][kind]) for kind in ("chosen", "guided", "unguided")}
@@ -170,7 +181,9 @@ def _report(
     minutes = (time.perf_counter() - request.began if whole else parts) / 60
     footer = "Made by " + ", ".join(f"{key} {value}" for key, value in request.provenance.items())
     path = request.out / REPORT
-    demo_report(request.out, plan, told, resampled, minutes, footer).write(path)
+    opening = request.out / OPENING
+    shown = Image.open(opening) if opening.is_file() else None
+    demo_report(request.out, plan, told, resampled, minutes, footer, shown).write(path)
     originals[0].save(request.out / PICTURES / "original.png")
     return DemoResult(path, summary(plan, told["prologue"]), list(ledger.records.values()))
 

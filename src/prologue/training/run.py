@@ -24,10 +24,14 @@ The last is the fact that says where the images are: they may have moved, and th
 the same.
 """
 
+OPENING = "opening.png"
+"""A picture that a demo shows before it has a run."""
+_NO_RUN = ("run.json.tmp", OPENING)
+
 
 def is_vacant(path: Path) -> bool:
-    """Whether a run can begin here; what a kill leaves of its very first write does not count."""
-    return not path.exists() or (path.is_dir() and all(file.name == "run.json.tmp" for file in path.iterdir()))
+    """Whether a run can begin here. What a kill leaves of its very first write does not count, nor does `OPENING`."""
+    return not path.exists() or (path.is_dir() and all(file.name in _NO_RUN for file in path.iterdir()))
 
 
 class RunFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from tyro.conf import Positional, arg
 
+from prologue import builtin
 from prologue.commands._options import DeviceOption, JsonOption, SeedOption
 from prologue.config import RunConfig
 from prologue.errors import ConfigError
@@ -25,7 +27,7 @@ class Options:
     """What every kind takes."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """A run's folder, or an imported one."""
+    """A run's folder, an imported one, or builtin:NAME."""
     data: Annotated[str | None, arg(metavar="WHERE")] = None
     """Images to measure on, as `prologue train` takes them. Left out: those of the training."""
     seed: SeedOption = 0
@@ -83,12 +85,12 @@ class Prepared:
 
 
 def checked(options: OptionsT) -> OptionsT:
-    """The options, with counts and batches of at least 1."""
+    """The options, with counts and batches of at least 1 and the run's own folder."""
     for name in ("batch", "count"):
         value: int | None = getattr(options, name, None)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, not {value}")
-    return options
+    return dataclasses.replace(options, run=builtin.locate(options.run))
 
 
 def training_of(info: RunInfo) -> RunConfig:
@@ -99,7 +101,7 @@ def training_of(info: RunInfo) -> RunConfig:
 def facts(info: RunInfo, options: Options, source: str, fingerprint: str, device: torch.device) -> dict[str, Any]:
     """What the figures' provenance states beside command, versions and machine."""
     return {
-        "run": info.path,
+        "run": builtin.shown(info.path),
         "weights": info.weights,
         "data": source,
         "data_fingerprint": fingerprint,

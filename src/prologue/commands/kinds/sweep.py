@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tyro.conf import arg
 
+from prologue.builtin import notes_folder, shown
 from prologue.commands._evaluations import key_of, place
 from prologue.commands._options import parse, plain
 from prologue.commands._sampling import GUIDANCE_HELP, parse_guidance, progress
@@ -179,6 +180,9 @@ def _store(options: SweepOptions, record: Record) -> None:
     manifest = Manifest.load(options.run)
     if (manifest.recipe or Recipe()) == winner:
         print(f"The run's default recipe is the best: {words}.")
+        return
+    if notes_folder(options.run) != options.run:
+        print(f"Not stored, since {shown(options.run)} comes with the package; the best recipe: {words}.")
         return
     if not options.store:
         print(f"Not stored; without --no-store this becomes the run's default recipe: {words}.")

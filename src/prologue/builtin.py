@@ -1,0 +1,46 @@
+"""The models that come with the package, which are named `builtin:NAME` wherever a run's folder is taken."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prologue.errors import CheckpointError
+
+SCHEME = "builtin:"
+DEFAULT = "builtin:shapes"
+CARD = "card.json"
+"""How a model was made and what was measured of it."""
+_FOLDER = Path(__file__).parent / "models"
+
+
+def names() -> list[str]:
+    """Of all models that come with the package, as they are asked for."""
+    return sorted(f"{SCHEME}{path.parent.name}" for path in _FOLDER.glob(f"*/{CARD}"))
+
+
+def locate(run: str | Path) -> Path:
+    """The folder of a run: `builtin:NAME` is the package's own, anything else is a path as it stands.
+
+    Such a name is looked up nowhere else; an unknown one is a `CheckpointError` with the list.
+    """
+    text = str(run)
+    if not text.startswith(SCHEME):
+        return Path(run)
+    if text not in names():
+        known = ", ".join(names()) or "none"
+        raise CheckpointError(f"no model {text!r} comes with this package: there is {known}")
+    return _FOLDER / text.removeprefix(SCHEME)
+
+
+def shown(run: Path) -> str:
+    """How a run's folder is named to users: a model of the package by its name."""
+    return f"{SCHEME}{run.name}" if run.parent == _FOLDER else str(run)
+
+
+def notes_folder(run: Path) -> Path:
+    """Where what is found out about a run is kept: its own folder, and for a model of the package the user's cache."""
+    if run.parent != _FOLDER:
+        return run
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "prologue" / f"builtin-{run.name}"
