@@ -43,9 +43,7 @@ from prologue.weights import WEIGHTS, file_hash
 
 PRESET = "builtin-shapes"
 DATA = "shapes"
-SIZES = Sizes(
-    samples=2048, choice_samples=512, measured_images=2048, shown_rows=4, resamples=6
-)  # rows and resamples are those of the pictures, which the README takes from the model itself
+SIZES = Sizes(samples=2048, choice_samples=512, measured_images=2048, shown_rows=4, resamples=6)
 LAYOUTS, PER = 256, 4
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
-from prologue.data.source import Data, ImageSet
+from prologue.data.source import Data
 from prologue.errors import EvaluationError
 from prologue.evaluation.features import FeatureExtractor
 from prologue.evaluation.linear import LinearClassifier, fit_linear
-from prologue.evaluation.runs import Record, Watch, choose_images, unwatched, wilson_interval
+from prologue.evaluation.runs import Record, Watch, choose_images, crop_features, unwatched, wilson_interval
 
 MOST_FITTED = 5000
 """Training images that a judge is fitted to, and held-out ones that it is tested on, at most."""
@@ -70,30 +68,15 @@ def fit_judge(
         raise EvaluationError("a judge of classes needs images of at least two classes")
     if not len(data.validation):
         raise EvaluationError("no images are held out to test a judge of classes on: hold some out when training")
-    sides = []
+    points, labels = [], []
     for images, what in ((data.train, "training images of the judge"), (data.validation, "test images of the judge")):
         indices = choose_images(len(images), count, seed, "judge")
-        sides.append(_described(extractor, images, indices, batch, watch, what))
-    (x, y), (asked, labels) = sides
-    fitted = fit_linear(x, y, data.num_classes, seed=seed)
-    right = int((fitted(asked).argmax(1).cpu() == labels).sum())
-    record: Record = wilson_interval(right, len(labels)).fields("judge_rate")
-    chance = float(torch.bincount(labels).max()) / len(labels)
-    record |= {"judge_n": len(labels), "judge_n_train": len(y), "judge_chance": chance}
+        points.append(crop_features(extractor, images, indices, batch=batch, watch=watch, what=what))
+        labels.append(torch.from_numpy(images.labels[indices]))
+    fitted = fit_linear(points[0], labels[0], data.num_classes, seed=seed)
+    known, asked = labels
+    right = int((fitted(points[1]).argmax(1).cpu() == asked).sum())
+    record: Record = wilson_interval(right, len(asked)).fields("judge_rate")
+    chance = float(torch.bincount(asked).max()) / len(asked)
+    record |= {"judge_n": len(asked), "judge_n_train": len(known), "judge_chance": chance}
     return LinearJudge(f"linear on {extractor.name}", extractor, fitted, record)
-
-
-def _described(
-    extractor: FeatureExtractor,
-    images: ImageSet,
-    indices: Int64[np.ndarray, " n"],
-    batch: int,
-    watch: Watch,
-    what: str,
-) -> tuple[Tensor, Int64[Tensor, " n"]]:
-    points, labels = [], []
-    for start in watch(range(0, len(indices), batch), what):
-        crops = center_batch(images, indices[start : start + batch])
-        points.append(extractor(crops.images))
-        labels.append(crops.labels)
-    return torch.cat(points), torch.cat(labels)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prologue.config import DataConfig, RunConfig
 from prologue.data.opening import open_data
+from prologue.data.sampler import center_batch
 from prologue.data.source import Data, ImageSet
 from prologue.errors import DataError, EvaluationError
 from prologue.evaluation.features import FeatureExtractor, open_features
@@ -92,6 +93,20 @@ def choose_images(total: int, count: int | None, seed: int, name: str) -> Int64[
     if count is None or count >= total:
         return np.arange(total)
     return np.sort(numpy_stream(seed, "evaluation", name).permutation(total)[:count])
+
+
+def crop_features(
+    extractor: FeatureExtractor,
+    images: ImageSet,
+    indices: Int64[np.ndarray, " n"],
+    *,
+    batch: int = 64,
+    watch: Watch = unwatched,
+    what: str = "images",
+) -> Float[Tensor, "n d"]:
+    """Features of the center crops of the images at `indices`, in their order."""
+    starts = watch(range(0, len(indices), batch), what)
+    return torch.cat([extractor(center_batch(images, indices[start : start + batch]).images) for start in starts])
 
 
 @dataclass(frozen=True)

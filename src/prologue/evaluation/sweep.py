@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import INDICATIVE, moments_of
@@ -25,7 +24,7 @@ from prologue.evaluation.features import FeatureExtractor
 from prologue.evaluation.frechet import frechet_from_moments
 from prologue.evaluation.generation import draw_samples, uniform_classes
 from prologue.evaluation.kid import LEAST, kernel_distance
-from prologue.evaluation.runs import Record, Watch, choose_images, unwatched
+from prologue.evaluation.runs import Record, Watch, choose_images, crop_features, unwatched
 from prologue.prior import Prior
 from prologue.rng import derive_seed
 from prologue.sampling.guidance import Guidance, Schedule
@@ -150,12 +149,7 @@ def reference_features(
 ) -> Float[Tensor, "n d"]:
     """Features of center crops of `count` images at random, or of all where there are not more."""
     indices = choose_images(len(images), count, seed, "reference")
-    starts = range(0, len(indices), batch)
-    parts = [
-        extractor(center_batch(images, indices[start : start + batch]).images)
-        for start in watch(starts, "training images")
-    ]
-    return torch.cat(parts)
+    return crop_features(extractor, images, indices, batch=batch, watch=watch, what="training images")
 
 
 def measure_recipe(
