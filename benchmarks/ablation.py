@@ -41,10 +41,9 @@ from prologue.sampling.recipe import Recipe
 from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
 
-SCALE = dataclasses.replace(
-    SCALES["hours"], tokenizer_steps=2500, tokenizer_batch=8, prior_steps=1200, prior_batch=16, checkpoint_every=100_000
-)
-SAMPLES = 1024
+SCALE = dataclasses.replace(SCALES["hours"], tokenizer_steps=2000, prior_steps=2000, checkpoint_every=100_000)
+SAMPLES = 4096
+"""Of each kind. At this number the Fréchet distance of the same models spreads by 4 %, the kernel distance by 15 %."""
 MEASURED = 1024
 LAYOUTS = 64
 GUIDED = Recipe(guidance=Guidance.overall("constant", 2.0))
@@ -84,7 +83,6 @@ CHANGES: dict[str, Changes] = {
     "ce-0.1": ce(0.1, 0.1),
     "ce-prologue-3": ce(3.0, 0.3, shared_prior_pass=False),
     "ce-visual-3": ce(0.3, 3.0, shared_prior_pass=False),
-    "ce-prologue-0.03": ce(0.03, 0.3, shared_prior_pass=False),
     "ce-prologue-0": ce(0.0, 0.3, shared_prior_pass=False),
     "ce-late": stage1(ce_start=at(0.2)[0], ce_ramp=at(0.2)[0], prologue_kmeans=at(0.2, 0.3, 0.4)),
     "ce-ramp": stage1(ce_ramp=at(0.3)[0]),
@@ -95,6 +93,7 @@ CHANGES: dict[str, Changes] = {
     "visual-dropout-0": stage1(visual_dropout=0.0),
     "visual-dropout-0.25": stage1(visual_dropout=0.25),
     "visual-dropout-0.8": stage1(visual_dropout=0.8),
+    "visual-dropout-late": stage1(visual_dropout_start=at(0.2)[0], visual_dropout_ramp=at(0.2)[0]),
     "tau-0.03": {"tokenizer": {"prologue_temperature": 0.03}},
     "tau-0.3": {"tokenizer": {"prologue_temperature": 0.3}},
     "kp-16": {"tokenizer": {"prologue_codebook_size": 16}},
@@ -105,12 +104,9 @@ CHANGES: dict[str, Changes] = {
     "embeddings-0.5": embeddings(0.5),
     "beta1-0": stage1(autoencoder={"betas": [0.0, 0.99]}),
     "clip-never": stage1(autoencoder={"clip": 0.0}),
-    "separate-passes": stage1(shared_prior_pass=False),
     "stage1-prior-2": stage1(prior_model={"depth": 2}),
+    "adversarial": stage1(gan=0.1),
     "perceptual": stage1(perceptual="lite0", perceptual_weight=0.1),
-    "batch-16": {"scale": {"tokenizer_batch": 16, "tokenizer_steps": SCALE.tokenizer_steps // 2}},
-    "prior-batch-32": {"scale": {"prior_batch": 32, "prior_steps": SCALE.prior_steps // 2}},
-    "prior-batch-8": {"scale": {"prior_batch": 8, "prior_steps": 2 * SCALE.prior_steps}},
     "prior-dropout-0": {"prior": {"dropout": 0.0}},
     "prior-visual-dropout-0.1": {"prior_training": {"visual_dropout": 0.1}},
     "few": few(0.1),
@@ -118,16 +114,13 @@ CHANGES: dict[str, Changes] = {
     "few-prior-dropout-0.3": few(0.3),
     "2d": {},
 }
-"""Each against `base`, those of few images against `few`; `2d` is the same without a prologue. Images of 16 px are too
-small for the discriminator, so that the adversarial term has no row."""
+"""Each against `base`, those of few images against `few`; `2d` is the same without a prologue."""
 
 
 def changed(name: str, seed: int) -> RunConfig:
-    """The run of a change and a seed; with other `scale` entries, schedules follow."""
-    changes = dict(CHANGES[name])
-    scale = dataclasses.replace(SCALE, **changes.pop("scale", {}))
-    config = run_config(scale, "2d" if name == "2d" else "prologue", seed)
-    return from_dict(RunConfig, changes, base=config)
+    """The run of a change and a seed."""
+    config = run_config(SCALE, "2d" if name == "2d" else "prologue", seed)
+    return from_dict(RunConfig, CHANGES[name], base=config)
 
 
 def one(name: str, seed: int) -> dict[str, Any]:
@@ -178,8 +171,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "cost": ("cost", ".1f"),
     "diversity": ("diversity", ".1f"),
     "use": ("use", ".0f"),
-    "gkid_unguided": ("gKID, unguided", ".3f"),
-    "gkid_guided": ("gKID, guided", ".3f"),
+    "gfd_unguided": ("gFD, unguided", ".2f"),
+    "gfd_guided": ("gFD, guided", ".2f"),
     "recognised_unguided": ("recognised, unguided", ".3f"),
     "recognised_guided": ("recognised, guided", ".3f"),
     "layout_ratio": ("layout", ".2f"),

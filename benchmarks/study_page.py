@@ -1,17 +1,26 @@
-"""Put what commands wrote into docs/study.md: Markdown files between the page's markers of their names.
+"""Put what commands wrote into docs/study.md, between the page's markers of their names.
 
-    python benchmarks/study_page.py ablation=DIR/ablation.md shapes=STUDY/tables.md
+    python benchmarks/study_page.py ablation=DIR/ablation.md shapes=STUDY
 
-`<!-- NAME -->` and `<!-- end of NAME -->` stand alone in their lines; headings go down by one level.
+A Markdown file goes in as it is, its headings one level down. Of the folder of a study (`prologue reproduce`) the
+tables go in, with pictures of the first seed, which are copied to docs/images; its `results.json` becomes
+benchmarks/results/study-NAME.json. `<!-- NAME -->` and `<!-- end of NAME -->` stand alone in their lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "study.md"
+ROOT = Path(__file__).parents[1]
+PICTURES = {
+    "2d-s0-unguided": "The first unguided samples of 2d, seed 0, not picked",
+    "prologue-s0-unguided": "The first unguided samples of prologue, seed 0, not picked",
+    "prologue-s0-resampled": "Images drawn again from one prologue each, seed 0",
+}
 
 
 def filled(page: str, name: str, content: str) -> str:
@@ -24,16 +33,32 @@ def filled(page: str, name: str, content: str) -> str:
     return f"{before}{begin}\n\n{deeper}\n\n{end}{rest.partition(end)[2]}"
 
 
+def study(folder: Path, name: str, root: Path) -> Iterator[str]:
+    """The tables of a study and the pictures that it has; its results and pictures are copied below `root`."""
+    shutil.copyfile(folder / "results.json", root / "benchmarks" / "results" / f"study-{name}.json")
+    yield (folder / "tables.md").read_text(encoding="utf-8").strip()
+    found = [picture for picture in PICTURES if (folder / "pictures" / f"{picture}.png").is_file()]
+    if found:
+        yield "\n\n## Pictures"
+    for picture in found:
+        file = f"study-{name}-{picture}.png"
+        shutil.copyfile(folder / "pictures" / f"{picture}.png", root / "docs" / "images" / file)
+        yield f"\n\n![{PICTURES[picture]}](images/{file})\n*{PICTURES[picture]}.*"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", metavar="NAME=FILE")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("parts", nargs="+", metavar="NAME=PATH")
+    parser.add_argument("--root", type=Path, default=ROOT, help="of the repository")
     options = parser.parse_args()
-    page = options.page.read_text(encoding="utf-8")
+    file = options.root / "docs" / "study.md"
+    page = file.read_text(encoding="utf-8")
     for part in options.parts:
-        name, _, file = part.partition("=")
-        page = filled(page, name, Path(file).read_text(encoding="utf-8"))
-    options.page.write_text(page, encoding="utf-8")
+        name, _, where = part.partition("=")
+        path = Path(where)
+        content = "".join(study(path, name, options.root)) if path.is_dir() else path.read_text(encoding="utf-8")
+        page = filled(page, name, content)
+    file.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -37,7 +38,7 @@ def test_every_change_is_one(ablation: ModuleType) -> None:
     assert configs["2d"].tokenizer.prologue_tokens == 0
     images = {config.tokenizer_training.steps * config.tokenizer_training.batch for config in configs.values()}
     images |= {config.prior_training.steps * config.prior_training.batch for config in configs.values()}
-    assert images == {20_000, 19_200}
+    assert images == {16_000, 32_000}
 
 
 def _record(change: str, seed: int, **figures: float) -> dict[str, Any]:
@@ -65,7 +66,61 @@ def test_the_page_takes_what_commands_wrote() -> None:
         filled(page, "b", "")
 
 
+def test_the_page_takes_a_study_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, root = tmp_path / "study", tmp_path / "root"
+    for folder in (study / "pictures", root / "docs" / "images", root / "benchmarks" / "results"):
+        folder.mkdir(parents=True)
+    (study / "tables.md").write_text("- said\n\n## Claims\n\n| a |\n", encoding="utf-8")
+    (study / "results.json").write_text("{}", encoding="utf-8")
+    (study / "pictures" / "2d-s0-unguided.png").write_bytes(b"png")
+    (root / "docs" / "study.md").write_text("<!-- x -->\n<!-- end of x -->\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["study_page.py", f"x={study}", "--root", str(root)])
+    _script("benchmarks/study_page.py").main()
+    page = (root / "docs" / "study.md").read_text(encoding="utf-8")
+    assert "- said\n\n### Claims\n\n| a |\n\n### Pictures\n\n![The first unguided samples of 2d" in page
+    assert "](images/study-x-2d-s0-unguided.png)" in page
+    assert (root / "docs" / "images" / "study-x-2d-s0-unguided.png").read_bytes() == b"png"
+    assert (root / "benchmarks" / "results" / "study-x.json").is_file()
+
+
 def test_the_preset_of_the_model_in_the_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["builtin_shapes.py"])
     maker = _script("tools/builtin_shapes.py")
     assert preset(maker.PRESET).tokenizer.variant == "prologue"
+
+
+def _interval(name: str, value: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": value / 2, f"{name}_high": 2 * value}
+
+
+def test_a_first_try_tells_figures_beside_what_they_compare_with() -> None:
+    first_try = _script("benchmarks/first_try.py")
+    seen = {"n": 40, "judge_n": 20, **_interval("rate", 0.25), **_interval("judge_rate", 0.4)}
+    kid = {"kid_name": "KID-Lite0", **_interval("kid", 0.02)}
+    near = {**_interval("coarse_share", 0.01), "coarse_share_expected": 0.02, **_interval("coarse_copies_share", 0.3)}
+    records = {
+        "reconstruction": {"n": 20, "psnr": 21.5, "notes": ["one"]},
+        "likelihood": {"cost": 4.0, "diversity": 12.0, **_interval("use", 30.0), "notes": ["one", "two"]},
+        "codebook": {"visual_usage": 1.0, "prologue_usage": 0.5},
+        "generation": {"classes": 8, "recognition": seen, **kid},
+        "memorisation": {"n": 40, **near},
+    }
+    text = first_try.table(records)
+    assert "| asked class seen in samples, %, N = 40 | 25 (12.5 to 50) |\n| by chance, % | 12.5 |" in text
+    assert "| class seen in held-out images by the same classifier, %, N = 20 | 40 (20 to 80) |" in text
+    assert "| samples very near a training image, %, N = 40 | 1 (0.5 to 2) |" in text
+    assert text.endswith("\n\n- one\n- two\n")
+    assert first_try.slim({"a": [1], "notes": ["x"], "b": 2}) == {"notes": ["x"], "b": 2}
+
+
+def test_icons_are_laid_out_by_group(tmp_path: Path) -> None:
+    images = tmp_path / "package" / "img" / "twitter" / "64"
+    images.mkdir(parents=True)
+    groups = {"a.png": "Animals & Nature", "b.png": "Flags", "c.png": "Component", "d.png": "Flags"}
+    for name in groups:
+        (images / name).write_bytes(b"png")
+    emoji = [{"image": name, "category": group, "has_img_twitter": name != "d.png"} for name, group in groups.items()]
+    (tmp_path / "package" / "emoji.json").write_text(json.dumps(emoji), encoding="utf-8")
+    _script("benchmarks/first_try.py").lay(tmp_path / "package", tmp_path / "icons")
+    laid = sorted(str(path.relative_to(tmp_path / "icons")) for path in (tmp_path / "icons").rglob("*.png"))
+    assert laid == ["animals-and-nature/a.png", "flags/b.png"]

@@ -327,6 +327,9 @@ class TokenizerTraining:
     ce_start: int = 0
     ce_ramp: int = 0
     visual_dropout: float = 0.5
+    visual_dropout_start: int = 0
+    visual_dropout_ramp: int = 0
+    """Steps over which the chance rises from 0 after `visual_dropout_start`."""
     shared_prior_pass: bool = False
     """Take the prior's own gradients from the autoencoder step's pass: the same update for half the passes through the
     prior, with one draw of visual dropout for both. Needs equal CE weights and a prior_model without dropout."""
@@ -345,7 +348,8 @@ class TokenizerTraining:
         _positive(self, "steps", "batch", "ema_half_life", "prior_ema_half_life", "gan_channels", "r1_every")
         _not_negative(
             self, "l1", "l2", "perceptual_weight", "perceptual_start", "perceptual_ramp", "gan", "gan_start",
-            "gan_ramp", "lecam", "r1", "vq", "ce_prologue", "ce_visual", "ce_start", "ce_ramp", "revive_every",
+            "gan_ramp", "lecam", "r1", "vq", "ce_prologue", "ce_visual", "ce_start", "ce_ramp", "visual_dropout_start",
+            "visual_dropout_ramp", "revive_every",
         )  # fmt: skip
         _fraction(self, "visual_dropout", "label_drop", "revive_until")
         _require(

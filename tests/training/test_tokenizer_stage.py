@@ -103,6 +103,18 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(context: MakeContext) -> None
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_visual_dropout_may_begin_late_and_rise(context: MakeContext) -> None:
+    stage = TokenizerStage(
+        context(visual_dropout=1.0, visual_dropout_start=5, visual_dropout_ramp=4, batch=200, prologue_kmeans=())
+    )
+    assert stage.prior is not None
+    for who in ("encoder", "prior"):
+        shares = [float(stage.prior._dropped(step, who).float().mean()) for step in (0, 4, 6, 8, 19)]
+        assert shares[:2] == [0.0, 0.0]
+        assert shares[2] == pytest.approx(0.5, abs=0.15)
+        assert shares[3:] == [1.0, 1.0]
+
+
 def test_the_cross_entropy_reaches_the_prologue_through_its_one_hot_only(context: MakeContext) -> None:
     stage = moving(context)
     assert stage.prior is not None

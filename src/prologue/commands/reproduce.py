@@ -26,7 +26,7 @@ class ReproduceOptions:
     scale: Literal["minutes", "hours", "gpu"] = "minutes"
     """minutes shows that everything runs; hours makes the tables on two CPU cores; gpu on one GPU."""
     seeds: int | None = None
-    """How many seeds. Left out: as many as the scale has (minutes 2, else 3)."""
+    """How many seeds. Left out: as many as the scale has (minutes 2, hours 4, gpu 3)."""
     seed: SeedOption = 0
     variants: tuple[str, ...] = ()
     """Some of 2d, 1d, prologue, prologue-post, one-stage. Left out: all."""

@@ -94,21 +94,21 @@ _MINUTES = Scale(
     samples=128, measured_images=128, probe_images=512, layout_images=16, layout_per=2, checkpoint_every=100,
 )  # fmt: skip
 
-# To be tuned: first guesses after the prototype that the study starts from (16 px, patch 2, 64 visual tokens).
+# Reconstructions are nearly transparent here and samples are not, which is where the question can be asked.
 _HOURS = Scale(
-    seeds=3, image_size=16, patch_size=2, width=64, depth=3, prior_width=96, prior_depth=4, codebook_size=256,
-    code_dim=8, prologue_tokens=8, prologue_codebook_size=64, tokenizer_steps=3000, tokenizer_batch=16,
-    tokenizer_lr=1e-3, prior_steps=2000, prior_batch=32, prior_lr=2e-3, shapes_images=20_000, shapes_validation=4096,
+    seeds=4, image_size=24, patch_size=4, width=96, depth=3, prior_width=96, prior_depth=4, codebook_size=512,
+    code_dim=8, prologue_tokens=8, prologue_codebook_size=64, tokenizer_steps=4000, tokenizer_batch=8,
+    tokenizer_lr=1e-3, prior_steps=5000, prior_batch=16, prior_lr=2e-3, shapes_images=20_000, shapes_validation=4096,
     validation_fraction=0.2, temperatures=(1.0, 0.9, 0.8), guidance_scales=(1.5, 2.0, 3.0),
-    guided_temperatures=(1.0, 0.9), sweep_samples=256, finalists=2, samples=2048, measured_images=2048,
+    guided_temperatures=(1.0, 0.9), sweep_samples=256, finalists=2, samples=10_000, measured_images=2048,
     probe_images=8000, layout_images=64, layout_per=4, checkpoint_every=500,
 )  # fmt: skip
 
 # To be tuned: small enough that the finished models of two runs fit into the packed state.
 _GPU = dataclasses.replace(
-    _HOURS, image_size=32, patch_size=4, width=128, depth=4, prior_width=160, prior_depth=6, codebook_size=1024,
-    code_dim=12, prologue_codebook_size=128, tokenizer_steps=10_000, tokenizer_batch=64, prior_steps=10_000,
-    prior_batch=128, shapes_images=50_000, shapes_validation=10_000, sweep_samples=1024, samples=10_000,
+    _HOURS, seeds=3, image_size=32, patch_size=4, width=128, depth=4, prior_width=160, prior_depth=6,
+    codebook_size=1024, code_dim=12, prologue_codebook_size=128, tokenizer_steps=10_000, tokenizer_batch=64,
+    prior_steps=10_000, prior_batch=128, shapes_images=50_000, shapes_validation=10_000, sweep_samples=1024,
     measured_images=10_000, probe_images=20_000, layout_images=256, checkpoint_every=1000, batch=500, packed=True,
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from prologue.tokenizer import Encoding
 from prologue.training.context import Context
 from prologue.training.loop import Metrics, frozen_call
 from prologue.training.losses import CrossEntropy, cross_entropy_terms
+from prologue.training.schedule import ramp
 
 
 class StageOnePrior:
@@ -97,6 +98,6 @@ class StageOnePrior:
         return total / len(tokens)
 
     def _dropped(self, step: int, who: str) -> Tensor:
-        return self.context.chance(
-            self.training.visual_dropout, step, self.training.batch, f"visual dropout of the {who} step"
-        )
+        options = self.training
+        chance = options.visual_dropout * ramp(step, options.visual_dropout_start, options.visual_dropout_ramp)
+        return self.context.chance(chance, step, options.batch, f"visual dropout of the {who} step")
