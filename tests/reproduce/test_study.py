@@ -30,6 +30,7 @@ from prologue.reproduce.pieces import (
 )
 from prologue.reproduce.request import OVERTIME, Deadline, OutOfTime, StudyRequest
 from prologue.reproduce.scales import SCALES, VARIANTS, Scale, plain_config, run_config, scale_named
+from prologue.reproduce.setting import open_bench
 from prologue.reproduce.study import StudyOutcome, reproduce
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
@@ -306,6 +307,12 @@ def test_seeds_and_variants_may_be_added(tmp_path: Path, stub: _Stub) -> None:
     assert (outcome.done, outcome.wanted) == (4, 4)
     assert stub.calls.count("2d-s0 tokenizer") == 1
     assert [piece.name for piece in load_results(tmp_path)] == ["2d-s0", "prologue-s0", "2d-s4", "prologue-s4"]
+
+
+def test_few_training_images_limit_the_samples(tmp_path: Path) -> None:
+    for samples, drawn in ((16, 16), (1000, 96)):
+        request = _request(tmp_path / str(samples), scale=dataclasses.replace(TINY, samples=samples))
+        assert open_bench(request, Silent()).samples == drawn
 
 
 def test_other_settings_are_refused(tmp_path: Path, stub: _Stub) -> None:

@@ -73,6 +73,11 @@ class Bench:
         count, batch = self.scale.measured_images, self.scale.batch
         return reference_features(self.extractor, self.data.validation, count, batch=batch)
 
+    @property
+    def samples(self) -> int:
+        """Samples that gFD and gKID are measured on. Beyond twice the training images, these limit what can be told."""
+        return min(self.scale.samples, 2 * len(self.data.train))
+
     def validation_indices(self, count: int, name: str) -> Int64[np.ndarray, " n"]:
         return choose_images(len(self.data.validation), count, 0, f"reproduce {name}")
 
@@ -187,7 +192,7 @@ def _sampled(models: Models, bench: Bench, get: Callable[..., Record], watch: Wa
             kind,
             lambda recipe=recipe: _generated(models, bench, recipe, watch),
             recipe=recipe.to_dict(),
-            samples=scale.samples,
+            samples=bench.samples,
         )
     return records
 
@@ -231,7 +236,7 @@ def _generated(models: Models, bench: Bench, recipe: Recipe, watch: Watch) -> Re
     # Other seeds than those that the recipe was chosen on, and the same for all variants of a seed.
     first = derive_seed(models.seed, "reproduce", "samples") % 2**31
     record = evaluate_generation(
-        models.tokenizer, models.prior, recipe, bench.data.train, bench.features, count=bench.scale.samples,
+        models.tokenizer, models.prior, recipe, bench.data.train, bench.features, count=bench.samples,
         seed=first, batch=bench.scale.batch, class_names=bench.data.class_names, classifier=bench.classifier,
         watch=watch, keep=keep,
     )  # fmt: skip

@@ -58,7 +58,7 @@ class Scale:
     """Of each recipe; the best `finalists` are measured again with twice as many."""
     finalists: int
     samples: int
-    """That gFD and gKID are measured on."""
+    """That gFD and gKID are measured on; no more than twice the training images."""
     measured_images: int
     """Held-out images, at most, of reconstruction, likelihood and probe."""
     probe_images: int
