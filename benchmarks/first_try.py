@@ -32,10 +32,15 @@ MEASURES: dict[str, tuple[str, ...]] = {
 
 def lay(package: Path, folder: Path) -> None:
     """Copy the icons of an unpacked `emoji-datasource-twitter` into a folder for each group, without duplicates."""
+    seen: set[bytes] = set()
     for emoji in json.loads((package / "emoji.json").read_text(encoding="utf-8")):
         source = package / "img" / "twitter" / "64" / emoji["image"]
         group = re.sub(r"[^a-z]+", "-", emoji["category"].lower().replace("&", "and"))
-        if group != "component" and emoji["has_img_twitter"] and source.is_file():
+        if group == "component" or not emoji["has_img_twitter"] or not source.is_file():
+            continue
+        content = source.read_bytes()
+        if content not in seen:  # some flags are one picture
+            seen.add(content)
             (folder / group).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / group / emoji["image"])
 

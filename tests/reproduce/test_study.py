@@ -324,6 +324,22 @@ def test_other_settings_are_refused(tmp_path: Path, stub: _Stub) -> None:
     assert stub.calls == []
 
 
+def test_a_study_keeps_its_number_format_and_refuses_another_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert open_bench(_request(tmp_path), Silent()).precision == "fp32"
+    monkeypatch.setattr("prologue.reproduce.setting.pick_precision", lambda asked, device: "bf16")
+    assert open_bench(_request(tmp_path), Silent()).precision == "fp32"
+
+    def other(scale: Scale, name: Any, seed: int) -> Any:
+        config = run_config(scale, name, seed)
+        return dataclasses.replace(config, prior=dataclasses.replace(config.prior, dropout=0.3))
+
+    monkeypatch.setattr("prologue.reproduce.setting.run_config", other)
+    with pytest.raises(RunError, match=r"recipes\.2d\.prior\.dropout: 0\.1 in the study, 0\.3 now"):
+        open_bench(_request(tmp_path), Silent())
+
+
 def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not a study"):

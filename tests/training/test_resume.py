@@ -19,8 +19,10 @@ import prologue.training.checkpoint as checkpoint_module
 import prologue.training.tokens_stage as tokens_module
 from prologue.errors import CheckpointError, RunError
 from prologue.training.checkpoint import Checkpoints
-from prologue.training.loop import Stopped
+from prologue.training.loop import Stopped, StopRequest
+from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
+from prologue.training.train import TrainRequest, train
 
 
 def stop(kit: SimpleNamespace, out: Path, stage: str, step: int, number: int = signal.SIGTERM) -> None:
@@ -209,6 +211,30 @@ def test_a_token_store_continues_with_the_same_bits(
     assert sizes == [30, 30, 30, 30, 10]  # image 3 again, with 4 and 5
     assert kit.hashes(tmp_path / "stopped") == kit.hashes(tmp_path / "whole")
     assert len(list((tmp_path / "whole" / "tokens").glob("shard-*"))) == 3
+
+
+class _TimeIsUp(StopRequest):
+    """Asks without a signal, as a deadline does."""
+
+    def alone(self) -> int | None:
+        return 1000
+
+
+def test_tokens_stop_for_more_than_signals(
+    kit: SimpleNamespace, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "VIEWS_PER_BATCH", 30)
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted, out)
+    shutil.rmtree(out / "tokens")
+    RunFolder.load(out).set_stage("tokens", finished=False)
+    request = TrainRequest(kit.tiny_config(), "shapes", out, stage="tokens", device="cpu")
+    with pytest.raises(Stopped) as stopped:
+        train(request, Silent(), _TimeIsUp())
+    assert stopped.value.signal == 1000
+    assert not RunFolder.load(out).finished("tokens")
+    kit.run_training(out, kit.tiny_config(), stage="tokens")
+    assert RunFolder.load(out).finished("tokens")
 
 
 def test_finished_stages_are_skipped(kit: SimpleNamespace, uninterrupted: Path, tmp_path: Path) -> None:

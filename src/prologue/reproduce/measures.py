@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from prologue.config import Precision
 from prologue.data.shapes import CLASS_NAMES
 from prologue.data.source import Data, ImageSet
 from prologue.demo.ledger import Ledger
@@ -52,6 +53,8 @@ class Bench:
     source: str
     pictures: Path
     """Where pictures are kept."""
+    precision: Precision
+    """Of the products in all trainings."""
 
     @property
     def extractor(self) -> FeatureExtractor:

@@ -52,10 +52,10 @@ class Deadline(StopRequest):
         """The end of a call's minutes."""
         return cls(None if request.minutes is None else request.began + 60 * request.minutes)
 
-    def asked(self) -> int | None:
+    def alone(self) -> int | None:
         if self.number is None and self.left() <= 0:
             self.number = OVERTIME
-        return super().asked()
+        return super().alone()
 
     def left(self) -> float:
         """Seconds."""

@@ -8,14 +8,14 @@ from typing import Any
 
 from prologue.config import load_json, save_json, to_dict
 from prologue.data.opening import open_data
-from prologue.device import pick_device
+from prologue.device import pick_device, pick_precision
 from prologue.errors import EvaluationError, MissingExtraError, RunError
 from prologue.evaluation.runs import Features
 from prologue.reproduce import state
 from prologue.reproduce.measures import Bench
 from prologue.reproduce.pictures import FOLDER as PICTURES
 from prologue.reproduce.request import StudyRequest
-from prologue.reproduce.scales import run_config
+from prologue.reproduce.scales import VARIANTS, run_config
 from prologue.training.progress import Progress
 
 STUDY = "study.json"
@@ -41,28 +41,30 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
     features = Features.open(name, request.data, pick_device(request.device))
     if features.extractor is None:
         raise MissingExtraError(f"a distance between images of {request.data}", "lite0")
+    known = load_json(out / STUDY) if (out / STUDY).is_file() else {}
+    # Whatever computes the rest of a study computes it in the number format that it began with.
+    precision = known.get("precision") or pick_precision("auto", pick_device(request.device))
     settings = {
         "format": STUDY_FORMAT,
         "scale_name": request.scale_name,
         "scale": to_dict(scale),
+        "precision": precision,
+        "recipes": {name: to_dict(run_config(scale, name, 0)) for name in VARIANTS},
         "data": request.data,
         "data_fingerprint": data.fingerprint,
         **features.facts(),
     }
-    if (out / STUDY).is_file():
-        _require_same(out, load_json(out / STUDY), settings)
+    if known:
+        _require_same(out, known, settings)
     else:
         save_json(out / STUDY, settings)
-    return Bench(scale, data, features, request.data, out / PICTURES)
+    return Bench(scale, data, features, request.data, out / PICTURES, precision)
 
 
 def _require_same(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-        inner = settings.get("scale")
-        plain = {key: value for key, value in settings.items() if key not in ("scale", "data")}
-        return plain | ({f"scale.{key}": value for key, value in inner.items()} if isinstance(inner, dict) else {})
-
-    ours, theirs = flat(now), flat(there)
+    ours, theirs = _flat(now), _flat(there)
+    for name in ("data", "precision"):  # the place of the same images may differ; the study's own format is kept
+        ours.pop(name, None), theirs.pop(name, None)
     differences = [
         f"{name}: {theirs.get(name)!r} in the study, {ours.get(name)!r} now"
         for name in sorted({*ours, *theirs})
@@ -74,3 +76,11 @@ def _require_same(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -
             f"{out} holds a study with other settings:\n  {listed}\n"
             "Repeat its settings to continue it, or choose another --out"
         )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found

@@ -70,6 +70,7 @@ class Worker:
         stopwatch: Progress = self.progress
         if ledger is not None:
             stopwatch = Stopwatch(self.progress, partial(_keep_time, ledger))
+        config = dataclasses.replace(config, precision=self.bench.precision)
         request = TrainRequest(config, self.request.data, folder, tokenizer_from=given, device=self.request.device)
         one_stage = config.tokenizer_training.one_stage
         stages: list[StageName] = ["tokenizer"] if one_stage else ["tokenizer", "tokens", "prior"]

@@ -65,9 +65,12 @@ class StopRequest:
 
     def asked(self) -> int | None:
         """The signal that asks to stop, if any; called by every process after every step."""
-        if self.agree is None:
-            return self.number
-        return self.agree(self.number or 0) or None
+        alone = self.alone()
+        return alone if self.agree is None else self.agree(alone or 0) or None
+
+    def alone(self) -> int | None:
+        """The same, of this process: for what one process does while the others wait."""
+        return self.number
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:

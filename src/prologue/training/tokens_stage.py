@@ -43,8 +43,9 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
             labels = torch.from_numpy(images.labels[indices.start : indices.stop])
             writer.append(tokens[known * images.views :], labels[known:])
             progress.advance(indices.stop)
-            if stop.number is not None and indices.stop < len(images):
-                raise Stopped("tokens", writer.done, stop.number)
+            asked = stop.alone()
+            if asked is not None and indices.stop < len(images):
+                raise Stopped("tokens", writer.done, asked)
     finally:
         progress.end()
     return writer.finish()
