@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from prologue.cli import main
-from prologue.errors import ConfigError, RunError
+from prologue.errors import ConfigError, EvaluationError, RunError
 from prologue.reproduce import state, study, worker
 from prologue.reproduce.pieces import (
     Piece,
@@ -338,6 +340,53 @@ def test_a_study_keeps_its_number_format_and_refuses_another_recipe(
     monkeypatch.setattr("prologue.reproduce.setting.run_config", other)
     with pytest.raises(RunError, match=r"recipes\.2d\.prior\.dropout: 0\.1 in the study, 0\.3 now"):
         open_bench(_request(tmp_path), Silent())
+
+
+def _pictures(folder: Path, **counts: int) -> Path:
+    random = np.random.default_rng(0)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def plain_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Features that need no extra: mean colours."""
+    (tmp_path / "mean_colours.py").write_text("def means():\n    return lambda images: images.float().mean((2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "mean_colours:means"
+
+
+def test_a_class_of_one_image_costs_the_probe_alone(tmp_path: Path, plain_features: str) -> None:
+    folder = _pictures(tmp_path / "images", many=60, one=1)
+    request = _request(
+        tmp_path / "study", data=str(folder), features=plain_features, seeds=(0,), variants=("prologue",)
+    )
+    assert reproduce(request, Silent()).finished
+    (result,) = load_results(request.out).values()
+    assert result["measures"]["probe"].keys() == {"name", "kind", "reason", "inputs", "seconds"}
+    assert "one" in result["measures"]["probe"]["reason"]
+    assert result["measures"]["unguided"]["n"] == 16
+
+
+def test_images_without_classes_are_studied_too(tmp_path: Path, plain_features: str) -> None:
+    folder = _pictures(tmp_path / "images", all=60)
+    request = _request(
+        tmp_path / "study", data=str(folder / "all"), features=plain_features, seeds=(0,), variants=("prologue", "2d")
+    )
+    assert reproduce(request, Silent()).finished
+    assert all(result["measures"]["guided"] is None for result in load_results(request.out).values())
+
+
+def test_too_few_images_are_refused_before_anything_is_trained(tmp_path: Path, plain_features: str) -> None:
+    folder = _pictures(tmp_path / "images", a=4, b=4)
+    request = _request(tmp_path / "study", data=str(folder), features=plain_features)
+    with pytest.raises(EvaluationError, match=r"leaves 2 images held out, and recipes are chosen on at least 3"):
+        reproduce(request, Silent())
+    assert not (tmp_path / "study" / "runs").exists()
 
 
 def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:

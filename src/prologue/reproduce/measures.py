@@ -18,6 +18,7 @@ from prologue.data.shapes import CLASS_NAMES
 from prologue.data.source import Data, ImageSet
 from prologue.demo.ledger import Ledger
 from prologue.demo.measure import recognise_reconstructions
+from prologue.errors import EvaluationError
 from prologue.evaluation.codes import prologue_vectors, visual_vectors
 from prologue.evaluation.distances import measure_name
 from prologue.evaluation.features import FeatureExtractor, ShapesExtractor
@@ -105,7 +106,7 @@ Check = Callable[[str], None]
 def measure(
     models: Models, bench: Bench, ledger: Ledger, *, baseline: Prior | None, watch: Watch = unwatched, check: Check
 ) -> dict[str, Record | None]:
-    """All records of a run by name; None for those that it cannot have.
+    """All records of a run by name; None for those that it cannot have, the reason alone where the images do not do.
 
     `baseline` is a prior without a prologue on the same visual ids, which the gain is measured against.
     """
@@ -115,6 +116,17 @@ def measure(
     def get(name: str, make: Callable[[], Record], **inputs: Any) -> Record:
         check(name)
         return ledger.get(name, {"weights": models.weights, "seed": models.seed, **inputs}, make)
+
+    def get_if_possible(name: str, make: Callable[[], Record], **inputs: Any) -> Record:
+        """A record of the reason alone where the images do not allow the measurement."""
+
+        def made() -> Record:
+            try:
+                return make()
+            except EvaluationError as error:
+                return {"kind": name, "reason": str(error)}
+
+        return get(name, made, **inputs)
 
     split = Split("validation", data.validation)
     records: dict[str, Record | None] = {
@@ -161,7 +173,7 @@ def measure(
     )  # fmt: skip
     records["probe"] = None
     if data.num_classes > 1:
-        records["probe"] = get(
+        records["probe"] = get_if_possible(
             "probe", lambda: probe(models, bench, tokens(), indices, watch), images=scale.probe_images
         )
     records["layout"] = None
@@ -169,7 +181,9 @@ def measure(
         sampled = records["unguided"]
         assert sampled is not None
         recipe = Recipe.from_dict(sampled["recipe"])
-        records["layout"] = get("layout", lambda: _layout(models, bench, recipe, watch), images=scale.layout_images)
+        records["layout"] = get_if_possible(
+            "layout", lambda: _layout(models, bench, recipe, watch), images=scale.layout_images
+        )
     return records
 
 

@@ -10,6 +10,7 @@ from prologue.config import load_json, save_json, to_dict
 from prologue.data.opening import open_data
 from prologue.device import pick_device, pick_precision
 from prologue.errors import EvaluationError, MissingExtraError, RunError
+from prologue.evaluation.kid import LEAST
 from prologue.evaluation.runs import Features
 from prologue.reproduce import state
 from prologue.reproduce.measures import Bench
@@ -35,8 +36,10 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
     data = open_data(request.data, run_config(scale, "2d", 0).data, size)
     for note in data.notes:
         progress.say(note)
-    if not len(data.validation):
-        raise EvaluationError(f"{request.data} leaves no images held out, and recipes are chosen on held-out images")
+    if len(data.validation) < LEAST:
+        raise EvaluationError(
+            f"{request.data} leaves {len(data.validation)} images held out, and recipes are chosen on at least {LEAST}"
+        )
     name = "shapes" if request.features == "auto" and request.data == "shapes" else request.features
     features = Features.open(name, request.data, pick_device(request.device))
     if features.extractor is None:
