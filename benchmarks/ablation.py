@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import hashlib
+import json
 import multiprocessing
 import sys
 import tempfile
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 
 from prologue.commands._options import provenance
-from prologue.config import RunConfig, from_dict, load_json, save_json
+from prologue.config import RunConfig, from_dict, load_json, save_json, to_dict
 from prologue.data.opening import open_data
 from prologue.demo.measure import recognise_reconstructions
 from prologue.evaluation.features import ShapesExtractor
@@ -106,14 +108,24 @@ CHANGES: dict[str, Changes] = {
     "few": few(0.1),
     "few-prior-dropout-0": few(0.0),
     "few-prior-dropout-0.3": few(0.3),
+    "prior-lr-0.001": {"prior_training": {"optimizer": {"lr": 0.001}}},
+    "prior-lr-0.004": {"prior_training": {"optimizer": {"lr": 0.004}}},
+    "lr-0.002": stage1(autoencoder={"lr": 0.002}),
     "2d": {},
+    "2d-prior-dropout-0": {"prior": {"dropout": 0.0}},
+    "2d-prior-lr-0.001": {"prior_training": {"optimizer": {"lr": 0.001}}},
+    "2d-prior-lr-0.004": {"prior_training": {"optimizer": {"lr": 0.004}}},
+    "2d-lr-0.002": stage1(autoencoder={"lr": 0.002}),
+    "2d-beta1-0": stage1(autoencoder={"betas": [0.0, 0.99]}),
+    "2d-revive-never": stage1(revive_every=0),
 }
-"""Each against `base`, those of few images against `few`; `2d` is the same without a prologue."""
+"""Each against `base`, those of few images against `few`. `2d` is the same without a prologue, and the rows after it
+are what of the recipe concerns it too, so that it is tuned as well."""
 
 
 def changed(name: str, seed: int) -> RunConfig:
     """The run of a change and a seed."""
-    config = run_config(SCALE, "2d" if name == "2d" else "prologue", seed)
+    config = run_config(SCALE, "2d" if name.startswith("2d") else "prologue", seed)
     return from_dict(RunConfig, CHANGES[name], base=config)
 
 
@@ -156,7 +168,20 @@ def one(name: str, seed: int) -> dict[str, Any]:
         )
         figures["layout_ratio"] = layout["coarse_ratio"]
     seconds = {"training": round(trained - begin, 1), "measuring": round(time.perf_counter() - trained, 1)}
-    return {"change": name, "seed": seed, "changes": CHANGES[name], "figures": figures, "seconds": seconds}
+    record = {"change": name, "seed": seed, "changes": CHANGES[name], "figures": figures, "seconds": seconds}
+    return record | {"made_with": made_with(name, seed)}
+
+
+def made_with(name: str, seed: int) -> str:
+    """A hash of everything that a result depends on: results of other settings are made again."""
+    settings = [to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, GUIDED.to_dict()]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_there(out: Path, name: str, seed: int) -> bool:
+    """Whether this run's result is in the folder, and of these settings."""
+    file = out / "results" / f"{name}-s{seed}.json"
+    return file.is_file() and load_json(file).get("made_with") == made_with(name, seed)
 
 
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -175,14 +200,16 @@ COLUMNS: dict[str, tuple[str, str]] = {
 
 
 def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Markdown: means over seeds, and the range of the differences to the base of the same seed, bold where all have
-    one sign."""
+    """Markdown: means over seeds, and the range of the differences to the base of the same seed.
+
+    `few` has none: its distances are to fewer images, and it is the base of the rows after it.
+    """
     found = {(each["change"], each["seed"]): each["figures"] for each in records}
     yield "| change | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " | seeds |"
     yield "|---|" + "---:|" * (len(COLUMNS) + 1)
     for name in dict.fromkeys(name for name, _ in found):
         seeds = [seed for other, seed in found if other == name]
-        base = "few" if name.startswith("few-") else "base"
+        base = next((group for group in ("few", "2d") if name.startswith(f"{group}-")), "base")
         cells = []
         for column, (_, form) in COLUMNS.items():
             values = {seed: found[name, seed].get(column) for seed in seeds}
@@ -192,10 +219,8 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
                 continue
             cell = f"{sum(known.values()) / len(known):{form}}"
             beside = [value - found[base, seed][column] for seed, value in known.items() if (base, seed) in found]
-            if name != base and len(beside) > 1:
-                low, high = min(beside), max(beside)
-                told = f"{low:+{form}} … {high:+{form}}"
-                cell += f"<br>**{told}**" if low * high > 0 else f"<br>{told}"
+            if name not in (base, "few") and len(beside) > 1:
+                cell += f"<br>{min(beside):+{form}} … {max(beside):+{form}}"
             cells.append(cell)
         yield f"| `{name}` | " + " | ".join(cells) + f" | {len(seeds)} |"
 
@@ -203,7 +228,7 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
 def collect(out: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All results so far, in the order of `CHANGES`; written to `ablation.json` and `ablation.md` too."""
     found = [load_json(path) for path in sorted((out / "results").glob("*.json"))]
-    found = [each for each in found if each["change"] in CHANGES]
+    found = [each for each in found if each["change"] in CHANGES and is_there(out, each["change"], each["seed"])]
     found.sort(key=lambda each: (list(CHANGES).index(each["change"]), each["seed"]))
     save_json(out / "ablation.json", {"provenance": dict(facts), "samples": SAMPLES, "records": found})
     (out / "ablation.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
@@ -231,7 +256,7 @@ def main() -> None:
     until = time.monotonic() + 60 * options.minutes
     (options.out / "results").mkdir(parents=True, exist_ok=True)
     todo = [(name, seed) for seed in range(options.seeds) for name in names]
-    todo = [each for each in todo if not (options.out / "results" / f"{each[0]}-s{each[1]}.json").is_file()]
+    todo = [each for each in todo if not is_there(options.out, *each)]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.jobs, context, end_with_parent) as pool:
         running: dict[concurrent.futures.Future[dict[str, Any]], tuple[str, int]] = {}

@@ -41,6 +41,18 @@ def test_every_change_is_one(ablation: ModuleType) -> None:
     assert images == {12_000, 48_000}
 
 
+def test_results_of_other_settings_are_made_again(
+    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results").mkdir()
+    result = {"change": "ce-1", "seed": 0, "figures": {}, "made_with": ablation.made_with("ce-1", 0)}
+    (tmp_path / "results" / "ce-1-s0.json").write_text(json.dumps(result), encoding="utf-8")
+    assert ablation.is_there(tmp_path, "ce-1", 0)
+    assert not ablation.is_there(tmp_path, "ce-1", 1)
+    monkeypatch.setattr(ablation, "SAMPLES", 100)
+    assert not ablation.is_there(tmp_path, "ce-1", 0)
+
+
 def _record(change: str, seed: int, **figures: float) -> dict[str, Any]:
     return {"change": change, "seed": seed, "figures": figures}
 
@@ -51,7 +63,7 @@ def test_the_table_compares_within_a_seed(ablation: ModuleType) -> None:
     records += [_record("2d", 0, psnr=19.0)]
     _, _, base, other, plain = ablation.table(records)
     assert base.startswith("| `base` | 21.00 | – | 5.0 |")
-    assert other.startswith("| `ce-1` | 21.75<br>**+0.50 … +1.00** | – | 5.0<br>-1.0 … +1.0 |")
+    assert other.startswith("| `ce-1` | 21.75<br>+0.50 … +1.00 | – | 5.0<br>-1.0 … +1.0 |")
     assert plain.startswith("| `2d` | 19.00 | – | – |")
     assert plain.endswith("| 1 |")
 
