@@ -247,8 +247,10 @@ def _budgets(results: Results) -> Table:
         )
     caption = (
         "Images, batches and network sizes are the same in each stage, and so is the effort of choosing a recipe; "
-        "FLOPs (matrix products) and seconds (mean over seeds) are what that costs each variant. The gain of prologue "
-        "takes one more prior, which is not counted here."
+        "FLOPs (matrix products) and seconds (mean over seeds) are what that costs each variant. prologue-post has one "
+        "more encoder, and its figures leave out stage 1 of the 2d that it starts from. one-stage samples with the "
+        "prior of stage 1, which has a quarter of the blocks. The gain of prologue takes one more prior, which is not "
+        "counted here, nor is the encoding of the images."
     )
     head = ["variant", "images, stage 1", "images, stage 2", "parameters, M", "TFLOPs", "seconds", "measuring, s",
             "unguided recipe", "guided recipe"]  # fmt: skip
