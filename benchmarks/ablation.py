@@ -178,10 +178,15 @@ def made_with(name: str, seed: int) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def is_there(out: Path, name: str, seed: int) -> bool:
-    """Whether this run's result is in the folder, and of these settings."""
-    file = out / "results" / f"{name}-s{seed}.json"
-    return file.is_file() and load_json(file).get("made_with") == made_with(name, seed)
+def results(out: Path) -> list[dict[str, Any]]:
+    """The folder's results that are of these settings, in the order of `CHANGES`."""
+    found = [load_json(path) for path in sorted((out / "results").glob("*.json"))]
+    found = [
+        each
+        for each in found
+        if each["change"] in CHANGES and each.get("made_with") == made_with(each["change"], each["seed"])
+    ]
+    return sorted(found, key=lambda each: (list(CHANGES).index(each["change"]), each["seed"]))
 
 
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -225,14 +230,11 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"| `{name}` | " + " | ".join(cells) + f" | {len(seeds)} |"
 
 
-def collect(out: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All results so far, in the order of `CHANGES`; written to `ablation.json` and `ablation.md` too."""
-    found = [load_json(path) for path in sorted((out / "results").glob("*.json"))]
-    found = [each for each in found if each["change"] in CHANGES and is_there(out, each["change"], each["seed"])]
-    found.sort(key=lambda each: (list(CHANGES).index(each["change"]), each["seed"]))
+def collect(out: Path, facts: Mapping[str, Any]) -> None:
+    """Write all results so far to `ablation.json` and `ablation.md`."""
+    found = results(out)
     save_json(out / "ablation.json", {"provenance": dict(facts), "samples": SAMPLES, "records": found})
     (out / "ablation.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
-    return found
 
 
 def main() -> None:
@@ -255,8 +257,8 @@ def main() -> None:
     facts = provenance(sys.argv)
     until = time.monotonic() + 60 * options.minutes
     (options.out / "results").mkdir(parents=True, exist_ok=True)
-    todo = [(name, seed) for seed in range(options.seeds) for name in names]
-    todo = [each for each in todo if not is_there(options.out, *each)]
+    done = {(each["change"], each["seed"]) for each in results(options.out)}
+    todo = [(name, seed) for seed in range(options.seeds) for name in names if (name, seed) not in done]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.jobs, context, end_with_parent) as pool:
         running: dict[concurrent.futures.Future[dict[str, Any]], tuple[str, int]] = {}

@@ -47,10 +47,9 @@ def test_results_of_other_settings_are_made_again(
     (tmp_path / "results").mkdir()
     result = {"change": "ce-1", "seed": 0, "figures": {}, "made_with": ablation.made_with("ce-1", 0)}
     (tmp_path / "results" / "ce-1-s0.json").write_text(json.dumps(result), encoding="utf-8")
-    assert ablation.is_there(tmp_path, "ce-1", 0)
-    assert not ablation.is_there(tmp_path, "ce-1", 1)
+    assert ablation.results(tmp_path) == [result]
     monkeypatch.setattr(ablation, "SAMPLES", 100)
-    assert not ablation.is_there(tmp_path, "ce-1", 0)
+    assert ablation.results(tmp_path) == []
 
 
 def _record(change: str, seed: int, **figures: float) -> dict[str, Any]:

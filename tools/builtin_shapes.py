@@ -39,7 +39,7 @@ from prologue.training.loop import Stopped
 from prologue.training.progress import Terminal
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, train
-from prologue.weights import WEIGHTS, file_hash
+from prologue.weights import model_hashes
 
 PRESET = "builtin-shapes"
 DATA = "shapes"
@@ -103,7 +103,7 @@ def card(run: RunFolder, folder: Path, records: dict[str, Record], facts: dict[s
             "preset": PRESET,
             "config": to_dict(config),
             "training_seconds": {stage: stage_seconds(run.metrics(stage), batch) for stage, batch in training.items()},
-            "weights": {part: file_hash(folder / part / WEIGHTS) for part in ("tokenizer", "prior")},
+            "weights": model_hashes(folder),
             "visual_tokens": config.tokenizer.visual_tokens,
             "bytes": sum(file.stat().st_size for file in folder.rglob("*.safetensors")),
             "measures": records,

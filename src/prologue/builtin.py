@@ -33,14 +33,19 @@ def locate(run: str | Path) -> Path:
     return _FOLDER / text.removeprefix(SCHEME)
 
 
+def is_builtin(run: Path) -> bool:
+    """Whether a folder is that of a model of the package, which nothing may be written to."""
+    return run.parent == _FOLDER
+
+
 def shown(run: Path) -> str:
     """How a run's folder is named to users: a model of the package by its name."""
-    return f"{SCHEME}{run.name}" if run.parent == _FOLDER else str(run)
+    return f"{SCHEME}{run.name}" if is_builtin(run) else str(run)
 
 
 def notes_folder(run: Path) -> Path:
     """Where what is found out about a run is kept: its own folder, and for a model of the package the user's cache."""
-    if run.parent != _FOLDER:
+    if not is_builtin(run):
         return run
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "prologue" / f"builtin-{run.name}"

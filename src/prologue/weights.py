@@ -80,6 +80,12 @@ def read_config(folder: Path, kind: type[T]) -> T:
         raise CheckpointError(f"{path} does not describe a {kind.__name__}: {error}") from error
 
 
+def model_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of the weight files of a run's two models, of those that are there."""
+    files = {part: folder / part / WEIGHTS for part in ("tokenizer", "prior")}
+    return {part: file_hash(file) for part, file in files.items() if file.is_file()}
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file, hexadecimal."""
     with path.open("rb") as file:

@@ -23,7 +23,7 @@ from prologue.processes import Processes
 from prologue.throughput.drawing import Drawing, Job, Write
 from prologue.throughput.output import Output
 from prologue.throughput.plan import Plan
-from prologue.weights import WEIGHTS, file_hash
+from prologue.weights import model_hashes
 
 _DEFAULT_COUNT = 16
 _SECONDS_PER_LINE = 30.0
@@ -95,7 +95,7 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
     if options.write != "auto":
         write = options.write
     sampling = options.sampling()
-    weights = {part: file_hash(builtin.locate(options.run) / part / WEIGHTS) for part in ("tokenizer", "prior")}
+    weights = model_hashes(builtin.locate(options.run))
     request = {
         "weights": weights,
         "classes": [pipeline.class_name(index) for index in dealt],

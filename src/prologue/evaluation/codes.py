@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.runs import Watch, evaluating, unwatched
+from prologue.evaluation.runs import Watch, center_crops, evaluating, unwatched
 from prologue.nn.quantizers import PrologueQuantizer
 from prologue.sequence import TokenIds
 from prologue.tokenizer import Tokenizer, to_model_range
@@ -49,8 +48,7 @@ def encode_with_nearness(
     device = next(tokenizer.parameters()).device
     tokens, nearness = [], []
     with evaluating(tokenizer):
-        for start in watch(range(0, len(indices), batch), "encoding"):
-            pictures = center_batch(images, indices[start : start + batch]).images
+        for pictures in center_crops(images, indices, batch=batch, watch=watch, what="encoding"):
             part, near = _encode(tokenizer, pictures.to(device))
             tokens.append(part.to("cpu"))
             nearness.append(near.cpu())

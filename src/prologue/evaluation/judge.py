@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from prologue.data.shapes import CLASS_NAMES
 from prologue.data.source import Data
 from prologue.errors import EvaluationError
-from prologue.evaluation.features import FeatureExtractor
+from prologue.evaluation.features import FeatureExtractor, ShapesExtractor
 from prologue.evaluation.linear import LinearClassifier, fit_linear
 from prologue.evaluation.runs import Record, Watch, choose_images, crop_features, unwatched, wilson_interval
 
@@ -41,6 +42,13 @@ class LinearJudge:
 
     def classify(self, images: UInt8[Tensor, "b 3 h w"]) -> Int64[Tensor, " b"]:
         return self.fitted(self.extractor(images)).argmax(1).cpu()
+
+
+def shipped_judge(
+    source: str, class_names: tuple[str, ...], device: str | torch.device = "cpu"
+) -> ShapesExtractor | None:
+    """The classifier in the package, where the images named `source` and the classes are those that it knows."""
+    return ShapesExtractor(device) if source == "shapes" and class_names == CLASS_NAMES else None
 
 
 def judge_facts(judge: Judge) -> dict[str, Any]:

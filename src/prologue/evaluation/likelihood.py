@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.runs import (
@@ -19,6 +18,7 @@ from prologue.evaluation.runs import (
     Interval,
     Record,
     Watch,
+    center_crops,
     evaluating,
     mean_interval,
     unwatched,
@@ -43,12 +43,9 @@ def encode_images(
 ) -> TokenIds:
     """Tokens of the center crops of the images at `indices`, on the CPU."""
     device = next(tokenizer.parameters()).device
-    parts = []
+    crops = center_crops(images, indices, batch=batch, watch=watch, what="encoding")
     with evaluating(tokenizer):
-        for start in watch(range(0, len(indices), batch), "encoding"):
-            pictures = center_batch(images, indices[start : start + batch]).images
-            parts.append(tokenizer.encode(to_model_range(pictures.to(device))).to("cpu"))
-    return TokenIds.cat(parts)
+        return TokenIds.cat([tokenizer.encode(to_model_range(pictures.to(device))).to("cpu") for pictures in crops])
 
 
 def token_nats(

@@ -28,6 +28,7 @@ from prologue.evaluation.runs import (
     Interval,
     Record,
     Watch,
+    center_crops,
     choose_images,
     evaluating,
     unwatched,
@@ -166,10 +167,8 @@ def describe_images(
     what: str = "images",
 ) -> Described:
     """The center crops of the images at `indices`, as points."""
-    starts = watch(range(0, len(indices), batch), what)
-    return Described.cat(
-        [Described.of(center_batch(images, indices[start : start + batch]).images, extractor) for start in starts]
-    )
+    crops = center_crops(images, indices, batch=batch, watch=watch, what=what)
+    return Described.cat([Described.of(pictures, extractor) for pictures in crops])
 
 
 def _decoded(
@@ -181,11 +180,8 @@ def _decoded(
     watch: Watch,
 ) -> Described:
     """The images as they come back from their tokens, as points."""
-    parts = []
-    for start in watch(range(0, len(indices), batch), "decoded images"):
-        pictures = center_batch(images, indices[start : start + batch]).images
-        parts.append(Described.of(_through(tokenizer, pictures), extractor))
-    return Described.cat(parts)
+    crops = center_crops(images, indices, batch=batch, watch=watch, what="decoded images")
+    return Described.cat([Described.of(_through(tokenizer, pictures), extractor) for pictures in crops])
 
 
 def _through(tokenizer: Tokenizer, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.codes import prologue_vectors, require_prologue, visual_vectors
 from prologue.evaluation.linear import LinearClassifier, fit_linear
-from prologue.evaluation.runs import Record, Watch, evaluating, mean_interval, unwatched, wilson_interval
+from prologue.evaluation.runs import Record, Watch, center_crops, evaluating, mean_interval, unwatched, wilson_interval
 from prologue.rng import derive_seed, torch_stream
 from prologue.sequence import TokenIds
 from prologue.tokenizer import Tokenizer, to_model_range
@@ -93,8 +92,7 @@ def read_inputs(
     parts: dict[str, list[Tensor]] = {name: [] for name in INPUTS}
     tokens = []
     with evaluating(tokenizer, random):
-        for start in watch(range(0, len(indices), batch), what):
-            pictures = center_batch(images, indices[start : start + batch]).images
+        for pictures in center_crops(images, indices, batch=batch, watch=watch, what=what):
             given = to_model_range(pictures.to(first.device))
             own = tokenizer.encode(given).to("cpu")
             tokens.append(own)

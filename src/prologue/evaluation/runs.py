@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from prologue.config import DataConfig, RunConfig
@@ -23,7 +23,7 @@ from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
 from prologue.rng import numpy_stream
 from prologue.training.run import RunFolder
-from prologue.weights import WEIGHTS, file_hash
+from prologue.weights import model_hashes
 
 LIKELIHOOD_IMAGES = 1024
 """Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
@@ -95,6 +95,14 @@ def choose_images(total: int, count: int | None, seed: int, name: str) -> Int64[
     return np.sort(numpy_stream(seed, "evaluation", name).permutation(total)[:count])
 
 
+def center_crops(
+    images: ImageSet, indices: Int64[np.ndarray, " n"], *, batch: int, watch: Watch, what: str
+) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
+    """The center crops of the images at `indices`, batch by batch, in their order."""
+    for start in watch(range(0, len(indices), batch), what):
+        yield center_batch(images, indices[start : start + batch]).images
+
+
 def crop_features(
     extractor: FeatureExtractor,
     images: ImageSet,
@@ -105,8 +113,8 @@ def crop_features(
     what: str = "images",
 ) -> Float[Tensor, "n d"]:
     """Features of the center crops of the images at `indices`, in their order."""
-    starts = watch(range(0, len(indices), batch), what)
-    return torch.cat([extractor(center_batch(images, indices[start : start + batch]).images) for start in starts])
+    crops = center_crops(images, indices, batch=batch, watch=watch, what=what)
+    return torch.cat([extractor(pictures) for pictures in crops])
 
 
 @dataclass(frozen=True)
@@ -148,8 +156,7 @@ class RunInfo:
     @property
     def weights(self) -> dict[str, str]:
         """sha256 of the weight files of both models, of those that are there."""
-        files = {part: self.path / part / WEIGHTS for part in ("tokenizer", "prior")}
-        return {part: file_hash(file) for part, file in files.items() if file.is_file()}
+        return model_hashes(self.path)
 
     def open_data(self, where: str | None, image_size: tuple[int, int]) -> tuple[str, Data, tuple[str, ...]]:
         """The run's images, or those at `where`, read with the run's own options: their name, they, and notes.

@@ -14,7 +14,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from prologue.config import Precision
-from prologue.data.shapes import CLASS_NAMES
 from prologue.data.source import Data, ImageSet
 from prologue.demo.ledger import Ledger
 from prologue.demo.measure import recognise_reconstructions
@@ -23,7 +22,7 @@ from prologue.evaluation.codes import prologue_vectors, visual_vectors
 from prologue.evaluation.distances import measure_name
 from prologue.evaluation.features import FeatureExtractor, ShapesExtractor
 from prologue.evaluation.generation import Samples, evaluate_generation
-from prologue.evaluation.judge import Judge, fit_judge
+from prologue.evaluation.judge import Judge, fit_judge, shipped_judge
 from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.linear import fit_linear
@@ -65,8 +64,9 @@ class Bench:
     @cached_property
     def classifier(self) -> Judge | None:
         """What recognises classes: the classifier of `shapes`, elsewhere one fitted to the data's own images."""
-        if self.source == "shapes" and self.data.class_names == CLASS_NAMES:
-            return self.extractor if isinstance(self.extractor, ShapesExtractor) else ShapesExtractor()
+        shipped = shipped_judge(self.source, self.data.class_names)
+        if shipped is not None:
+            return self.extractor if isinstance(self.extractor, ShapesExtractor) else shipped
         if self.data.num_classes < 2:
             return None
         return fit_judge(self.extractor, self.data, count=self.scale.measured_images, batch=self.scale.batch)

@@ -18,6 +18,7 @@ from prologue.reproduce.pictures import FOLDER as PICTURES
 from prologue.reproduce.request import StudyRequest
 from prologue.reproduce.scales import VARIANTS, run_config
 from prologue.training.progress import Progress
+from prologue.training.run import differences
 
 STUDY = "study.json"
 STUDY_FORMAT = 1
@@ -41,12 +42,13 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
             f"{request.data} leaves {len(data.validation)} images held out, and recipes are chosen on at least {LEAST}"
         )
     name = "shapes" if request.features == "auto" and request.data == "shapes" else request.features
-    features = Features.open(name, request.data, pick_device(request.device))
+    device = pick_device(request.device)
+    features = Features.open(name, request.data, device)
     if features.extractor is None:
         raise MissingExtraError(f"a distance between images of {request.data}", "lite0")
     known = load_json(out / STUDY) if (out / STUDY).is_file() else {}
     # Whatever computes the rest of a study computes it in the number format that it began with.
-    precision = known.get("precision") or pick_precision("auto", pick_device(request.device))
+    precision = known.get("precision") or pick_precision("auto", device)
     settings = {
         "format": STUDY_FORMAT,
         "scale_name": request.scale_name,
@@ -65,25 +67,11 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
 
 
 def _require_same(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    ours, theirs = _flat(now), _flat(there)
-    for name in ("data", "precision"):  # the place of the same images may differ; the study's own format is kept
-        ours.pop(name, None), theirs.pop(name, None)
-    differences = [
-        f"{name}: {theirs.get(name)!r} in the study, {ours.get(name)!r} now"
-        for name in sorted({*ours, *theirs})
-        if ours.get(name) != theirs.get(name)
-    ]
-    if differences:
-        listed = "\n  ".join(differences)
+    # The place of the same images may differ, and the study's own number format is kept.
+    changed = [each for each in differences(there, now) if each[0] not in ("data", "precision")]
+    if changed:
+        listed = "\n  ".join(f"{name}: {old!r} in the study, {new!r} now" for name, old, new in changed)
         raise RunError(
             f"{out} holds a study with other settings:\n  {listed}\n"
             "Repeat its settings to continue it, or choose another --out"
         )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found

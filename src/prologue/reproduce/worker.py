@@ -23,7 +23,7 @@ from prologue.reproduce.setting import STUDY
 from prologue.training.progress import Progress
 from prologue.training.run import RunFolder
 from prologue.training.train import StageName, TrainRequest, train
-from prologue.weights import WEIGHTS, file_hash
+from prologue.weights import model_hashes
 
 
 class Worker:
@@ -51,7 +51,7 @@ class Worker:
         baseline = None
         if baseline_run is not None:
             baseline = Prior.from_pretrained(baseline_run / "prior").to(pipeline.device)
-        weights = {part: file_hash(folder / part / WEIGHTS) for part in ("tokenizer", "prior")}
+        weights = model_hashes(folder)
         models = Models(pipeline.tokenizer, pipeline.prior, piece.seed, weights, piece.name)
         records = measure(
             models, self.bench, ledger, baseline=baseline, watch=watched(self.progress), check=self._check_record

@@ -54,18 +54,18 @@ class RunFolder:
                 raise RunError(f"{path} exists and is not a run folder: choose another --out, or empty it")
             return cls._create(path, config, plain_facts)
         run = cls.load(path)
-        differences = [
+        changed = [
             difference
             for difference in (
-                *_differences(run.record["config"], to_dict(config)),
-                *_differences(run.record["facts"], plain_facts),
+                *differences(run.record["config"], to_dict(config)),
+                *differences(run.record["facts"], plain_facts),
             )
             if difference[0] not in FREE_FIELDS
         ]
-        if differences and not run.record["stages"]:  # nothing was begun: there is nothing to lose
+        if changed and not run.record["stages"]:  # nothing was begun: there is nothing to lose
             return cls._create(path, config, plain_facts)
-        if differences:
-            listed = "\n  ".join(f"{name}: {there!r} in the run, {now!r} now" for name, there, now in differences)
+        if changed:
+            listed = "\n  ".join(f"{name}: {there!r} in the run, {now!r} now" for name, there, now in changed)
             raise RunError(
                 f"{path} was begun with other settings:\n  {listed}\n"
                 "Repeat the settings it was begun with to continue it, or choose another --out"
@@ -182,9 +182,10 @@ class RunFolder:
                 continue
 
 
-def _differences(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where nested settings differ: dotted name, value there, value now; None for what one side lacks."""
     if isinstance(there, dict) and isinstance(now, dict):
         for key in sorted({*there, *now}):
-            yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif there != now:
         yield name, there, now

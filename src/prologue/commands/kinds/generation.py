@@ -26,12 +26,10 @@ from prologue.commands.kinds.base import (
 from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
 from prologue.commands.kinds.nearness import verdict
 from prologue.commands.kinds.recipes import recipe_words
-from prologue.data.shapes import CLASS_NAMES
 from prologue.errors import ConfigError
 from prologue.evaluation.coarse import SIDE
-from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import Samples, evaluate_generation, possible_recipe
-from prologue.evaluation.judge import Judge, fit_judge
+from prologue.evaluation.judge import Judge, fit_judge, shipped_judge
 from prologue.evaluation.memorisation import BY_DEFAULT, compare_samples
 from prologue.evaluation.nearest import Described
 from prologue.evaluation.runs import Record, RunInfo
@@ -74,7 +72,6 @@ def prepare(argv: Sequence[str]) -> Prepared:
     if stored != pipeline.recipe and "guidance" not in sampling:
         notes = (*notes, "the stored guidance leans on a class, and this run has none, so it is left out")
     recipe = stored.replace(**sampling)
-    knows = source == "shapes" and pipeline.class_names == CLASS_NAMES
     if options.judge and data.num_classes != pipeline.prior.num_classes:
         raise ConfigError(
             f"--judge: the images have {data.num_classes} classes and the run {pipeline.prior.num_classes}, so that no "
@@ -82,10 +79,9 @@ def prepare(argv: Sequence[str]) -> Prepared:
         )
 
     def judge() -> Judge | None:
-        if knows:
-            return ShapesExtractor(pipeline.device)
-        if not options.judge:
-            return None
+        shipped = shipped_judge(source, pipeline.class_names, pipeline.device)
+        if shipped is not None or not options.judge:
+            return shipped
         return fit_judge(features.extractor, data, seed=options.seed, batch=options.batch, watch=progress)
 
     def evaluated(keep: Keep) -> Record:

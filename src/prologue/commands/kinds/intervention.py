@@ -14,11 +14,10 @@ from prologue.commands._options import parse
 from prologue.commands._sampling import GUIDANCE_HELP, RecipeFlags, progress
 from prologue.commands.kinds.base import Measurement, Options, Prepared, Row, checked, facts, row, with_notes
 from prologue.commands.kinds.recipes import recipe_words
-from prologue.data.shapes import CLASS_NAMES
 from prologue.errors import ConfigError, EvaluationError
-from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import possible_recipe
 from prologue.evaluation.intervention import Intervened, Pairs, evaluate_intervention, intervene, mean_maps
+from prologue.evaluation.judge import shipped_judge
 from prologue.evaluation.likelihood import encode_images, true_classes
 from prologue.evaluation.runs import Record, RunInfo, measured_split
 from prologue.images import thumbnails, to_pil
@@ -60,14 +59,13 @@ def prepare(argv: Sequence[str]) -> Prepared:
     if stored != pipeline.recipe and "guidance" not in sampling:
         said = (*said, "the stored guidance leans on a class, and there is none here, so it is left out")
     recipe = stored.replace(**sampling)
-    knows = source == "shapes" and pipeline.class_names == CLASS_NAMES
 
     def measure() -> Measurement:
         shared: dict[str, Any] = {"batch": options.batch, "watch": progress}
         tokens = encode_images(pipeline.tokenizer, split.images, np.concatenate([first, second]), **shared)
         pairs = Pairs(tokens.prologue[: len(first)], tokens.prologue[len(first) :], class_ids)
         images = intervene(pipeline.tokenizer, pipeline.prior, recipe, pairs, seed=options.seed, **shared)
-        classifier = ShapesExtractor(pipeline.device) if knows else None
+        classifier = shipped_judge(source, pipeline.class_names, pipeline.device)
         record = evaluate_intervention(
             images, pairs, recipe, split=split.name, seed=options.seed, classifier=classifier
         )

@@ -22,10 +22,9 @@ from prologue.commands.kinds.base import (
     with_notes,
 )
 from prologue.commands.kinds.recipes import recipe_words
-from prologue.data.shapes import CLASS_NAMES
 from prologue.errors import ConfigError, EvaluationError
-from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import possible_recipe
+from prologue.evaluation.judge import shipped_judge
 from prologue.evaluation.layout import Shown, evaluate_layout
 from prologue.evaluation.likelihood import true_classes
 from prologue.evaluation.runs import Features, Record, RunInfo, choose_images, measured_split
@@ -64,7 +63,6 @@ def prepare(argv: Sequence[str]) -> Prepared:
         split.images.labels[indices], data.class_names, pipeline.class_names, pipeline.prior.num_classes
     )
     recipe = possible_recipe(pipeline.recipe, pipeline.prior)
-    knows = source == "shapes" and pipeline.class_names == CLASS_NAMES
 
     def measure() -> Measurement:
         record, shown = evaluate_layout(
@@ -77,7 +75,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
             features,
             per=options.per,
             split=split.name,
-            classifier=ShapesExtractor(pipeline.device) if knows else None,
+            classifier=shipped_judge(source, pipeline.class_names, pipeline.device),
             seed=options.seed,
             batch=options.batch,
             watch=progress,

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tyro.conf import arg
 
-from prologue.builtin import notes_folder, shown
+from prologue.builtin import is_builtin, shown
 from prologue.commands._evaluations import key_of, place
 from prologue.commands._options import parse, plain
 from prologue.commands._sampling import GUIDANCE_HELP, parse_guidance, progress
@@ -181,7 +181,7 @@ def _store(options: SweepOptions, record: Record) -> None:
     if (manifest.recipe or Recipe()) == winner:
         print(f"The run's default recipe is the best: {words}.")
         return
-    if notes_folder(options.run) != options.run:
+    if is_builtin(options.run):
         print(f"Not stored, since {shown(options.run)} comes with the package; the best recipe: {words}.")
         return
     if not options.store:
