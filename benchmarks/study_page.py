@@ -10,6 +10,7 @@ benchmarks/results/study-NAME.json. `<!-- NAME -->` and `<!-- end of NAME -->` s
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PICTURES = {
-    "2d-s0-unguided": "The first unguided samples of 2d, seed 0, not picked",
-    "prologue-s0-unguided": "The first unguided samples of prologue, seed 0, not picked",
-    "prologue-s0-resampled": "Images drawn again from one prologue each, seed 0",
+    ("2d", "unguided"): "The first unguided samples of 2d, not picked",
+    ("prologue", "unguided"): "The first unguided samples of prologue, not picked",
+    ("prologue", "resampled"): "Images drawn again from one prologue each",
 }
 
 
@@ -37,13 +38,19 @@ def study(folder: Path, name: str, root: Path) -> Iterator[str]:
     """The tables of a study and the pictures that it has; its results and pictures are copied below `root`."""
     shutil.copyfile(folder / "results.json", root / "benchmarks" / "results" / f"study-{name}.json")
     yield (folder / "tables.md").read_text(encoding="utf-8").strip()
-    found = [picture for picture in PICTURES if (folder / "pictures" / f"{picture}.png").is_file()]
+    pieces = json.loads((folder / "results.json").read_text(encoding="utf-8"))["pieces"]
+    seed = min(piece["seed"] for piece in pieces)
+    found = {
+        (variant, kind): picture
+        for variant, kind in PICTURES
+        if (picture := folder / "pictures" / f"{variant}-s{seed}-{kind}.png").is_file()
+    }
     if found:
         yield "\n\n## Pictures"
-    for picture in found:
-        file = f"study-{name}-{picture}.png"
-        shutil.copyfile(folder / "pictures" / f"{picture}.png", root / "docs" / "images" / file)
-        yield f"\n\n![{PICTURES[picture]}](images/{file})\n*{PICTURES[picture]}.*"
+    for key, picture in found.items():
+        file, caption = f"study-{name}-{'-'.join(key)}.png", f"{PICTURES[key]}, seed {seed}"
+        shutil.copyfile(picture, root / "docs" / "images" / file)
+        yield f"\n\n![{caption}](images/{file})\n*{caption}.*"
 
 
 def main() -> None:

@@ -82,15 +82,15 @@ def test_the_page_takes_a_study_with_its_pictures(tmp_path: Path, monkeypatch: p
     for folder in (study / "pictures", root / "docs" / "images", root / "benchmarks" / "results"):
         folder.mkdir(parents=True)
     (study / "tables.md").write_text("- said\n\n## Claims\n\n| a |\n", encoding="utf-8")
-    (study / "results.json").write_text("{}", encoding="utf-8")
-    (study / "pictures" / "2d-s0-unguided.png").write_bytes(b"png")
+    (study / "results.json").write_text('{"pieces": [{"seed": 9}, {"seed": 7}]}', encoding="utf-8")
+    (study / "pictures" / "2d-s7-unguided.png").write_bytes(b"png")
     (root / "docs" / "study.md").write_text("<!-- x -->\n<!-- end of x -->\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["study_page.py", f"x={study}", "--root", str(root)])
     _script("benchmarks/study_page.py").main()
     page = (root / "docs" / "study.md").read_text(encoding="utf-8")
-    assert "- said\n\n### Claims\n\n| a |\n\n### Pictures\n\n![The first unguided samples of 2d" in page
-    assert "](images/study-x-2d-s0-unguided.png)" in page
-    assert (root / "docs" / "images" / "study-x-2d-s0-unguided.png").read_bytes() == b"png"
+    picture = "![The first unguided samples of 2d, not picked, seed 7](images/study-x-2d-unguided.png)"
+    assert f"- said\n\n### Claims\n\n| a |\n\n### Pictures\n\n{picture}" in page
+    assert (root / "docs" / "images" / "study-x-2d-unguided.png").read_bytes() == b"png"
     assert (root / "benchmarks" / "results" / "study-x.json").is_file()
 
 

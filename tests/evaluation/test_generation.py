@@ -95,6 +95,21 @@ def test_a_record_states_both_numbers_and_the_recipe(tiny_models) -> None:
     assert (few["n"], few["n_reference"], few["recognition"]) == (4, 4, None)
 
 
+def test_unequal_classes_of_the_reference_are_noted(tiny_models) -> None:
+    """Samples have all classes equally often, so that images which do not lie at a distance from any model's."""
+    tokenizer, prior = tiny_models()
+    pictures = Pictures(60)
+
+    def notes(*labels: int) -> str:
+        pictures.labels = np.repeat(np.arange(3), labels)
+        features = Features(Means(), None)
+        return " ".join(evaluate_generation(tokenizer, prior, Recipe(), pictures, features, count=3)["notes"])
+
+    assert prior.num_classes == 3
+    assert "classes of the reference" not in notes(21, 20, 19)
+    assert "not equally frequent (5 to 30 images)" in notes(30, 25, 5)
+
+
 def test_without_features_no_training_image_is_read(tiny_models) -> None:
     record = evaluate_generation(*tiny_models(), Recipe(), Pictures(0), Features(), count=3, classifier=AlwaysOne())
     assert (record["fd"], record["n_reference"]) == (None, 0)

@@ -20,7 +20,7 @@ def make_result(variant: Any, seed: int, n: int = 2048, **figures: float | None)
                      "recipe": {"temperature": 0.9}},
         "guided": None,
         "likelihood": {"n": n},
-        "probe": {"n": n, "chance": 0.125, "visual_first": 0.2},
+        "probe": {"n": n, "chance": 0.125, "visual_first": 0.2, "visual_first_low": 0.15},
         "layout": None,
     }  # fmt: skip
     for path, value in figures.items():

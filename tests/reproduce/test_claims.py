@@ -118,10 +118,23 @@ def test_what_is_at_chance_or_missing_is_said(make: Make) -> None:
         make("prologue", 0, probe__prologue=0.13, probe__prologue_low=0.1, layout__coarse_ratio=None,
              likelihood__collapsed=True),
     )  # fmt: skip
-    assert "not above chance for seed 0" in claims["probe-1d"].notes[0]
+    assert claims["probe-1d"].notes == ("the probe of the prologue of prologue is not above chance for seed 0",)
     assert claims["layout"].verdict is None
     assert {"seed 0 has no ratio of layouts", "the prologue of seed 0 has collapsed"} == set(claims["layout"].notes)
     assert sentence(claims["layout"]).startswith("Undecided, because no seed can be compared")
+
+
+def test_a_baseline_at_chance_is_said(make: Make) -> None:
+    ours = make("prologue", 0, probe__prologue=0.4, probe__prologue_low=0.3)
+    claims = _claims(make("2d", 0, probe__visual_first=0.13, probe__visual_first_low=0.1), ours)
+    said = "the probe of the first visual tokens of 2d is not above chance for seed 0"
+    assert claims["probe-2d"].notes == (said,)
+
+
+def test_what_holds_by_construction_is_no_claim(make: Make) -> None:
+    """The visual tokens of `prologue-post` are those of its 2d."""
+    claims = judge_claims(dict([make("2d", 0), make("prologue", 0), make("prologue-post", 0)]))
+    assert [claim.ours for claim in claims if claim.key == "reconstruction"] == ["prologue"]
 
 
 def test_a_distance_that_is_not_positive_has_no_ratio(make: Make) -> None:

@@ -507,6 +507,20 @@ def test_a_real_study_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -
     }  # fmt: skip
 
 
+def test_models_that_a_moved_study_left_behind_are_made_again(tmp_path: Path) -> None:
+    """More variants can be asked for where only the results of finished pieces went along."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    scale = dataclasses.replace(TINY, packed=True)
+    request = _request(here, variants=("2d",), seeds=(0,), scale=scale)
+    assert reproduce(request, Silent()).finished
+    shutil.copytree(here / "state", there / "state")
+    more = dataclasses.replace(request, out=there, variants=("2d", "prologue-post"))
+    assert reproduce(more, Silent()).finished
+    models = [out / "runs" / "2d-s0" / "tokenizer" / "model.safetensors" for out in (here, there)]
+    assert file_hash(models[0]) == file_hash(models[1])
+    assert _measures(here)["2d-s0"] == _measures(there)["2d-s0"]
+
+
 def _returning(outcome: StudyOutcome | BaseException, asked: list[StudyRequest]) -> Callable[..., StudyOutcome]:
     def fake(request: StudyRequest, progress: object) -> StudyOutcome:
         asked.append(request)

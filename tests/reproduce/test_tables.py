@@ -115,3 +115,41 @@ def test_the_first_line_is_the_verdict(make: Make) -> None:
     assert good is None
     worse = [make("2d", seed) for seed in range(3)] + [make("prologue", s, unguided__kid=9.0) for s in range(3)]
     assert verdict_line(judge_claims(dict(worse)))[1] is False
+
+
+def test_captions_state_numbers_and_what_real_images_give(make: Make) -> None:
+    results = dict([make("2d", seed, recognition__originals_rate=0.9 + 0.1 * seed) for seed in range(2)])
+    caption = make_tables(results, [])["Generation"].caption
+    assert "N = 2048 against 2048." in caption
+    assert "recognises the class in 95.0 % of the held-out images" in caption
+    assert "recognises" not in make_tables(dict([make("2d", 0)]), [])["Generation"].caption
+
+
+def test_a_recipe_at_an_end_of_what_was_tried_is_marked(make: Make) -> None:
+    def recipe(best: float, *tried: float) -> str:
+        piece, result = make("2d", 0)
+        result["measures"]["unguided"]["recipe"] = {"temperature": best}
+        result["measures"]["choice_unguided"] = {"tried": [{"recipe": {"temperature": each}} for each in tried]}
+        budgets = make_tables({piece: result}, [])["Budgets"]
+        return budgets.rows[0][budgets.head.index("unguided recipe")]
+
+    assert recipe(0.8, 1.0, 0.9, 0.8) == "T 0.8†"
+    assert recipe(0.9, 1.0, 0.9, 0.8) == "T 0.9"
+    # Of two values each is an end.
+    assert recipe(0.9, 1.0, 0.9) == "T 0.9"
+
+
+def test_many_runs_have_many_chances_to_seem_memorised(make: Make) -> None:
+    def said(runs: int) -> str:
+        near = {
+            "coarse_share": 0.1,
+            "coarse_share_low": 0.05,
+            "coarse_share_expected": 0.01,
+            "coarse_share_chance": 0.01,
+        }
+        figures = {f"unguided__memorisation__{key}": value for key, value in near.items()}
+        results = dict([make("2d", 0, **figures), *(make("2d", seed) for seed in range(1, runs))])
+        return make_tables(results, [])["Memorisation"].caption
+
+    assert "More than chance allows: 2d-s0." in said(2)
+    assert "In no run" in said(4)

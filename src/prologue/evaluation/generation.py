@@ -32,6 +32,9 @@ from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 from prologue.tokenizer import Tokenizer, to_uint8
 
+UNEQUAL = 0.05
+"""Part of the images, from which on a reference with unequal classes is noted."""
+
 
 class Samples(NamedTuple):
     """A batch of samples on the CPU, lossless, and the class that each was asked to be."""
@@ -118,6 +121,8 @@ def evaluate_generation(
     if statistics is not None:
         record |= statistics.facts() | {"n_reference": statistics.count, "reference_views": None}
     record |= distances.record(seed)
+    if from_data:
+        distances.notes.extend(unequal_classes(reference, prior.num_classes))
     record |= {"recipe": recipe.to_dict(), "guided": recipe.guidance.active, "seed": seed}
     recognition = None
     if classifier is not None:
@@ -125,6 +130,20 @@ def evaluate_generation(
         recognition = recognised_classes(class_ids, processes.gather(own[:, None])[:, 0], class_names)
         recognition |= judge_facts(classifier)
     return record | {"recognition": recognition, "notes": distances.notes}
+
+
+def unequal_classes(reference: ImageSet, num_classes: int) -> list[str]:
+    """A note where a twentieth or more of the images would have to change class for all classes to be equal."""
+    if num_classes < 2 or not len(reference):
+        return []
+    counts = np.bincount(reference.labels, minlength=num_classes)
+    moved = np.abs(counts / counts.sum() - 1 / num_classes).sum() / 2
+    if moved < UNEQUAL:
+        return []
+    return [
+        f"the classes of the reference are not equally frequent ({counts.min()} to {counts.max()} images) and those of "
+        "the samples are: this part of the distance no model can mend, so compare on the same images only"
+    ]
 
 
 def recognised_classes(

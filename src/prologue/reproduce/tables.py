@@ -98,6 +98,8 @@ MEMORISED = (
 )
 ALL = (*RECONSTRUCTION, *GENERATION, *CARRIED, *INSIDE, *MEMORISED)
 
+EDGE = "†"
+
 _AVERAGED = (
     "Each cell: mean over seeds with its 95 % t interval, and beneath it where one further seed lies in 95 % of all "
     "cases. Fréchet distances and ratios are averaged as logarithms."
@@ -164,13 +166,16 @@ def make_tables(results: Results, claims: Sequence[Claim]) -> dict[str, Table]:
         "Claims": _claims_table(claims),
         "Budgets": _budgets(results),
         "Reconstruction": _figures_table(
-            results, RECONSTRUCTION, "Held-out images. " + _counts(results, "reconstruction")
+            results,
+            RECONSTRUCTION,
+            f"Held-out images against themselves. {_counts(results, 'reconstruction')} {_originals(results)}",
         ),
         "Generation": _figures_table(
             results,
             GENERATION,
             "Samples against training images, labels uniform. Each run at its own recipe, chosen among the same few "
-            "with the same number of samples against held-out images. " + _counts(results, "unguided"),
+            f"with the same number of samples against held-out images. {_counts(results, 'unguided')} "
+            f"{_originals(results)}",
         ),
         "What the prologue carries": _figures_table(
             results,
@@ -187,8 +192,23 @@ def make_tables(results: Results, claims: Sequence[Claim]) -> dict[str, Table]:
 
 
 def _counts(results: Results, name: str) -> str:
-    counts = sorted({int(n) for result in results.values() if (n := figure(result, f"{name}.n")) is not None})
-    return f"N = {', '.join(map(str, counts))}." if counts else ""
+    """How many were measured, and against how many."""
+    counts, against = (
+        sorted({int(n) for result in results.values() if (n := figure(result, f"{name}.{key}")) is not None})
+        for key in ("n", "n_reference")
+    )
+    if not counts:
+        return ""
+    reference = f" against {', '.join(map(str, against))}" if against else ""
+    return f"N = {', '.join(map(str, counts))}{reference}."
+
+
+def _originals(results: Results) -> str:
+    """What the classifier makes of real images, which no sample can be expected to exceed by much."""
+    rates = [rate for result in results.values() if (rate := figure(result, "recognition.originals_rate")) is not None]
+    if not rates:
+        return ""
+    return f"The classifier recognises the class in {100 * sum(rates) / len(rates):.1f} % of the held-out images."
 
 
 def _figures_table(results: Results, figures: Sequence[Figure], caption: str) -> Table:
@@ -250,7 +270,7 @@ def _budgets(results: Results) -> Table:
         "FLOPs (matrix products) and seconds (mean over seeds) are what that costs each variant. prologue-post has one "
         "more encoder, and its figures leave out stage 1 of the 2d that it starts from. one-stage samples with the "
         "prior of stage 1, which has a quarter of the blocks. The gain of prologue takes one more prior, which is not "
-        "counted here, nor is the encoding of the images."
+        f"counted here, nor is the encoding of the images. {EDGE} marks recipes at an end of what was tried."
     )
     head = ["variant", "images, stage 1", "images, stage 2", "parameters, M", "TFLOPs", "seconds", "measuring, s",
             "unguided recipe", "guided recipe"]  # fmt: skip
@@ -265,24 +285,33 @@ def _recipe(result: Result, kind: str) -> str:
     record = result["measures"].get(kind)
     if record is None:
         return "–"
-    recipe = Recipe.from_dict(record["recipe"])
+    tried = result["measures"].get(f"choice_{kind}", {}).get("tried", ())
+    recipe, *others = (Recipe.from_dict(each["recipe"]) for each in (record, *tried))
+    guided = recipe.guidance.whole is not None
+    values = sorted({_strength(each) for each in others})
+    mark = EDGE if len(values) > 2 and _strength(recipe) in (values[0], values[-1]) else ""
+    return f"{f'scale {_strength(recipe):g}, ' if guided else ''}T {recipe.temperature:g}{mark}"
+
+
+def _strength(recipe: Recipe) -> float:
+    """What the sweep varies most: the scale of the guidance, without one the temperature."""
     whole = recipe.guidance.whole
-    scale = f"scale {whole.scale:g}, " if whole is not None else ""
-    return f"{scale}T {recipe.temperature:g}"
+    return recipe.temperature if whole is None else whole.scale
 
 
 def _memorisation(results: Results) -> Table:
     table = _figures_table(results, MEMORISED, "Unguided samples, 8×8 pixels. " + _counts(results, "unguided"))
-    warned = [piece.name for piece, result in results.items() if _warns(result)]
+    warned = [piece.name for piece, result in results.items() if _warns(result, len(results))]
     said = f"More than chance allows: {', '.join(warned)}." if warned else "In no run are they more than chance allows."
     return Table(table.head, table.rows, f"{table.caption} {said}", table.labels)
 
 
-def _warns(result: Result) -> bool:
+def _warns(result: Result, runs: int) -> bool:
+    """More near samples than chance gives, where each of `runs` has its chance (Bonferroni)."""
     low, expected, chance = (
         figure(result, f"unguided.memorisation.coarse_share{end}") for end in ("_low", "_expected", "_chance")
     )
-    return low is not None and expected is not None and chance is not None and low > expected and chance < CHANCE
+    return low is not None and expected is not None and chance is not None and low > expected and chance < CHANCE / runs
 
 
 def _against(results: Results, theirs: Name) -> Table:

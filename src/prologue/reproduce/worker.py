@@ -38,7 +38,12 @@ class Worker:
         self.deadline.check()
         self.progress.say(f"variant {piece.variant}, seed {piece.seed}")
         before = piece.starts_from
-        given = before.run_folder(self.out) if before is not None else None
+        given = None
+        if before is not None:
+            given = before.run_folder(self.out)
+            if not given.exists():  # a packed study took its result along, not its models
+                self.progress.say(f"{before.name} is trained again: {piece.name} starts from its models")
+            self._train(before, run_config(self.scale, before.variant, before.seed), given, None, None)
         folder = piece.run_folder(self.out)
         ledger = Ledger(folder / "measures.json", self.request.provenance)
         config = run_config(self.scale, piece.variant, piece.seed)
