@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from prologue.reproduce.claims import judge_claims
+from prologue.reproduce.figures import cell_figures
 from prologue.reproduce.scales import SCALES
-from prologue.reproduce.tables import cell_figures, make_tables, markdown, verdict_line, write_tables
+from prologue.reproduce.tables import make_tables
+from prologue.reproduce.written import markdown, verdict_line, write_tables
 
 Make = Callable[..., Any]
 

@@ -58,7 +58,7 @@ def run(argv: list[str]) -> int:
     from prologue.reproduce.request import StudyRequest
     from prologue.reproduce.scales import VARIANTS, scale_named
     from prologue.reproduce.study import reproduce
-    from prologue.reproduce.tables import JSON, MARKDOWN, PAGE
+    from prologue.reproduce.written import JSON, MARKDOWN, PAGE
     from prologue.training.loop import Stopped
     from prologue.training.progress import Terminal
 

@@ -9,8 +9,8 @@ from prologue.reproduce.jobs import side_by_side
 from prologue.reproduce.pieces import Piece, all_pieces, load_results, seconds_left
 from prologue.reproduce.request import OVERTIME, Deadline, OutOfTime, StudyRequest
 from prologue.reproduce.setting import open_bench
-from prologue.reproduce.tables import write_tables
 from prologue.reproduce.worker import Worker
+from prologue.reproduce.written import write_tables
 from prologue.training.loop import Stopped
 from prologue.training.progress import Progress
 

@@ -1,150 +1,37 @@
-"""The tables of a study from its results, as Markdown, JSON and a page."""
+"""The tables of a study from its results."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from prologue.config import save_json, to_dict
 from prologue.evaluation.memorisation import CHANCE
-from prologue.report.page import Block, Fold, Picture, Report, Section, Table, Text
-from prologue.reproduce.claims import (
-    Claim,
-    Results,
-    figure,
-    headline,
-    interval_text,
-    judge_claims,
-    pairs,
-    sentence,
-    text_figure,
+from prologue.report.page import Table
+from prologue.reproduce.claims import Claim, Results, figure, interval_text, pairs
+from prologue.reproduce.figures import (
+    ALL,
+    CARRIED,
+    GENERATION,
+    INSIDE,
+    MEMORISED,
+    RECONSTRUCTION,
+    Figure,
+    by_seed,
+    cell_figures,
+    variants_of,
 )
-from prologue.reproduce.pictures import FOLDER, find_picture
-from prologue.reproduce.pieces import Piece, Result
-from prologue.reproduce.scales import VARIANTS, Name, Scale
-from prologue.reproduce.verdicts import estimate, log_ratio, prediction
+from prologue.reproduce.pieces import Result
+from prologue.reproduce.scales import Name
+from prologue.reproduce.verdicts import estimate, log_ratio
 from prologue.sampling.recipe import Recipe
 
-MARKDOWN, JSON, PAGE = "tables.md", "results.json", "report.html"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the tables: where it is in a result, how it is shown, and on which scale seeds are averaged."""
-
-    label: str
-    path: str
-    style: str = ".3g"
-    factor: float = 1.0
-    logarithmic: bool = False
-    """Geometric mean, and ratios between variants."""
-    named: str | None = None
-    """Path of the measure's name, which stands for `{}` in the label."""
-
-    def value(self, result: Result) -> float | None:
-        found = figure(result, self.path)
-        return None if found is None else self.factor * found
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """Where the figure cannot leave: of rates in per cent."""
-        return (0.0, 100.0) if self.factor == 100 else None
-
-    def title(self, results: Results) -> str:
-        """The label with the measure's own name."""
-        if self.named is None:
-            return self.label
-        names = (text_figure(result, self.named) for result in results.values())
-        return self.label.format(next((name for name in names if name), "?"))
-
-
-RECONSTRUCTION = (
-    Figure("PSNR, dB", "reconstruction.psnr", ".2f"),
-    Figure("r{}", "reconstruction.fd", logarithmic=True, named="reconstruction.fd_name"),
-    Figure("r{}", "reconstruction.kid", ".4f", named="reconstruction.kid_name"),
-    Figure("class recognised, %", "recognition.rate", ".1f", 100),
-    Figure("codes in use, %", "reconstruction.visual_usage", ".1f", 100),
-)
-GENERATION = tuple(
-    part
-    for kind in ("unguided", "guided")
-    for part in (
-        Figure(f"g{{}}, {kind}", f"{kind}.fd", logarithmic=True, named=f"{kind}.fd_name"),
-        Figure(f"g{{}}, {kind}", f"{kind}.kid", ".4f", named=f"{kind}.kid_name"),
-        Figure(f"class recognised, {kind}, %", f"{kind}.recognition.rate", ".1f", 100),
-    )
-)
-CARRIED = (
-    Figure("cost", "likelihood.cost", ".2f"),
-    Figure("diversity", "likelihood.diversity", ".2f"),
-    Figure("use", "likelihood.use", ".2f"),
-    Figure("gain", "likelihood.gain", ".2f"),
-    Figure("all tokens", "likelihood.nats", ".1f"),
-    Figure("entropy of the visual ids", "likelihood.visual_entropy", ".1f"),
-)
-INSIDE = (
-    Figure("probe of the prologue, %", "probe.prologue", ".1f", 100),
-    Figure("probe of as many first visual tokens, %", "probe.visual_first", ".1f", 100),
-    Figure("chance, %", "probe.chance", ".1f", 100),
-    Figure("layout: within / between prologues", "layout.coarse_ratio", ".3f", logarithmic=True),
-)
-MEMORISED = (
-    Figure("samples very near a training image, %", "unguided.memorisation.coarse_share", ".2f", 100),
-    Figure("the same if they were like held-out images, %", "unguided.memorisation.coarse_share_expected", ".2f", 100),
-    Figure("the same of copies, %", "unguided.memorisation.coarse_copies_share", ".1f", 100),
-)
-ALL = (*RECONSTRUCTION, *GENERATION, *CARRIED, *INSIDE, *MEMORISED)
-
 EDGE = "†"
+"""Stands after a recipe at an end of what was tried."""
 
 _AVERAGED = (
     "Each cell: mean over seeds with its 95 % t interval, and beneath it where one further seed lies in 95 % of all "
     "cases. Fréchet distances and ratios are averaged as logarithms."
 )
-
-
-def write_tables(out: Path, results: Results, scale: Scale, provenance: Mapping[str, Any]) -> list[str]:
-    """Write `tables.md`, `results.json` and `report.html`; the claims' sentences come back."""
-    claims = judge_claims(results)
-    tables = make_tables(results, claims)
-    sentences = [sentence(claim) for claim in claims]
-    (out / MARKDOWN).write_text(markdown(tables, [*sentences, *notes_of(claims)]), encoding="utf-8")
-    save_json(out / JSON, summary(results, claims, scale, provenance))
-    _page(out, results, claims, tables, provenance).write(out / PAGE, beside=False)
-    return sentences
-
-
-def variants_of(results: Results) -> list[Name]:
-    there = {piece.variant for piece in results}
-    return [name for name in VARIANTS if name in there]
-
-
-def by_seed(results: Results, variant: Name, shown: Figure) -> dict[int, float]:
-    """A figure of a variant's seeds, where it is there."""
-    values = {piece.seed: shown.value(result) for piece, result in results.items() if piece.variant == variant}
-    return {seed: value for seed, value in sorted(values.items()) if value is not None}
-
-
-def cell_figures(
-    values: Sequence[float], logarithmic: bool, bounds: tuple[float, float] | None = None
-) -> dict[str, Any]:
-    """Mean, interval, and prediction of one further seed; on logarithms where asked and possible, within `bounds`."""
-    logs = logarithmic and all(value > 0 for value in values)
-    seen = [math.log(value) for value in values] if logs else list(values)
-    found, next_one = estimate(seen), prediction(seen)
-
-    def back(value: float | None) -> float | None:
-        if value is None:
-            return None
-        plain = math.exp(value) if logs else value
-        return plain if bounds is None else min(max(plain, bounds[0]), bounds[1])
-
-    ends = (None, None) if next_one is None else next_one
-    record = {"n": found.n, "mean": back(found.mean), "low": back(found.low), "high": back(found.high)}
-    return record | {"one_further_seed_low": back(ends[0]), "one_further_seed_high": back(ends[1])}
 
 
 def _cell(values: Sequence[float], shown: Figure) -> str:
@@ -368,105 +255,8 @@ def _last_seeds(results: Results) -> Table:
     return Table(["variant", "last seed", "figures inside", "outside"], rows, caption, labels=2)
 
 
-def markdown(tables: Mapping[str, Table], sentences: Sequence[str]) -> str:
-    """The tables for a Markdown page."""
-    lines = [*(f"- {text}" for text in sentences), ""] if sentences else []
-    for title, table in tables.items():
-        lines += [f"## {title}", "", *_markdown_table(table), ""]
-    return "\n".join(lines)
-
-
-def _markdown_table(table: Table) -> Iterator[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells) + " |"
-
-    yield line(table.head)
-    yield "|" + "---|" * table.labels + "---:|" * (len(table.head) - table.labels)
-    yield from (line(row) for row in table.rows)
-    if table.caption:
-        yield from ("", table.caption)
-
-
-def summary(results: Results, claims: Sequence[Claim], scale: Scale, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """`results.json`: the claims, each figure of each variant over seeds, and by seed."""
-    figures = []
-    for name in variants_of(results):
-        for shown in ALL:
-            values = by_seed(results, name, shown)
-            if values:
-                record = {"variant": name, "figure": shown.path, "label": shown.title(results), "factor": shown.factor}
-                record |= cell_figures(list(values.values()), shown.logarithmic, shown.bounds)
-                figures.append(record | {"by_seed": {str(seed): value for seed, value in values.items()}})
-    return {
-        "provenance": dict(provenance),
-        "scale": to_dict(scale),
-        "effect": headline(list(claims)),
-        "claims": [claim.record() for claim in claims],
-        "figures": figures,
-        "pieces": [_facts(piece, result) for piece, result in results.items()],
-    }
-
-
-def _facts(piece: Piece, result: Result) -> dict[str, Any]:
-    """What a piece cost and chose; its measures are in its own file."""
-    kept = ("images", "flops", "seconds", "parameters", "precision", "weights", "provenance")
-    recipes = {kind: (result["measures"].get(kind) or {}).get("recipe") for kind in ("unguided", "guided")}
-    return {"variant": piece.variant, "seed": piece.seed, **{key: result[key] for key in kept}, "recipes": recipes}
-
-
-def verdict_line(claims: Sequence[Claim]) -> tuple[str, bool | None]:
-    """The page's first sentence, and whether it is good news."""
-    outcome = headline(list(claims))
-    effect = "the paper's effect (unguided samples at least 1.5 times closer, reconstructions at most 5 % worse)"
-    if outcome is None:
-        return f"Not asked here: {effect}, which takes prologue and 2d.", None
-    words = {"confirmed": f"Confirmed: {effect}.", "refuted": f"Not here: {effect} is refuted at this size.",
-             "undecided": f"Undecided: {effect}."}  # fmt: skip
-    good = {"confirmed": True, "refuted": False}.get(outcome)
-    return words[outcome], good
-
-
-def _page(
-    out: Path, results: Results, claims: Sequence[Claim], tables: Mapping[str, Table], provenance: Mapping[str, Any]
-) -> Report:
-    line, good = verdict_line(claims)
-    sections = [
-        Section("What may be said", [Text(sentence(claim)) for claim in claims]),
-        *(Section(title, [table]) for title, table in tables.items()),
-        Section("Pictures", _pictures(out, results)),
-        Section("By seed", [Fold("every figure of every seed", [_seed_table(results)])]),
-    ]
-    sections.append(Section("Notes", [Text(note) for note in notes_of(claims)]))
-    footer = "Made by " + ", ".join(f"{key} {value}" for key, value in provenance.items())
-    return Report("The paper's tables in small", line, [each for each in sections if each.blocks], good, footer)
-
-
-def notes_of(claims: Sequence[Claim]) -> list[str]:
-    """What was noticed while judging, each once."""
-    return list(dict.fromkeys(f"{claim.ours}: {note}." for claim in claims for note in claim.notes))
-
-
-_KINDS = {
-    "unguided": "Unguided samples",
-    "guided": "Guided samples",
-    "resampled": "Images drawn from one prologue each",
-}
-
-
-def _pictures(out: Path, results: Results) -> list[Block]:
-    """Of the first seed of each variant: the first samples that were measured, not picked."""
-    blocks: list[Block] = []
-    for name in variants_of(results):
-        piece = next(piece for piece in results if piece.variant == name)
-        for kind, what in _KINDS.items():
-            image = find_picture(out / FOLDER, piece.name, kind)
-            if image is not None:
-                caption = f"{what} of {name}, seed {piece.seed}; the first ones, not picked."
-                blocks.append(Picture(f"{piece.name}-{kind}", image, what, caption, wide=True))
-    return blocks
-
-
-def _seed_table(results: Results) -> Table:
+def seed_table(results: Results) -> Table:
+    """Every figure of every seed."""
     seeds = sorted({piece.seed for piece in results})
     rows = []
     for name in variants_of(results):
