@@ -73,9 +73,10 @@ def embeddings(std: float) -> Changes:
     return {"prior": {"embedding_std": std}, "tokenizer_training": {"prior_model": {"embedding_std": std}}}
 
 
-def few(dropout: float) -> Changes:
+def few(dropout: float, keep_best_every: int = 0) -> Changes:
     """So few images that each of them is seen twenty times as often."""
-    return {"data": {"shapes_images": SCALE.shapes_images // 20}, "prior": {"dropout": dropout}}
+    prior = {"prior": {"dropout": dropout}, "prior_training": {"keep_best_every": keep_best_every}}
+    return {"data": {"shapes_images": SCALE.shapes_images // 20}, **prior}
 
 
 CHANGES: dict[str, Changes] = {
@@ -108,6 +109,7 @@ CHANGES: dict[str, Changes] = {
     "few": few(0.1),
     "few-prior-dropout-0": few(0.0),
     "few-prior-dropout-0.3": few(0.3),
+    "few-keep-best": few(0.1, keep_best_every=SCALE.prior_steps // 20),
     "prior-lr-0.001": {"prior_training": {"optimizer": {"lr": 0.001}}},
     "prior-lr-0.004": {"prior_training": {"optimizer": {"lr": 0.004}}},
     "lr-0.002": stage1(autoencoder={"lr": 0.002}),
@@ -126,7 +128,9 @@ are what of the recipe concerns it too, so that it is tuned as well."""
 def changed(name: str, seed: int) -> RunConfig:
     """The run of a change and a seed."""
     config = run_config(SCALE, "2d" if name.startswith("2d") else "prologue", seed)
-    return from_dict(RunConfig, CHANGES[name], base=config)
+    # The last prior is measured, so that what becomes of it shows, except where keeping the best one is the change.
+    last = dataclasses.replace(config.prior_training, keep_best_every=0)
+    return from_dict(RunConfig, CHANGES[name], base=dataclasses.replace(config, prior_training=last))
 
 
 def one(name: str, seed: int) -> dict[str, Any]:
@@ -192,6 +196,7 @@ def results(out: Path) -> list[dict[str, Any]]:
 COLUMNS: dict[str, tuple[str, str]] = {
     "psnr": ("PSNR, dB", ".2f"),
     "rfd": ("rFD", ".3f"),
+    "nats": ("nats, held-out images", ".1f"),
     "cost": ("cost", ".1f"),
     "diversity": ("diversity", ".1f"),
     "use": ("use", ".0f"),

@@ -61,9 +61,9 @@ def test_the_table_compares_within_a_seed(ablation: ModuleType) -> None:
     records += [_record("ce-1", 0, psnr=21.0, cost=4.0), _record("ce-1", 1, psnr=22.5, cost=6.0)]
     records += [_record("2d", 0, psnr=19.0)]
     _, _, base, other, plain = ablation.table(records)
-    assert base.startswith("| `base` | 21.00 | – | 5.0 |")
-    assert other.startswith("| `ce-1` | 21.75<br>+0.50 … +1.00 | – | 5.0<br>-1.0 … +1.0 |")
-    assert plain.startswith("| `2d` | 19.00 | – | – |")
+    assert base.startswith("| `base` | 21.00 | – | – | 5.0 |")
+    assert other.startswith("| `ce-1` | 21.75<br>+0.50 … +1.00 | – | – | 5.0<br>-1.0 … +1.0 |")
+    assert plain.startswith("| `2d` | 19.00 | – | – | – |")
     assert plain.endswith("| 1 |")
 
 

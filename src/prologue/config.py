@@ -380,9 +380,13 @@ class PriorTraining:
     ema_half_life: float = 2500
     label_drop: float = 0.1
     visual_dropout: float = 0.0
+    keep_best_every: int = 0
+    """Every so many steps the EMA prior is measured on held-out images; that with the lowest cross-entropy is kept.
+    0 keeps the last one, as the paper does, and so does a run without held-out images."""
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch", "ema_half_life")
+        _not_negative(self, "keep_best_every")
         _fraction(self, "label_drop", "visual_dropout")
 
 

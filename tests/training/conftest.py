@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from prologue.config import (
     DataConfig,
@@ -57,7 +59,9 @@ def tiny_config(variant: str = "prologue", **training: Any) -> RunConfig:
         ),
         prior=PriorOptions(32, 1, 2, dropout=0.1),
         tokenizer_training=TokenizerTraining(**(defaults | training)),
-        prior_training=PriorTraining(steps=20, batch=4, optimizer=FAST, ema_half_life=3, visual_dropout=0.2),
+        prior_training=PriorTraining(
+            steps=20, batch=4, optimizer=FAST, ema_half_life=3, visual_dropout=0.2, keep_best_every=6
+        ),
         checkpoint_every=5, log_every=3, sample_every=10,
     )  # fmt: skip
 
@@ -110,6 +114,14 @@ def figures(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "images_per_second"} for record in records]
 
 
+def save_pictures(folder: Path, count: int) -> None:
+    """Noise as PNG files."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
 def make_context(out: Path, config: RunConfig) -> Context:
     """What a stage works with, on a new run of `shapes`."""
     data = open_data("shapes", config.data, config.tokenizer.image_size)
@@ -139,7 +151,7 @@ def context(tmp_path: Path) -> Callable[..., Context]:
 def kit() -> SimpleNamespace:
     """The helpers of this file: test modules are not importable from one another."""
 
-    helpers = (tiny_config, StopAt, Heard, run_training, hashes, figures, make_context)
+    helpers = (tiny_config, StopAt, Heard, run_training, hashes, figures, make_context, save_pictures)
     return SimpleNamespace(**{helper.__name__: helper for helper in helpers})
 
 

@@ -49,7 +49,13 @@ _CHARTS = (
         (("visual", "visual_usage"), ("prologue", "prologue_usage")),
     ),
     _Chart("curve-prologue", "Stage 1: cross-entropy, nats per image", "tokenizer", "T", _CROSS_ENTROPIES),
-    _Chart("curve-prior", "Stage 2: cross-entropy, nats per image", "prior", "T", _CROSS_ENTROPIES),
+    _Chart(
+        "curve-prior",
+        "Stage 2: cross-entropy, nats per image",
+        "prior",
+        "T",
+        (*_CROSS_ENTROPIES, ("visual, held-out images", "held_out_ce_visual")),
+    ),
 )
 
 

@@ -17,6 +17,7 @@ from prologue.sampling.recipe import Recipe
 from prologue.sequence import SequenceLayout, TokenIds
 from prologue.tokenizer import Tokenizer, to_uint8
 from prologue.training.context import Context
+from prologue.training.held_out import BestPrior
 from prologue.training.loop import Metrics
 from prologue.training.losses import cross_entropy_terms
 
@@ -41,6 +42,9 @@ class PriorStage:
             "prior", self.model, self.training.optimizer, self.steps, self.training.ema_half_life
         )
         self.tokenizer: Tokenizer | None = None
+        self.best: BestPrior | None = None
+        if self.training.keep_best_every and len(context.data.validation):
+            self.best = BestPrior(context, self.shipped())
 
     def step(self, step: int) -> Metrics:
         context, layout = self.context, self.model.layout
@@ -58,6 +62,9 @@ class PriorStage:
             terms = cross_entropy_terms(logits, sequence, layout)
         context.accelerator.backward(terms.total)
         norm = self.learner.update()
+        done = step + 1
+        if self.best is not None and (done % self.training.keep_best_every == 0 or done == self.steps):
+            self.best.look(done, self.shipped())
         return terms.metrics() | {"loss": terms.total.detach(), "gradient_norm": norm}
 
     def _tokens(self, step: int) -> tuple[TokenIds, Tensor]:
@@ -74,16 +81,21 @@ class PriorStage:
 
     def summary(self, step: int) -> tuple[Metrics, list[str]]:
         rate = self.learner.optimizer.param_groups[0]["lr"]
-        return {"learning_rate": rate, "skipped": float(self.learner.skipped)}, []
+        metrics: Metrics = {"learning_rate": rate, "skipped": float(self.learner.skipped)}
+        if self.best is None:
+            return metrics, []
+        return metrics | self.best.metrics(), self.best.sentences(self.steps) if step + 1 == self.steps else []
 
     def state(self) -> dict[str, Tensor]:
-        return self.learner.state()
+        return self.learner.state() | (self.best.state() if self.best is not None else {})
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         self.learner.load_state(tensors)
+        if self.best is not None:
+            self.best.load_state(tensors)
 
     def shipped(self) -> Prior:
-        """The EMA prior."""
+        """The EMA prior as it is now."""
         shipped = self.learner.shipped
         assert isinstance(shipped, Prior)
         return shipped
@@ -106,5 +118,10 @@ class PriorStage:
         return {}
 
     def finish(self) -> None:
-        """Write the EMA prior."""
-        self.shipped().save_pretrained(self.context.run.prior_folder)
+        """Write the EMA prior: that of the last step, or the one that did best on held-out images."""
+        run = self.context.run
+        if self.best is None:
+            self.shipped().save_pretrained(run.prior_folder)
+            return
+        self.best.model.save_pretrained(run.prior_folder)
+        run.set_stage(self.name, kept_step=self.best.step)

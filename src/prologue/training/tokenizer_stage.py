@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,11 +14,11 @@ from prologue.nn.perceptual import perceptual_loss
 from prologue.nn.quantizers import monitored_entropies
 from prologue.prior import Prior
 from prologue.rng import derive_seed, torch_stream
-from prologue.sequence import TokenIds
 from prologue.tokenizer import Encoding, Tokenizer, to_model_range, to_uint8
 from prologue.training.adversary import Adversary
 from prologue.training.codebooks import Usage, collapse_sentences, replacement_rows, spherical_kmeans
 from prologue.training.context import Context
+from prologue.training.held_out import encode_evenly
 from prologue.training.learner import stored
 from prologue.training.loop import Metrics
 from prologue.training.schedule import ramp
@@ -275,17 +274,10 @@ class TokenizerStage:
         if self.prior is None or not self.prior.model.layout.has_prologue or count < 2:
             return {}
         model, share = self.shipped(), max(1, self.batch // self.context.world)
-        chosen = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
-        parts, labels = [], []
-        for start in range(0, count, share):
-            taken = center_batch(images, chosen[start : start + share])
-            with self.context.accelerator.autocast():
-                parts.append(model.encode(to_model_range(taken.images.to(self.context.device))))
-            labels.append(taken.labels)
-        class_ids = torch.cat(labels).to(self.context.device)
+        tokens, class_ids = encode_evenly(self.context, model, images, count, share)
         if self.training.label_drop == 1:
             class_ids = torch.full_like(class_ids, self.prior.model.null_class)
-        self.use = self.prior.use(TokenIds.cat(parts), class_ids, share)
+        self.use = self.prior.use(tokens, class_ids, share)
         return {"prologue_use": self.use, "prologue_use_images": float(count)}
 
     def finish(self) -> None:
