@@ -187,7 +187,9 @@ def _strength(recipe: Recipe) -> float:
 
 
 def _memorisation(results: Results) -> Table:
-    table = _figures_table(results, MEMORISED, "Unguided samples, 8×8 pixels. " + _counts(results, "unguided"))
+    table = _figures_table(
+        results, MEMORISED, "Unguided samples, 8×8 pixels. " + _counts(results, "unguided.memorisation")
+    )
     warned = [piece.name for piece, result in results.items() if _warns(result, len(results))]
     said = f"More than chance allows: {', '.join(warned)}." if warned else "In no run are they more than chance allows."
     return Table(table.head, table.rows, f"{table.caption} {said}", table.labels)

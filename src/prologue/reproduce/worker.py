@@ -41,9 +41,9 @@ class Worker:
         given = None
         if before is not None:
             given = before.run_folder(self.out)
-            if not given.exists():  # a packed study took its result along, not its models
+            if not _finished(given, "prior"):  # a packed study took its result along, not its models
                 self.progress.say(f"{before.name} is trained again: {piece.name} starts from its models")
-            self._train(before, run_config(self.scale, before.variant, before.seed), given, None, None)
+                self._train(before, run_config(self.scale, before.variant, before.seed), given, None, None)
         folder = piece.run_folder(self.out)
         ledger = Ledger(folder / "measures.json", self.request.provenance)
         config = run_config(self.scale, piece.variant, piece.seed)
@@ -80,7 +80,7 @@ class Worker:
         one_stage = config.tokenizer_training.one_stage
         stages: list[StageName] = ["tokenizer"] if one_stage else ["tokenizer", "tokens", "prior"]
         for stage in stages:
-            known = (folder / "run.json").is_file() and RunFolder.load(folder).finished(stage)
+            known = _finished(folder, stage)
             if not known:
                 self.deadline.check(self._expected_stage(piece, stage, folder))
             run = train(dataclasses.replace(request, stage=stage), stopwatch, self.deadline, self.bench.data)
@@ -131,6 +131,10 @@ class Worker:
             needed += [folder / name for name in names if (folder / name).exists()]
             wanted += sorted((folder / "checkpoints").glob("*/step-*"))
         return needed, [*wanted, *sorted((self.out / PICTURES).glob("*.png"))]
+
+
+def _finished(folder: Path, stage: str) -> bool:
+    return (folder / "run.json").is_file() and RunFolder.load(folder).finished(stage)
 
 
 def _keep_time(ledger: Ledger, stage: str, seconds: float) -> None:
