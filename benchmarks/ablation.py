@@ -4,8 +4,8 @@
     python benchmarks/ablation.py --list
 
 Every run trains a tokenizer and a prior on the embedded shapes at the sizes of `prologue reproduce --scale hours` with
-a part of its steps, and measures them with fixed recipes. Each run's figures are written at once; the same command
-continues. `DIR/ablation.json` holds all of them, `DIR/ablation.md` the table.
+a part of its steps, and measures them with fixed recipes. Each run's figures are added at once to `DIR/ablation.json`,
+and the table in `DIR/ablation.md` is written anew; the same command continues from that file alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +175,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
         figures["layout_ratio"] = layout["coarse_ratio"]
     seconds = {"training": round(trained - begin, 1), "measuring": round(time.perf_counter() - trained, 1)}
     record = {"change": name, "seed": seed, "changes": CHANGES[name], "figures": figures, "seconds": seconds}
-    return record | {"made_with": made_with(name, seed)}
+    return record | {"made_with": made_with(name, seed), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def made_with(name: str, seed: int) -> str:
@@ -183,14 +185,14 @@ def made_with(name: str, seed: int) -> str:
 
 
 def results(out: Path) -> list[dict[str, Any]]:
-    """The folder's results that are of these settings, in the order of `CHANGES`."""
-    found = [load_json(path) for path in sorted((out / "results").glob("*.json"))]
-    found = [
+    """The records of `ablation.json` that are of these settings."""
+    file = out / "ablation.json"
+    found: list[dict[str, Any]] = load_json(file)["records"] if file.is_file() else []
+    return [
         each
         for each in found
-        if each["change"] in CHANGES and each.get("made_with") == made_with(each["change"], each["seed"])
+        if each["change"] in CHANGES and each["made_with"] == made_with(each["change"], each["seed"])
     ]
-    return sorted(found, key=lambda each: (list(CHANGES).index(each["change"]), each["seed"]))
 
 
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -235,11 +237,11 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"| `{name}` | " + " | ".join(cells) + f" | {len(seeds)} |"
 
 
-def collect(out: Path, facts: Mapping[str, Any]) -> None:
-    """Write all results so far to `ablation.json` and `ablation.md`."""
-    found = results(out)
-    save_json(out / "ablation.json", {"provenance": dict(facts), "samples": SAMPLES, "records": found})
-    (out / "ablation.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
+def collect(out: Path, records: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+    """Write all records so far to `ablation.json` and `ablation.md`, in the order of `CHANGES`."""
+    ordered = sorted(records, key=lambda each: (list(CHANGES).index(each["change"]), each["seed"]))
+    save_json(out / "ablation.json", {"provenance": dict(facts), "samples": SAMPLES, "records": ordered})
+    (out / "ablation.md").write_text("\n".join(table(ordered)) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -259,11 +261,12 @@ def main() -> None:
     if unknown or options.out is None:
         parser.error(f"unknown change {unknown[0]}: see --list" if unknown else "--out is missing")
     names = options.changes or list(CHANGES)
-    facts = provenance(sys.argv)
+    facts = provenance(()) | {"command": shlex.join(["python", *sys.argv])}
     until = time.monotonic() + 60 * options.minutes
-    (options.out / "results").mkdir(parents=True, exist_ok=True)
-    done = {(each["change"], each["seed"]) for each in results(options.out)}
-    todo = [(name, seed) for seed in range(options.seeds) for name in names if (name, seed) not in done]
+    options.out.mkdir(parents=True, exist_ok=True)
+    records = results(options.out)
+    made = {(each["change"], each["seed"]) for each in records}
+    todo = [(name, seed) for seed in range(options.seeds) for name in names if (name, seed) not in made]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.jobs, context, end_with_parent) as pool:
         running: dict[concurrent.futures.Future[dict[str, Any]], tuple[str, int]] = {}
@@ -277,11 +280,10 @@ def main() -> None:
             for future in done:
                 name, seed = running.pop(future)
                 result = future.result()
-                save_json(options.out / "results" / f"{name}-s{seed}.json", result)
+                records.append(result)
+                collect(options.out, records, facts)
                 shown = "  ".join(f"{key} {value:.3g}" for key, value in result["figures"].items() if value is not None)
                 print(f"{name} s{seed}  {sum(result['seconds'].values()):.0f} s  {shown}", flush=True)
-                collect(options.out, facts)
-    collect(options.out, facts)
 
 
 if __name__ == "__main__":

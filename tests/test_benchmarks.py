@@ -44,10 +44,12 @@ def test_every_change_is_one(ablation: ModuleType) -> None:
 def test_results_of_other_settings_are_made_again(
     ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "results").mkdir()
-    result = {"change": "ce-1", "seed": 0, "figures": {}, "made_with": ablation.made_with("ce-1", 0)}
-    (tmp_path / "results" / "ce-1-s0.json").write_text(json.dumps(result), encoding="utf-8")
-    assert ablation.results(tmp_path) == [result]
+    assert ablation.results(tmp_path) == []
+    late, early = (
+        {"change": name, "seed": 0, "figures": {}, "made_with": ablation.made_with(name, 0)} for name in ("2d", "ce-1")
+    )
+    ablation.collect(tmp_path, [late, early], {})
+    assert ablation.results(tmp_path) == [early, late]
     monkeypatch.setattr(ablation, "SAMPLES", 100)
     assert ablation.results(tmp_path) == []
 
