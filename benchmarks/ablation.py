@@ -46,8 +46,8 @@ from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
 
 SCALE = dataclasses.replace(SCALES["hours"], tokenizer_steps=1500, prior_steps=3000, checkpoint_every=100_000)
-SAMPLES = 4096
-"""Of each kind. At this number the Fréchet distance of the same models spreads by 4 %, the kernel distance by 15 %."""
+SAMPLES = 2048
+"""Of each kind. Other samples of the same models change a distance by far less than another seed does."""
 MEASURED = 1024
 LAYOUTS = 64
 GUIDED = Recipe(guidance=Guidance.overall("constant", 2.0))
@@ -84,7 +84,6 @@ def few(dropout: float, keep_best_every: int = 0) -> Changes:
 CHANGES: dict[str, Changes] = {
     "base": {},
     "ce-3": ce(3.0, 3.0),
-    "ce-1": ce(1.0, 1.0),
     "ce-0.1": ce(0.1, 0.1),
     "ce-prologue-3": ce(3.0, 0.3, shared_prior_pass=False),
     "ce-visual-3": ce(0.3, 3.0, shared_prior_pass=False),
@@ -92,10 +91,8 @@ CHANGES: dict[str, Changes] = {
     "ce-late": stage1(ce_start=at(0.2)[0], ce_ramp=at(0.2)[0], prologue_kmeans=at(0.2, 0.3, 0.4)),
     "ce-ramp": stage1(ce_ramp=at(0.3)[0]),
     "kmeans-never": stage1(prologue_kmeans=[]),
-    "kmeans-6": stage1(prologue_kmeans=at(0.05, 0.1, 0.16, 0.3, 0.45, 0.6)),
     "revive-never": stage1(revive_every=0),
     "visual-dropout-0": stage1(visual_dropout=0.0),
-    "visual-dropout-0.8": stage1(visual_dropout=0.8),
     "visual-dropout-late": stage1(visual_dropout_start=at(0.2)[0], visual_dropout_ramp=at(0.2)[0]),
     "tau-0.03": {"tokenizer": {"prologue_temperature": 0.03}},
     "tau-0.3": {"tokenizer": {"prologue_temperature": 0.3}},
@@ -114,14 +111,10 @@ CHANGES: dict[str, Changes] = {
     "few-keep-best": few(0.1, keep_best_every=SCALE.prior_steps // 20),
     "prior-lr-0.001": {"prior_training": {"optimizer": {"lr": 0.001}}},
     "prior-lr-0.004": {"prior_training": {"optimizer": {"lr": 0.004}}},
-    "lr-0.002": stage1(autoencoder={"lr": 0.002}),
     "2d": {},
     "2d-prior-dropout-0": {"prior": {"dropout": 0.0}},
     "2d-prior-lr-0.001": {"prior_training": {"optimizer": {"lr": 0.001}}},
     "2d-prior-lr-0.004": {"prior_training": {"optimizer": {"lr": 0.004}}},
-    "2d-lr-0.002": stage1(autoencoder={"lr": 0.002}),
-    "2d-beta1-0": stage1(autoencoder={"betas": [0.0, 0.99]}),
-    "2d-revive-never": stage1(revive_every=0),
 }
 """Each against `base`, those of few images against `few`. `2d` is the same without a prologue, and the rows after it
 are what of the recipe concerns it too, so that it is tuned as well."""

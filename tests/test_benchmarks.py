@@ -46,7 +46,7 @@ def test_results_of_other_settings_are_made_again(
 ) -> None:
     assert ablation.results(tmp_path) == []
     late, early = (
-        {"change": name, "seed": 0, "figures": {}, "made_with": ablation.made_with(name, 0)} for name in ("2d", "ce-1")
+        {"change": name, "seed": 0, "figures": {}, "made_with": ablation.made_with(name, 0)} for name in ("2d", "ce-3")
     )
     ablation.collect(tmp_path, [late, early], {})
     assert ablation.results(tmp_path) == [early, late]
@@ -60,11 +60,11 @@ def _record(change: str, seed: int, **figures: float) -> dict[str, Any]:
 
 def test_the_table_compares_within_a_seed(ablation: ModuleType) -> None:
     records = [_record("base", 0, psnr=20.0, cost=5.0), _record("base", 1, psnr=22.0, cost=5.0)]
-    records += [_record("ce-1", 0, psnr=21.0, cost=4.0), _record("ce-1", 1, psnr=22.5, cost=6.0)]
+    records += [_record("ce-3", 0, psnr=21.0, cost=4.0), _record("ce-3", 1, psnr=22.5, cost=6.0)]
     records += [_record("2d", 0, psnr=19.0)]
     _, _, base, other, plain = ablation.table(records)
     assert base.startswith("| `base` | 21.00 | – | – | 5.0 |")
-    assert other.startswith("| `ce-1` | 21.75<br>+0.50 … +1.00 | – | – | 5.0<br>-1.0 … +1.0 |")
+    assert other.startswith("| `ce-3` | 21.75<br>+0.50 … +1.00 | – | – | 5.0<br>-1.0 … +1.0 |")
     assert plain.startswith("| `2d` | 19.00 | – | – | – |")
     assert plain.endswith("| 1 |")
 

@@ -189,10 +189,10 @@ def small(
     """A configuration for a CPU or a small GPU, in any of the four variants.
 
     It differs from the paper where that would collapse or stall at this size: dead visual codes are revived, the
-    prologue codebook starts from the encoder's own outputs, there is no perceptual or adversarial term, and EMA
-    half-lives are a fiftieth of the updates, and the prior is kept that does best on held-out images. Heads have 32
-    dims. Batches are small, since updates decide: at equal
-    images seen, 8 a step gave 23.8 dB where 16 gave 19.9 and 32 gave 19.3 (32 px, 19,200 images).
+    prologue codebook starts from the encoder's own outputs, there is no perceptual or adversarial term, EMA half-lives
+    are a fiftieth of the updates, and the prior is kept that does best on held-out images. Heads have 32 dims. Batches
+    are small, since updates decide: at equal images seen, 8 a step gave 23.8 dB where 16 gave 19.9 and 32 gave 19.3
+    (32 px, 19,200 images).
     """
     has_prologue = variant in ("prologue", "prologue-post")
     frozen_visual = variant == "prologue-post"

@@ -100,6 +100,10 @@ class SequenceLayout:
                 return segment
         raise IndexError(f"step {step} outside the {self.length} target positions")
 
+    def kept(self, tokens: TokenIds) -> TokenIds:
+        """What of a tokenizer's ids stands in a sequence here: without a prologue the visual ids alone."""
+        return tokens if self.has_prologue else tokens.without_prologue()
+
     def pack(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
         """Ids as the prior counts them, EOS included. A wrong count or an id outside its codebook is an error."""
         self.check(tokens)

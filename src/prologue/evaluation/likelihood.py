@@ -62,7 +62,7 @@ def token_nats(
     A P = 0 prior takes the visual ids alone. Raises `SamplingError` for ids or classes that do not fit the prior.
     """
     layout = prior.layout
-    tokens = tokens if layout.has_prologue else tokens.without_prologue()
+    tokens = layout.kept(tokens)
     prior.check_classes(class_ids)
     device = prior.token_embedding.weight.device
     parts = []

@@ -59,7 +59,7 @@ class BestPrior:
         layout, sums = prior.layout, torch.zeros(3, dtype=torch.float64)
         for start in range(0, len(labels), BATCH):
             rows = slice(start, start + BATCH)
-            sequence = layout.pack(tokens[rows] if layout.has_prologue else tokens[rows].without_prologue())
+            sequence = layout.pack(layout.kept(tokens[rows]))
             with self.context.accelerator.autocast():
                 terms = cross_entropy_terms(prior(sequence, labels[rows]), sequence, layout)
             sums += torch.stack(tuple(terms)).double().cpu() * len(sequence)

@@ -77,7 +77,7 @@ class PriorStage:
         draws = numpy_stream(seed, "view", step).integers(self.store.views, size=self.batch)
         offset = first.start - step * self.batch
         tokens, labels = self.store.get(indices, np.asarray(draws[offset : offset + len(indices)]))
-        return tokens if self.model.layout.has_prologue else tokens.without_prologue(), labels
+        return self.model.layout.kept(tokens), labels
 
     def summary(self, step: int) -> tuple[Metrics, list[str]]:
         rate = self.learner.optimizer.param_groups[0]["lr"]
