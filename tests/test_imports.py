@@ -23,7 +23,20 @@ EXTRAS = (
 )
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "rng", "_version", "allocator", "builtin", "config", "presets", "device", "processes", "weights", "nn"),
+    (
+        "errors",
+        "rng",
+        "_version",
+        "allocator",
+        "builtin",
+        "config",
+        "presets",
+        "device",
+        "locks",
+        "processes",
+        "weights",
+        "nn",
+    ),
     ("sequence", "tokenizer", "prior", "precision"),
     ("sampling", "data", "images", "manifest"),
     ("training", "evaluation", "interop"),
@@ -31,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report", "demo", "bench", "throughput"),
     ("reproduce",),
     ("commands", "cli", "__main__"),
-)
+)  # fmt: skip
 """docs/architecture.md, from the bottom up: a module imports from its own layer and from those before it."""
 
 _HIDE_EXTRAS = f"""

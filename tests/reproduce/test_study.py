@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from prologue import locks
 from prologue.cli import main
+from prologue.config import load_json, save_json
 from prologue.errors import ConfigError, EvaluationError, RunError
-from prologue.reproduce import state, study, worker
+from prologue.reproduce import jobs, state, study, worker
 from prologue.reproduce.pieces import (
     Piece,
     all_pieces,
@@ -34,6 +38,7 @@ from prologue.reproduce.request import OVERTIME, Deadline, OutOfTime, StudyReque
 from prologue.reproduce.scales import SCALES, VARIANTS, Scale, plain_config, run_config, scale_named
 from prologue.reproduce.setting import open_bench
 from prologue.reproduce.study import StudyOutcome, reproduce
+from prologue.reproduce.worker import Worker
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
@@ -87,17 +92,18 @@ class _Stub:
         time.sleep(self.slow)
         return run
 
-    def measure(self, models: Any, bench: Any, ledger: Any, *, baseline: Any, watch: Any, check: Any) -> dict[str, Any]:
+    def measure(self, models: Any, bench: Any, ledger: Any, *, baseline: Any, watch: Any, pause: Any) -> dict[str, Any]:
         records = self.make("2d", models.seed)[1]["measures"]
         for name in ("reconstruction", "unguided", "likelihood"):
-            check(name)
 
             def made(name: str = name) -> Any:
+                pause.before(name)
                 self._begin()
                 self.calls.append(f"{models.piece} {name}")
                 return records[name]
 
             ledger.get(name, {}, made)
+            pause.after()
         likelihood = records["likelihood"] | {"with_baseline": baseline is not None}
         return records | {"guided": None, "likelihood": likelihood, "probe": None}
 
@@ -225,6 +231,101 @@ def test_the_state_is_written_after_each_stage(tmp_path: Path, stub: _Stub, monk
     assert "runs/2d-s0/tokenizer/model.safetensors" in seen[0]
 
 
+def test_the_state_is_written_after_each_measurement(
+    tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    inner = Worker.before
+
+    def look(self: Worker, name: str) -> None:
+        if name == "likelihood":
+            shutil.copytree(tmp_path / "there" / "state", tmp_path / "here" / "state")
+            state.unpack(tmp_path / "here")
+            kept = load_json(tmp_path / "here" / "runs" / "2d-s0" / "measures.json")["records"]
+            seen.append([record["name"] for record in kept])
+        inner(self, name)
+
+    monkeypatch.setattr(Worker, "before", look)
+    packed = dataclasses.replace(TINY, packed=True)
+    reproduce(_request(tmp_path / "there", scale=packed, seeds=(0,), variants=("2d",)), Silent())
+    assert seen == [["reconstruction", "unguided"]]
+
+
+def test_a_measurement_ends_on_a_signal_and_in_time(tmp_path: Path) -> None:
+    def watched(minutes: float | None = None, ran: float = 0.0, number: int | None = None) -> list[int]:
+        request = _request(tmp_path, minutes=minutes, began=time.monotonic() - 120)
+        deadline = Deadline.of(request)
+        deadline.number = number
+        worker = Worker(request, cast(Any, None), deadline, Silent())
+        worker.before("unguided")
+        worker._measuring_since -= ran
+        return list(worker._watch(range(3), "samples"))
+
+    assert watched() == [0, 1, 2]
+    with pytest.raises(Stopped, match=r"stopped while measuring \(samples\)"):
+        watched(number=15)
+    with pytest.raises(OutOfTime):
+        watched(1.0, number=OVERTIME)
+    # Half a call went into it, so the next call would not have more to give.
+    assert watched(3.0, ran=91, number=OVERTIME) == [0, 1, 2]
+
+
+class _Process:
+    """Stands for the process of a piece: it ends at once."""
+
+    code = 0
+    started: ClassVar[list[str]] = []
+
+    def __init__(self, target: Any, args: tuple[StudyRequest, Piece], name: str) -> None:
+        self.request, self.piece = args
+
+    def start(self) -> None:
+        self.started.append(self.piece.name)
+        if self.code == 0:
+            save_json(self.piece.result_file(self.request.out), {})
+
+    def is_alive(self) -> bool:
+        return False
+
+    def terminate(self) -> None: ...
+
+    def join(self) -> None: ...
+
+    @property
+    def exitcode(self) -> int:
+        return self.code
+
+
+def _side_by_side(request: StudyRequest, deadline: Deadline, monkeypatch: pytest.MonkeyPatch, code: int) -> list[str]:
+    monkeypatch.setattr(_Process, "code", code)
+    monkeypatch.setattr(_Process, "started", [])
+    monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=_Process))
+    pieces = all_pieces(request.variants, request.seeds)
+    with nullcontext() if code == 0 else pytest.raises(OutOfTime):
+        jobs.side_by_side(request, pieces, deadline, lambda: None)
+    return _Process.started
+
+
+def test_a_piece_that_found_too_little_time_waits_for_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = _request(tmp_path, variants=("2d", "1d"), seeds=(0,), jobs=2)
+    assert _side_by_side(request, Deadline(None), monkeypatch, 3) == ["2d-s0", "1d-s0"]
+
+
+def test_a_last_piece_that_ends_late_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = _request(tmp_path, variants=("2d",), seeds=(0,), jobs=2)
+    assert _side_by_side(request, Deadline(time.monotonic() + 0.1), monkeypatch, 0) == ["2d-s0"]
+
+
+def test_a_study_has_one_process_at_a_time(tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
+    with locks.alone_in(tmp_path), pytest.raises(RunError, match="another process is at work in"):
+        reproduce(_request(tmp_path, seeds=(1,), variants=("2d",)), Silent())
+    assert reproduce(_request(tmp_path, seeds=(1,), variants=("2d",)), Silent()).finished
+
+
 def test_a_deadline_stops_as_a_signal_does() -> None:
     assert Deadline(None).asked() is None
     assert Deadline(time.monotonic() + 60).asked() is None
@@ -329,9 +430,9 @@ def test_other_settings_are_refused(tmp_path: Path, stub: _Stub) -> None:
 def test_a_study_keeps_its_number_format_and_refuses_another_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert open_bench(_request(tmp_path), Silent()).precision == "fp32"
-    monkeypatch.setattr("prologue.reproduce.setting.pick_precision", lambda asked, device: "bf16")
-    assert open_bench(_request(tmp_path), Silent()).precision == "fp32"
+    for fastest in ("fp32", "bf16"):  # of this machine, and of the next
+        monkeypatch.setattr("prologue.reproduce.setting.pick_precision", lambda asked, device, it=fastest: it)
+        assert open_bench(_request(tmp_path), Silent()).precision == "fp32"
 
     def other(scale: Scale, name: Any, seed: int) -> Any:
         config = run_config(scale, name, seed)
@@ -545,7 +646,7 @@ def test_the_command_asks_for_what_it_was_told(
     assert main(["reproduce", *flags, "--minutes", "9"]) == 3
     assert asked[-1].minutes == 9
     assert "1 of 2 runs are finished. Run the same command again" in capfd.readouterr().err
-    monkeypatch.setattr(study, "reproduce", _returning(Stopped("prior", 7, 2), asked))
+    monkeypatch.setattr(study, "reproduce", _returning(Stopped("in stage prior after step 7", 2), asked))
     assert main(["reproduce", *flags]) == 130
 
 

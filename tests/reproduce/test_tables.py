@@ -12,6 +12,7 @@ import pytest
 
 from prologue.reproduce.claims import judge_claims
 from prologue.reproduce.figures import cell_figures
+from prologue.reproduce.further import further_seed
 from prologue.reproduce.scales import SCALES
 from prologue.reproduce.tables import make_tables
 from prologue.reproduce.written import markdown, verdict_line, write_tables
@@ -71,14 +72,47 @@ def test_the_comparison_is_paired(make: Make) -> None:
     assert rows["gKID-X, unguided, difference"][2] == "-2.1"
 
 
-def test_the_last_seed_is_compared_with_the_earlier_ones(make: Make) -> None:
+def test_one_further_seed_is_compared_with_the_others(make: Make) -> None:
     results = _results(make, 3) | dict([make("2d", 3, unguided__kid=99.0, unguided__fd=160.0)])
-    table = make_tables(results, [])["The last seed, from the others"]
-    ((variant, last, inside, outside),) = table.rows
-    assert (variant, last) == ("2d", "3")
-    assert outside == "gKID-X, unguided"
-    found, everything = map(int, inside.split(" of "))
-    assert found == everything - 1
+    rows = make_tables(results, judge_claims(results))["One further seed"].rows
+    # All but the two figures that differ between the others would be inside by construction.
+    assert rows == [["2d", "3, from 3 others", "all figures", "1 of 2 inside",
+                     "gKID-X, unguided: 99.0000, predicted 2.6032 to 3.5968"]]  # fmt: skip
+    results |= dict([make("prologue", 3, unguided__kid=1.0, layout__coarse_ratio=0.5)])
+    rows = make_tables(results, judge_claims(results))["One further seed"].rows
+    found = {row[0]: row[3:] for row in rows if row[2] == "KID-X, 2d − prologue"}
+    assert found == {"prologue: unguided samples closer than 2d": ["outside", "98, predicted 1.6 to 2.6"]}
+
+
+def test_the_further_seed_is_the_one_that_was_asked_for_last(make: Make, tmp_path: Path) -> None:
+    results = dict([make("2d", seed, unguided__fd=20.0 + seed) for seed in (1, 5, 6, 7)])
+    assert further_seed(results, "2d") == 7
+    for piece, result in results.items():
+        result["provenance"]["time"] = "2026-02" if piece.seed == 1 else "2026-01"
+    assert further_seed(results, "2d") == 1
+    write_tables(tmp_path, results, SCALES["minutes"], {})
+    (record,) = json.loads((tmp_path / "results.json").read_text())["further_seed"]
+    assert (record["seed"], record["others"], record["found"], record["inside"]) == (1, 3, 21.0, False)
+
+
+def test_cells_of_fewer_seeds_say_so(make: Make) -> None:
+    results = _results(make) | dict([make("prologue", 3, unguided__kid=1.0)])
+    carried = next(row for row in make_tables(results, [])["What the prologue carries"].rows if row[0] == "prologue")
+    assert carried[1].startswith("5.00, 3 seeds (")
+    assert carried[-1] == "4"
+
+
+def test_captions_say_what_was_kept_and_by_which_version(make: Make) -> None:
+    results = _results(make)
+    tables = make_tables(results, [])
+    assert "did best along the way" not in tables["What the prologue carries"].caption
+    assert "versions" not in tables["Budgets"].caption
+    for number, result in enumerate(results.values()):
+        result |= {"prior_kept_step": 10 - number, "prior_steps": 10}
+        result["provenance"] = {"prologue": f"0.{number // 3}"}
+    tables = make_tables(results, [])
+    assert "in 1 of 6 runs the last ones" in tables["What the prologue carries"].caption
+    assert "Made by several versions of the package: 0.0, 0.1." in tables["Budgets"].caption
 
 
 def test_markdown_has_one_line_for_each_row(make: Make) -> None:
@@ -139,6 +173,21 @@ def test_a_recipe_at_an_end_of_what_was_tried_is_marked(make: Make) -> None:
     assert recipe(0.9, 1.0, 0.9, 0.8) == "T 0.9"
     # Of two values each is an end.
     assert recipe(0.9, 1.0, 0.9) == "T 0.9"
+
+
+def test_a_claim_says_whose_recipes_lie_at_an_end(make: Make) -> None:
+    def note(best: float, **figures: float) -> list[str]:
+        results = dict([make(name, seed, **figures) for name in ("2d", "prologue") for seed in (4, 5)])
+        for piece, result in results.items():
+            value = best if piece.variant == "2d" else 1.0
+            result["measures"]["unguided"]["recipe"] = {"temperature": value}
+            tried = [{"recipe": {"temperature": each}} for each in (0.9, 1.0, 1.1)]
+            result["measures"]["choice_unguided"] = {"tried": tried}
+        return next(list(claim.notes) for claim in judge_claims(results) if claim.key == "closer-1.5")
+
+    said = ["the temperature that 2d chose lies at an end of those tried for seeds 4, 5"]
+    assert note(1.1) == note(1.1, n=20_000) == said
+    assert note(1.0) == []
 
 
 def test_many_runs_have_many_chances_to_seem_memorised(make: Make) -> None:

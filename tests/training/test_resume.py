@@ -17,6 +17,7 @@ import pytest
 import prologue.data.store as store_module
 import prologue.training.checkpoint as checkpoint_module
 import prologue.training.tokens_stage as tokens_module
+from prologue import locks
 from prologue.errors import CheckpointError, RunError
 from prologue.training.checkpoint import Checkpoints
 from prologue.training.loop import Stopped, StopRequest
@@ -204,7 +205,7 @@ def test_a_token_store_continues_with_the_same_bits(
         record.set_stage("tokens", finished=False)
     kit.run_training(tmp_path / "whole", kit.tiny_config(), stage="tokens")
     whole, sizes[:] = list(sizes), []
-    with pytest.raises(Stopped, match="stage tokens after step 4"):
+    with pytest.raises(Stopped, match="stage tokens after image 4"):
         kit.run_training(tmp_path / "stopped", kit.tiny_config(), kit.StopAt("tokens", 6), stage="tokens")
     kit.run_training(tmp_path / "stopped", kit.tiny_config(), stage="tokens")
     assert whole == [30, 30, 30, 10]
@@ -270,3 +271,32 @@ def test_images_that_moved_are_the_same_images(kit: SimpleNamespace, tmp_path: P
         kit.run_training(tmp_path / "run", kit.tiny_config(), kit.StopAt("tokenizer", 3), data=str(tmp_path / "here"))
     run = kit.run_training(tmp_path / "run", kit.tiny_config(), data=str(tmp_path / "there"))
     assert run.finished("prior")
+
+
+def test_a_signal_that_is_passed_on_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal's Ctrl-C reaches launcher and process, and the launcher then sends SIGTERM."""
+    with StopRequest().listening() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked() == signal.SIGINT
+        monkeypatch.setattr("prologue.training.loop.SAME_REQUEST_SECONDS", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_after_the_time_was_up_still_leaves_time_for_a_checkpoint() -> None:
+    with _TimeIsUp().listening() as stop:
+        stop.number = 1000
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.number == 1000
+
+
+def test_a_run_has_one_process_at_a_time(
+    kit: SimpleNamespace, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted, out)
+    with locks.alone_in(out), pytest.raises(RunError, match="another process is at work in"):
+        kit.run_training(out, kit.tiny_config())
+    kit.run_training(out, kit.tiny_config())

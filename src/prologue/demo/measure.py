@@ -189,9 +189,11 @@ def watched(progress: Progress) -> Watch:
 
     def watch(steps: Sequence[int], what: str) -> Iterable[int]:
         progress.begin(what, 0, len(steps), 1)
-        for number, step in enumerate(steps):
-            yield step
-            progress.advance(number + 1)
-        progress.end()
+        try:
+            for number, step in enumerate(steps):
+                yield step
+                progress.advance(number + 1)
+        finally:
+            progress.end()
 
     return watch

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prologue.evaluation.distances import INDICATIVE
 from prologue.reproduce.pieces import Piece, Result
+from prologue.reproduce.recipes import at_end
 from prologue.reproduce.scales import Name
 from prologue.reproduce.verdicts import Estimate, Outcome, Verdict, both, judge, log_ratio, prediction
 
@@ -120,6 +121,7 @@ def closer(results: Results, ours: Name, theirs: Name, factor: float) -> Claim:
     """
     paired = pairs(results, ours, theirs)
     sides = [side for pair in paired.values() for side in pair]
+    ends = _ends(paired, (ours, theirs))
     counts = [figure(side, f"unguided.{name}") or 0.0 for side in sides for name in ("n", "n_reference")]
     few = min(counts, default=0.0) < INDICATIVE
     which = "kid" if few else "fd"
@@ -129,15 +131,29 @@ def closer(results: Results, ours: Name, theirs: Name, factor: float) -> Claim:
     key, times = f"closer-{factor:g}", f"{factor:g} times " if factor != 1 else ""
     short = f"unguided samples {times}closer than {theirs}"
     if not few:
-        return _ratio(
+        claim = _ratio(
             key, ours, theirs, short, text, f"{name}, {theirs} / {ours}", paired, "unguided.fd", factor, turned=True
         )
+        return replace(claim, notes=(*claim.notes, *ends))
     by_seed, notes = _values(
         paired, lambda a, b: b - factor * a, "unguided.kid", "lacks a kernel distance of unguided samples"
     )
     measure = f"{name}, {theirs} − {factor:g} × {ours}" if factor != 1 else f"{name}, {theirs} − {ours}"
     verdict = judge(list(by_seed.values()), 0.0) if by_seed else None
-    return Claim(key, ours, theirs, short, text, measure, False, by_seed, verdict, notes)
+    return Claim(key, ours, theirs, short, text, measure, False, by_seed, verdict, (*notes, *ends))
+
+
+def _ends(paired: Mapping[int, tuple[Result, Result]], names: tuple[Name, Name]) -> list[str]:
+    """Whose recipes lie at an end of what was tried, so that others may bring them nearer."""
+    found = {
+        name: [seed for seed, pair in paired.items() if at_end(pair[side], "unguided")]
+        for side, name in enumerate(names)
+    }
+    return [
+        f"the temperature that {name} chose lies at an end of those tried for {_seeds(seeds)}"
+        for name, seeds in found.items()
+        if seeds
+    ]
 
 
 def reconstructs(results: Results, ours: Name, theirs: Name) -> Claim:

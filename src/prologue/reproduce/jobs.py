@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 
 from prologue.allocator import keep_freed_memory
@@ -34,10 +34,12 @@ def side_by_side(request: StudyRequest, pieces: Sequence[Piece], deadline: Deadl
     """
     context = multiprocessing.get_context("spawn")
     running: dict[Piece, BaseProcess] = {}
+    late: set[Piece] = set()
+    """Whose next part takes longer than there is time left."""
     with deadline.listening():
         try:
             while True:
-                for piece in _ready(request, pieces, running):
+                for piece in _ready(request, pieces, {*running, *late}):
                     if len(running) < request.jobs and deadline.asked() is None:
                         running[piece] = context.Process(target=_make, args=(request, piece), name=piece.name)
                         running[piece].start()
@@ -45,7 +47,10 @@ def side_by_side(request: StudyRequest, pieces: Sequence[Piece], deadline: Deadl
                     break
                 time.sleep(_LOOK_SECONDS)
                 for piece in [piece for piece, process in running.items() if not process.is_alive()]:
-                    if running.pop(piece).exitcode in (0, _OUT_OF_TIME):
+                    code = running.pop(piece).exitcode
+                    if code == _OUT_OF_TIME:
+                        late.add(piece)
+                    if code in (0, _OUT_OF_TIME):
                         after()
                     elif deadline.number is None:
                         raise RunError(f"{piece.name} failed, for the reason above; the same command continues")
@@ -53,18 +58,18 @@ def side_by_side(request: StudyRequest, pieces: Sequence[Piece], deadline: Deadl
                     break
         finally:
             _stop(running.values())
-    if deadline.asked() == OVERTIME:
+    if deadline.number not in (None, OVERTIME):
+        raise Stopped("after checkpoints of the runs under way", deadline.number)
+    if not all(piece.result_file(request.out).is_file() for piece in pieces):
         raise OutOfTime
-    if deadline.number is not None:
-        raise Stopped("side by side", 0, deadline.number)
 
 
-def _ready(request: StudyRequest, pieces: Sequence[Piece], running: dict[Piece, BaseProcess]) -> Iterator[Piece]:
-    """What may begin: has no result, is not being made, and what it starts from is finished."""
+def _ready(request: StudyRequest, pieces: Sequence[Piece], begun: Collection[Piece]) -> Iterator[Piece]:
+    """What may begin: has no result, was not begun in this call, and what it starts from is finished."""
     for piece in pieces:
         before = piece.starts_from
         begins = before is None or before.result_file(request.out).is_file()
-        if begins and piece not in running and not piece.result_file(request.out).is_file():
+        if begins and piece not in begun and not piece.result_file(request.out).is_file():
             yield piece
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -99,12 +99,18 @@ class Models:
     """Whose pictures are kept under this name."""
 
 
-Check = Callable[[str], None]
-"""Called before each measurement with its name; raises where there is no time left for it."""
+class Pause(Protocol):
+    """What happens between the measurements that are made, not those that are there already."""
+
+    def before(self, name: str) -> None:
+        """Raises where there is no time left for it."""
+
+    def after(self) -> None:
+        """A record was kept."""
 
 
 def measure(
-    models: Models, bench: Bench, ledger: Ledger, *, baseline: Prior | None, watch: Watch = unwatched, check: Check
+    models: Models, bench: Bench, ledger: Ledger, *, baseline: Prior | None, watch: Watch = unwatched, pause: Pause
 ) -> dict[str, Record | None]:
     """All records of a run by name; None for those that it cannot have, the reason alone where the images do not do.
 
@@ -114,8 +120,18 @@ def measure(
     has_prologue = models.prior.layout.has_prologue
 
     def get(name: str, make: Callable[[], Record], **inputs: Any) -> Record:
-        check(name)
-        return ledger.get(name, {"weights": models.weights, "seed": models.seed, **inputs}, make)
+        new = False
+
+        def made() -> Record:
+            nonlocal new
+            pause.before(name)
+            new = True
+            return make()
+
+        record = ledger.get(name, {"weights": models.weights, "seed": models.seed, **inputs}, made)
+        if new:
+            pause.after()
+        return record
 
     def get_if_possible(name: str, make: Callable[[], Record], **inputs: Any) -> Record:
         """A record of the reason alone where the images do not allow the measurement."""
@@ -226,7 +242,8 @@ def choose(models: Models, bench: Bench, guided: bool, watch: Watch = unwatched)
         )  # fmt: skip
 
     seed = derive_seed(models.seed, "reproduce", "choice")
-    points = run_sweep(found, recipes, recipes[0], scale.sweep, seed=seed, watch=watch)
+    plain = next((recipe for recipe in recipes if recipe.temperature == 1), recipes[0])
+    points = run_sweep(found, recipes, plain, scale.sweep, seed=seed, watch=watch)
     final = [point for point in points if point.request.final]
     best = min(final, key=lambda point: point.distance)
     tried = [

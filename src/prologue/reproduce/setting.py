@@ -22,6 +22,8 @@ from prologue.training.run import differences
 
 STUDY = "study.json"
 STUDY_FORMAT = 1
+_FREE = ("data", "precision", "scale.seeds")
+"""What may differ: the place of the same images, and how many seeds are usual; a study keeps its own number format."""
 
 
 def open_bench(request: StudyRequest, progress: Progress) -> Bench:
@@ -31,7 +33,7 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
         if state.is_packed(out):
             progress.say(f"restoring the study from {out / state.FOLDER}")
             state.unpack(out)
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        elif not _is_vacant(out):
             raise RunError(f"{out} exists and is not a study: choose another --out, or empty it")
     size = (scale.image_size, scale.image_size)
     data = open_data(request.data, run_config(scale, "2d", 0).data, size)
@@ -66,9 +68,13 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
     return Bench(scale, data, features, request.data, out / PICTURES, precision)
 
 
+def _is_vacant(out: Path) -> bool:
+    """Whether a study can begin here; what a kill leaves of its very first write does not count."""
+    return not out.exists() or (out.is_dir() and all(file.name == f"{STUDY}.tmp" for file in out.iterdir()))
+
+
 def _require_same(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    # The place of the same images may differ, and the study's own number format is kept.
-    changed = [each for each in differences(there, now) if each[0] not in ("data", "precision")]
+    changed = [each for each in differences(there, now) if each[0] not in _FREE]
     if changed:
         listed = "\n  ".join(f"{name}: {old!r} in the study, {new!r} now" for name, old, new in changed)
         raise RunError(

@@ -49,10 +49,13 @@ def pack(out: Path, needed: Sequence[Path], wanted: Sequence[Path]) -> list[Path
     parts = []
     for number, start in enumerate(range(0, len(content), PART_BYTES)):
         part = folder / f"{digest[:12]}-{number}.part"
-        part.write_bytes(content[start : start + PART_BYTES])
+        if not part.is_file():  # what the index names already is not touched again
+            temporary = part.with_suffix(".tmp")
+            temporary.write_bytes(content[start : start + PART_BYTES])
+            temporary.replace(part)
         parts.append(part.name)
     save_json(folder / INDEX, {"parts": parts, "sha256": digest, "bytes": len(content)})
-    for old in folder.glob("*.part"):
+    for old in (*folder.glob("*.part"), *folder.glob("*.tmp")):
         if old.name not in parts:
             old.unlink()
     return left

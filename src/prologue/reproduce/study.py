@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prologue.locks import alone_in
 from prologue.reproduce.jobs import side_by_side
+from prologue.reproduce.measures import Bench
 from prologue.reproduce.pieces import Piece, all_pieces, load_results, seconds_left
 from prologue.reproduce.request import OVERTIME, Deadline, OutOfTime, StudyRequest
 from prologue.reproduce.setting import open_bench
@@ -29,10 +31,15 @@ class StudyOutcome:
 def reproduce(request: StudyRequest, progress: Progress) -> StudyOutcome:
     """Do, or continue, a study, and write its tables.
 
-    Raises `Stopped` on a signal while training; a call that runs out of its minutes returns as not finished. Other
+    Raises `Stopped` on a signal; a call that runs out of its minutes returns as not finished. Other
     settings than the folder's, but for more seeds and variants, are a `RunError`.
     """
     bench = open_bench(request, progress)
+    with alone_in(request.out):
+        return _reproduce(request, bench, progress)
+
+
+def _reproduce(request: StudyRequest, bench: Bench, progress: Progress) -> StudyOutcome:
     deadline = Deadline.of(request)
     pieces = all_pieces(request.variants, request.seeds)
     added = sorted({piece.variant for piece in pieces} - set(request.variants))

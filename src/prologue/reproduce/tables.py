@@ -20,13 +20,11 @@ from prologue.reproduce.figures import (
     cell_figures,
     variants_of,
 )
+from prologue.reproduce.further import further_table
 from prologue.reproduce.pieces import Result
+from prologue.reproduce.recipes import EDGE, recipe_text
 from prologue.reproduce.scales import Name
 from prologue.reproduce.verdicts import estimate, log_ratio
-from prologue.sampling.recipe import Recipe
-
-EDGE = "†"
-"""Stands after a recipe at an end of what was tried."""
 
 _AVERAGED = (
     "Each cell: mean over seeds with its 95 % t interval, and beneath it where one further seed lies in 95 % of all "
@@ -34,11 +32,13 @@ _AVERAGED = (
 )
 
 
-def _cell(values: Sequence[float], shown: Figure) -> str:
+def _cell(values: Sequence[float], shown: Figure, seeds: int) -> str:
     if not values:
         return "–"
     record = cell_figures(values, shown.logarithmic, shown.bounds)
     text = format(record["mean"], shown.style)
+    if len(values) != seeds:
+        text += f", {len(values)} seed{'s' if len(values) > 1 else ''}"
     if record["low"] is None or record["low"] == record["high"]:
         return text
     low, high, next_low, next_high = (
@@ -68,12 +68,12 @@ def make_tables(results: Results, claims: Sequence[Claim]) -> dict[str, Table]:
             results,
             CARRIED,
             "Nats per image over held-out images. Gain is against a prior without a prologue on the same visual ids. "
-            "All tokens do not compare across tokenizers. " + _counts(results, "likelihood"),
+            f"All tokens do not compare across tokenizers. {_counts(results, 'likelihood')} {_kept(results)}",
         ),
         "Inside the tokens": _figures_table(results, INSIDE, _counts(results, "probe")),
         "Memorisation": _memorisation(results),
         "Against 2d, seed by seed": _against(results, "2d"),
-        "The last seed, from the others": _last_seeds(results),
+        "One further seed": further_table(results, claims),
     }
     return {title: table for title, table in tables.items() if table.rows}
 
@@ -98,6 +98,22 @@ def _originals(results: Results) -> str:
     return f"The classifier recognises the class in {100 * sum(rates) / len(rates):.1f} % of the held-out images."
 
 
+def _kept(results: Results) -> str:
+    """Which weights of the priors were measured, where they were kept along the way."""
+    kept = [(result["prior_kept_step"], result["prior_steps"]) for result in results.values() if _has_kept(result)]
+    if not kept:
+        return ""
+    last = sum(step == steps for step, steps in kept)
+    return (
+        "Priors of stage 2 are those that did best along the way on up to 512 held-out images: in "
+        f"{last} of {len(kept)} runs the last ones."
+    )
+
+
+def _has_kept(result: Result) -> bool:
+    return result.get("prior_kept_step") is not None
+
+
 def _figures_table(results: Results, figures: Sequence[Figure], caption: str) -> Table:
     """A row for each variant; columns that nobody has are left out."""
     names = variants_of(results)
@@ -107,7 +123,8 @@ def _figures_table(results: Results, figures: Sequence[Figure], caption: str) ->
         values = [list(by_seed(results, name, shown).values()) for shown in columns]
         if any(values):
             seeds = sum(piece.variant == name for piece in results)
-            rows.append([name, *map(_cell, values, columns), str(seeds)])
+            cells = [_cell(each, shown, seeds) for each, shown in zip(values, columns, strict=True)]
+            rows.append([name, *cells, str(seeds)])
     head = ["variant", *(shown.title(results) for shown in columns), "seeds"]
     return Table(head, rows if columns else [], f"{caption} {_AVERAGED}")
 
@@ -127,7 +144,9 @@ def _claims_table(claims: Sequence[Claim]) -> Table:
     caption = (
         "Seeds are paired. A claim is confirmed where the 95 % interval lies beyond its limit, refuted where wholly on "
         "the other side, else undecided; each is judged by itself, so among many one may be off by chance. The number "
-        "of seeds that would decide supposes that mean and spread stay as they are."
+        "of seeds that would decide supposes that mean and spread stay as they are, and then decides about half the "
+        "time. The level holds for a number of seeds that was fixed beforehand: adding seeds until a verdict "
+        "comes is wrong more often."
     )
     return Table(["claim", "verdict", "found", "claimed", "one further seed"], rows, caption, labels=2)
 
@@ -157,33 +176,22 @@ def _budgets(results: Results) -> Table:
         "FLOPs (matrix products) and seconds (mean over seeds) are what that costs each variant. prologue-post has one "
         "more encoder, and its figures leave out stage 1 of the 2d that it starts from. one-stage samples with the "
         "prior of stage 1, which has a quarter of the blocks. The gain of prologue takes one more prior, which is not "
-        f"counted here, nor is the encoding of the images. {EDGE} marks recipes at an end of what was tried."
+        f"counted here, nor is the encoding of the images. {EDGE} marks values at an end of what was tried."
+        f"{_versions(results)}"
     )
     head = ["variant", "images, stage 1", "images, stage 2", "parameters, M", "TFLOPs", "seconds", "measuring, s",
             "unguided recipe", "guided recipe"]  # fmt: skip
     return Table(head, rows, caption)
 
 
+def _versions(results: Results) -> str:
+    """Versions of the package, where they differ."""
+    versions = sorted({str(result["provenance"].get("prologue")) for result in results.values()})
+    return f" Made by several versions of the package: {', '.join(versions)}." if len(versions) > 1 else ""
+
+
 def _recipes(results: Sequence[Result], kind: str) -> str:
-    return "; ".join(dict.fromkeys(_recipe(result, kind) for result in results))
-
-
-def _recipe(result: Result, kind: str) -> str:
-    record = result["measures"].get(kind)
-    if record is None:
-        return "–"
-    tried = result["measures"].get(f"choice_{kind}", {}).get("tried", ())
-    recipe, *others = (Recipe.from_dict(each["recipe"]) for each in (record, *tried))
-    guided = recipe.guidance.whole is not None
-    values = sorted({_strength(each) for each in others})
-    mark = EDGE if len(values) > 2 and _strength(recipe) in (values[0], values[-1]) else ""
-    return f"{f'scale {_strength(recipe):g}, ' if guided else ''}T {recipe.temperature:g}{mark}"
-
-
-def _strength(recipe: Recipe) -> float:
-    """What the sweep varies most: the scale of the guidance, without one the temperature."""
-    whole = recipe.guidance.whole
-    return recipe.temperature if whole is None else whole.scale
+    return "; ".join(dict.fromkeys(recipe_text(result, kind) for result in results))
 
 
 def _memorisation(results: Results) -> Table:
@@ -231,30 +239,6 @@ def _apart(ours: float | None, theirs: float | None, logarithmic: bool) -> float
     if ours is None or theirs is None:
         return None
     return log_ratio(ours, theirs) if logarithmic else ours - theirs
-
-
-def _last_seeds(results: Results) -> Table:
-    """Whether each variant's last seed lies where the earlier ones predict it; from three earlier seeds on."""
-    rows = []
-    for name in variants_of(results):
-        inside, all_of, out = 0, 0, []
-        last = max(piece.seed for piece in results if piece.variant == name)
-        for shown in ALL:
-            values = by_seed(results, name, shown)
-            if len(values) < 4 or last not in values:
-                continue
-            earlier = [value for seed, value in values.items() if seed != last]
-            record = cell_figures(earlier, shown.logarithmic, shown.bounds)
-            all_of += 1
-            slack = 1e-9 * abs(values[last])  # figures that no seed changes come back from logarithms rounded
-            if record["one_further_seed_low"] - slack <= values[last] <= record["one_further_seed_high"] + slack:
-                inside += 1
-            else:
-                out.append(shown.title(results))
-        if all_of:
-            rows.append([name, str(last), f"{inside} of {all_of}", ", ".join(out) or "–"])
-    caption = "95 % intervals from the seeds before: one figure in twenty lies outside by chance."
-    return Table(["variant", "last seed", "figures inside", "outside"], rows, caption, labels=2)
 
 
 def seed_table(results: Results) -> Table:

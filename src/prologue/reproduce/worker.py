@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from prologue.reproduce import state
 from prologue.reproduce.measures import Bench, Models, measure
 from prologue.reproduce.pictures import FOLDER as PICTURES
 from prologue.reproduce.pieces import RESULT_FORMAT, Piece, Result, all_pieces, images_seen, load_results, stage_flops
-from prologue.reproduce.request import Deadline, StudyRequest
+from prologue.reproduce.request import OVERTIME, Deadline, OutOfTime, StudyRequest
 from prologue.reproduce.scales import plain_config, run_config
 from prologue.reproduce.setting import STUDY
+from prologue.training.loop import Stopped
 from prologue.training.progress import Progress
 from prologue.training.run import RunFolder
 from prologue.training.train import StageName, TrainRequest, train
@@ -32,6 +34,7 @@ class Worker:
     def __init__(self, request: StudyRequest, bench: Bench, deadline: Deadline, progress: Progress) -> None:
         self.request, self.bench, self.deadline, self.progress = request, bench, deadline, progress
         self.out, self.scale = request.out, request.scale
+        self._measuring_since = 0.0
 
     def do(self, piece: Piece) -> None:
         """Train, measure and write the result of one piece; parts that are there already are skipped."""
@@ -58,14 +61,16 @@ class Worker:
             baseline = Prior.from_pretrained(baseline_run / "prior").to(pipeline.device)
         weights = model_hashes(folder)
         models = Models(pipeline.tokenizer, pipeline.prior, piece.seed, weights, piece.name)
-        records = measure(
-            models, self.bench, ledger, baseline=baseline, watch=watched(self.progress), check=self._check_record
-        )
+        with self.deadline.listening():
+            records = measure(models, self.bench, ledger, baseline=baseline, watch=self._watch, pause=self)
         seconds = _seconds(run, plain, ledger, [name for name, record in records.items() if record is not None])
         result: Result = {"format": RESULT_FORMAT, "variant": piece.variant, "seed": piece.seed}
         result |= {"scale": self.request.scale_name, "data": self.request.data}
         result |= {"images": images_seen(self.scale, piece), "flops": stage_flops(self.scale, piece)}
         result |= {"parameters": _parameters(models), "precision": run.config.precision, "weights": weights}
+        # None where the prior is that of stage 1, or the last one in any case.
+        result |= {"prior_kept_step": run.record["stages"].get("prior", {}).get("kept_step")}
+        result |= {"prior_steps": run.config.prior_training.steps}
         result |= {"seconds": seconds, "measures": records, "provenance": dict(self.request.provenance)}
         save_json(piece.result_file(self.out), result)
 
@@ -98,10 +103,29 @@ class Worker:
             [done["seconds"].get(key, 0.0) for other, done in results if other.variant == piece.variant]
         )
 
-    def _check_record(self, name: str) -> None:
+    def before(self, name: str) -> None:
         """Raise `OutOfTime` where a measurement would take longer than there is time left."""
+        self._measuring_since = time.monotonic()
         records = [result["measures"].get(name) for result in load_results(self.out).values()]
         self.deadline.check(self._within([record.get("seconds", 0.0) for record in records if record is not None]))
+
+    def after(self) -> None:
+        """A measurement is kept: it need not be made again elsewhere either."""
+        self.keep_state()
+
+    def _watch(self, steps: Sequence[int], what: str) -> Iterator[int]:
+        """Shows the steps of a measurement, which ends between two of them on a signal or when the time is up."""
+        for step in watched(self.progress)(steps, what):
+            asked = self.deadline.asked()
+            if asked == OVERTIME and self._has_had_less_than_half():
+                raise OutOfTime
+            if asked not in (None, OVERTIME):
+                raise Stopped(f"while measuring ({what})", asked)
+            yield step
+
+    def _has_had_less_than_half(self) -> bool:
+        """Whether the measurement under way had less than half of this call; else it may never fit, and goes on."""
+        return time.monotonic() - self._measuring_since < 30 * (self.request.minutes or 0.0)
 
     def _within(self, seconds: Sequence[float]) -> float:
         """What something will take that took so long before; 0 for what takes longer than a whole call anyway."""

@@ -10,6 +10,7 @@ from prologue.config import save_json, to_dict
 from prologue.report.page import Block, Fold, Picture, Report, Section, Table, Text
 from prologue.reproduce.claims import Claim, Results, headline, judge_claims, sentence
 from prologue.reproduce.figures import ALL, by_seed, cell_figures, variants_of
+from prologue.reproduce.further import further_claims, further_figures
 from prologue.reproduce.pictures import FOLDER, find_picture
 from prologue.reproduce.pieces import Piece, Result
 from prologue.reproduce.scales import Scale
@@ -23,7 +24,9 @@ def write_tables(out: Path, results: Results, scale: Scale, provenance: Mapping[
     claims = judge_claims(results)
     tables = make_tables(results, claims)
     sentences = [sentence(claim) for claim in claims]
-    (out / MARKDOWN).write_text(markdown(tables, [*sentences, *notes_of(claims)]), encoding="utf-8")
+    temporary = out / f"{MARKDOWN}.tmp"
+    temporary.write_text(markdown(tables, [*sentences, *notes_of(claims)]), encoding="utf-8")
+    temporary.replace(out / MARKDOWN)
     save_json(out / JSON, summary(results, claims, scale, provenance))
     _page(out, results, claims, tables, provenance).write(out / PAGE, beside=False)
     return sentences
@@ -64,6 +67,7 @@ def summary(results: Results, claims: Sequence[Claim], scale: Scale, provenance:
         "effect": headline(list(claims)),
         "claims": [claim.record() for claim in claims],
         "figures": figures,
+        "further_seed": [each.record() for each in (*further_figures(results), *further_claims(results, claims))],
         "pieces": [_facts(piece, result) for piece, result in results.items()],
     }
 

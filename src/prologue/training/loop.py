@@ -45,15 +45,19 @@ class Stage(Protocol):
 
 
 class Stopped(Exception):
-    """Training stopped on request, after a checkpoint. `signal` is the signal's number."""
+    """Work stopped on request, with what was done kept. `signal` is the signal's number."""
 
-    def __init__(self, stage: str, step: int, number: int) -> None:
-        super().__init__(f"stopped in stage {stage} after step {step}")
+    def __init__(self, where: str, number: int) -> None:
+        super().__init__(f"stopped {where}")
         self.signal = number
 
 
+SAME_REQUEST_SECONDS = 1.0
+"""Launchers, terminals and schedulers pass a signal on that the process got already: so soon it is the same request."""
+
+
 class StopRequest:
-    """Set by SIGINT and SIGTERM; a second signal stops at once.
+    """Set by SIGINT and SIGTERM; a second one, more than a moment later, stops at once.
 
     `agree` makes all processes of a group stop after the same step: it takes this process's signal number (0 for
     none) and returns the largest of the group.
@@ -76,11 +80,15 @@ class StopRequest:
     def listening(self) -> Iterator[StopRequest]:
         """Handle the signals inside the block. Outside the main thread signals cannot be handled, and are not."""
         previous: dict[int, Any] = {}
+        first: float | None = None
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if self.number is not None:
+            nonlocal first
+            now = time.monotonic()
+            if first is not None and now - first > SAME_REQUEST_SECONDS:
                 raise KeyboardInterrupt
-            self.number = number
+            first = now if first is None else first
+            self.number = number if self.number is None else self.number
 
         try:
             for kind in (signal.SIGINT, signal.SIGTERM):
@@ -167,7 +175,7 @@ def _steps(
                 checkpoints.save(done, stage.state())
             saved = done
         if asked is not None and not last:
-            raise Stopped(stage.name, done, asked)
+            raise Stopped(f"in stage {stage.name} after step {done}", asked)
     return saved
 
 

@@ -45,7 +45,7 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
             progress.advance(indices.stop)
             asked = stop.alone()
             if asked is not None and indices.stop < len(images):
-                raise Stopped("tokens", writer.done, asked)
+                raise Stopped(f"in stage tokens after image {writer.done}", asked)
     finally:
         progress.end()
     return writer.finish()

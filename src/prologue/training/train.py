@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from prologue.data.source import Data
 from prologue.data.store import TokenStore
 from prologue.device import pick_device, pick_precision
 from prologue.errors import ConfigError, RunError
+from prologue.locks import alone_in
 from prologue.manifest import Manifest
 from prologue.tokenizer import Tokenizer
 from prologue.training.context import Context
@@ -77,7 +78,7 @@ def train(
     stop.agree = _agreement(accelerator) if accelerator.num_processes > 1 else None
     context = Context(run, data, accelerator)
     try:
-        with stop.listening():
+        with alone_in(run.path) if context.main else nullcontext(), stop.listening():
             _Trainer(context, request, given, progress, stop).train()
     finally:
         context.batches.close()
@@ -137,7 +138,7 @@ class _Trainer:
         asked = self.stop.asked()
         self.run.reload()
         if asked is not None and not self.run.finished("tokens"):
-            raise stopped or Stopped("tokens", 0, asked)
+            raise stopped or Stopped("in stage tokens", asked)
 
     def _prior(self) -> None:
         self._require("tokens", "prior")
