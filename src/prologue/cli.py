@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a tokenizer and its prior on shapes, digits, a folder or a zip"),
     "generate": ("generate", "draw images from a trained run, or from the model in the package"),
     "resample": ("resample", "keep an image's prologue and draw its visual tokens again"),
-    "evaluate": ("evaluate", "measure reconstruction, generation or likelihood"),
+    "evaluate": ("evaluate", "measure a run, or look inside it; lists the kinds"),
     "report": ("report", "write one page of all that was measured of runs, side by side"),
     "reproduce": ("reproduce", "the paper's tables in small: all variants, several seeds, verdicts on its claims"),
     "bench": ("bench", "measure sampling speed against an in-process baseline"),

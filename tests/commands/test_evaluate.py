@@ -224,6 +224,8 @@ def test_an_imported_folder_is_told_its_data(
     record, provenance = measure(["likelihood", str(saved / "imported"), "--data", str(photos)], tmp_path)
     assert "in their order" in record["notes"][0]
     assert provenance["data"] == str(photos)
+    assert (record["n"], record["split"]) == (60, "given")
+    assert "N = 60 given images." in capsys.readouterr().out
     refused(["likelihood", str(saved / "shapes"), "--data", str(photos)], "class 'cat'", capsys)
 
 
@@ -299,3 +301,52 @@ def test_a_judge_is_fitted_to_the_runs_own_images(
     assert record["recognition"] is None
     assert main(["evaluate", "generation", str(saved / "photos"), *flags, "--judge", "--data", "shapes"]) == 2
     assert "8 classes and the run 2" in capfd.readouterr().err
+
+
+@pytest.fixture
+def means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Features that know any images: mean colours."""
+    (tmp_path / "mean_colours.py").write_text("def means():\n    return lambda images: images.float().mean((2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "mean_colours:means"
+
+
+@pytest.mark.usefixtures("without_lite0")
+def test_images_that_the_run_was_not_trained_on_are_measured_whole(
+    saved: Path, photos: Path, means: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the training are measured on what was held out of it, wherever they lie now."""
+    run, others = tmp_path / "run", tmp_path / "others"
+    shutil.copytree(saved / "photos", run, ignore=shutil.ignore_patterns("evaluations"))
+    shutil.copytree(photos, others)
+    (others / "cat" / "0.png").unlink()
+    kind = ["reconstruction", str(run), "--data"]
+    held_out, _ = measure([*kind, str(photos)], tmp_path)
+    assert held_out["split"] == "validation"
+    assert held_out["n"] < 20
+    whole, _ = measure([*kind, str(others)], tmp_path)
+    assert (whole["n"], whole["split"]) == (59, "given")
+    probe, _ = measure(["probe", str(run), "--data", str(others)], tmp_path)
+    assert (probe["n"], probe["n_train"], probe["split"]) == (11, 48, "given")
+    assert not any("the tokenizer has seen" in note for note in probe["notes"])
+    assert "N = 11 given images" in capsys.readouterr().out
+    reference = ["reference", str(run), "--data", str(others), "--features", means, "--out"]
+    for split in ("train", "validation"):
+        record, _ = measure([*reference, str(tmp_path / f"{split}.npz"), "--split", split], tmp_path)
+        assert record["n"] == 59
+
+
+def test_samples_are_measured_against_a_reference_alone(
+    saved: Path, means: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever has a published reference need not have the images."""
+    file = tmp_path / "photos.npz"
+    flags = ["--features", means, "--out", str(file), "--images", "20"]
+    measure(["reference", str(saved / "photos"), *flags], tmp_path)
+    argv = ["generation", str(saved / "imported"), "--count", "8", "--features", means, "--reference", str(file)]
+    record, provenance = measure(argv, tmp_path)
+    assert (record["n"], record["n_compared"], record["memorisation"]) == (8, 20, None)
+    assert record["fd"] > 0
+    assert provenance["data"] is None
+    assert "The training images are not at hand" in capsys.readouterr().out
+    refused([*argv, "--judge"], "imported.*--data WHERE", capsys)

@@ -18,6 +18,7 @@ from prologue.commands.kinds.intervention import choose_pairs
 from prologue.data.shapes import CLASS_NAMES
 from prologue.errors import EvaluationError
 from prologue.evaluation.probe import INPUTS
+from prologue.evaluation.runs import RunImages
 from prologue.manifest import Manifest
 from prologue.sampling.recipe import Recipe
 
@@ -107,12 +108,13 @@ def test_sides_of_a_probe_share_no_image(photos: Path) -> None:
     from prologue.data.opening import open_data
 
     data = open_data(str(photos / "photos"), DataConfig(validation_fraction=0.0), (16, 16))
-    sides = probe._sides(data, probe.ProbeOptions(run=photos))
+    images = RunImages("photos", data, own=True)
+    sides = probe._sides(images, probe.ProbeOptions(run=photos))
     assert (sides.split, len(sides.test_indices), len(sides.train_indices)) == ("train", 12, 48)
     assert not set(sides.test_indices) & set(sides.train_indices)
     assert "judged on training images" in sides.notes[0]
     with pytest.raises(EvaluationError, match="leave 2 to fit"):
-        probe._sides(data, probe.ProbeOptions(run=photos, count=58))
+        probe._sides(images, probe.ProbeOptions(run=photos, count=58))
 
 
 def test_codebook(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,12 +19,12 @@ from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import (
     Features,
     Interval,
+    RunImages,
     RunInfo,
     Split,
     choose_images,
     evaluating,
     mean_interval,
-    measured_split,
     wilson_interval,
 )
 from prologue.manifest import Manifest
@@ -39,8 +39,8 @@ class Pictures:
     size = (8, 12)
     views = 1
 
-    def __init__(self, count: int, classes: int = 3) -> None:
-        self.pixels = np.random.default_rng(0).integers(0, 256, (count, 3, *self.size), dtype=np.uint8)
+    def __init__(self, count: int, classes: int = 3, seed: int = 0) -> None:
+        self.pixels = np.random.default_rng(seed).integers(0, 256, (count, 3, *self.size), dtype=np.uint8)
         self.labels = np.arange(count, dtype=np.int64) % classes
 
     def __len__(self) -> int:
@@ -174,10 +174,26 @@ def test_images_are_chosen_at_random_once_each() -> None:
 
 def test_training_images_stand_in_and_are_marked() -> None:
     train, held = Pictures(4), Pictures(2)
-    assert measured_split(Data(train, held, (), "f")) == Split("validation", held)
-    split = measured_split(Data(train, Pictures(0), (), "f"))
+    images = RunImages("where", Data(train, held, (), "f"), own=True)
+    assert images.measured() == Split("validation", held)
+    assert images.reference() is train
+    split = RunImages("where", Data(train, Pictures(0), (), "f"), own=True).measured()
     assert (split.name, split.images) == ("train", train)
     assert "no images are held out" in split.notes[0]
+
+
+def test_images_of_no_training_are_measured_whole() -> None:
+    train, held = Pictures(4), Pictures(2, classes=2, seed=1)
+    images = RunImages("where", Data(train, held, (), "f"), own=False)
+    split = images.measured()
+    assert (split.name, split.notes, len(split.images)) == ("given", (), 6)
+    assert split.images.labels.tolist() == [*train.labels.tolist(), *held.labels.tolist()]
+    for index, (part, inside) in enumerate([(train, 0), (train, 1), (train, 2), (train, 3), (held, 0), (held, 1)]):
+        assert np.array_equal(split.images.center_view(index), part.center_view(inside))
+    with pytest.raises(IndexError):
+        split.images.center_view(6)
+    assert len(images.reference()) == 6
+    assert RunImages("where", Data(train, Pictures(0), (), "f"), own=False).measured() == Split("given", train)
 
 
 def test_models_return_to_their_mode(tiny_models) -> None:
@@ -195,7 +211,7 @@ def test_a_run_says_where_its_images_are(tmp_path) -> None:
     imported = RunInfo.load(tmp_path / "imported")
     with pytest.raises(EvaluationError, match=r"imported.*--data WHERE"):
         imported.open_data(None, (8, 8))
-    assert imported.open_data("shapes", (8, 8))[0] == "shapes"
+    assert imported.open_data("shapes", (8, 8)).source == "shapes"
     Manifest(("a",), data=str(tmp_path / "gone")).save(tmp_path / "moved")
     with pytest.raises(DataError, match=r"gone.*--data WHERE"):
         RunInfo.load(tmp_path / "moved").open_data(None, (8, 8))
@@ -213,7 +229,8 @@ def test_a_run_is_read_with_its_own_options(tmp_path) -> None:
     assert info.weights == {}
     run.set_stage("tokenizer", trained_on=["lite0"])  # as the run says that it was taken from
     assert RunInfo.load(run.path).manifest.trained_on == ("lite0",)
-    source, data, notes = info.open_data(None, (8, 8))
-    assert (source, len(data.train), len(data.validation)) == ("shapes", 7, 3)
-    assert "not those of the training any more" in notes[0]
-    assert info.open_data("shapes", (8, 8))[2] == ()
+    images = info.open_data(None, (8, 8))
+    assert (images.source, len(images.data.train), len(images.data.validation)) == ("shapes", 7, 3)
+    assert images.own
+    assert "not those of the training any more" in images.notes[0]
+    assert info.open_data("shapes", (8, 8)).notes == ()

@@ -79,7 +79,7 @@ def evaluate_generation(
     tokenizer: Tokenizer,
     prior: Prior,
     recipe: Recipe,
-    reference: ImageSet,
+    reference: ImageSet | None,
     features: Features,
     *,
     count: int,
@@ -95,9 +95,9 @@ def evaluate_generation(
     """`count` samples with uniform labels against center crops of training images `reference`.
 
     The reference is `count` images at random, or all where there are not more; both numbers are stated. A file
-    `statistics` takes their place. With `classifier`, also how often it recognises the asked class, whose ids must be
-    its own. Without features (`Features()`) no reference is read. `keep` is shown every batch of samples. Raises
-    `EvaluationError` for a count below 1, and `SamplingError` as `draw_samples` does.
+    `statistics` takes their place; without either, and without features (`Features()`), there are no distances. With
+    `classifier`, also how often it recognises the asked class, whose ids must be its own. `keep` is shown every batch
+    of samples. Raises `EvaluationError` for a count below 1, and `SamplingError` as `draw_samples` does.
     """
     if count < 1:
         raise EvaluationError(f"count must be at least 1, not {count}")
@@ -111,18 +111,19 @@ def evaluate_generation(
             seen.append(classifier.classify(samples.images))
         if keep is not None:
             keep(samples)
-    from_data = features.extractor is not None and statistics is None
-    indices = choose_images(len(reference), count, seed, "reference") if from_data else np.arange(0)
-    for start in watch(processes.share(range(0, len(indices), batch)), "training images"):
-        distances.add_reference(center_batch(reference, indices[start : start + batch]).images)
+    compared = reference if features.extractor is not None and statistics is None else None
+    indices = np.arange(0) if compared is None else choose_images(len(compared), count, seed, "reference")
+    if compared is not None:
+        for start in watch(processes.share(range(0, len(indices), batch)), "training images"):
+            distances.add_reference(center_batch(compared, indices[start : start + batch]).images)
     distances.add_reference_file(batch, watch)
     record: Record = {"kind": "generation", "n": count, "classes": prior.num_classes}
     record |= {"n_reference": len(indices), "reference_split": "train", "reference_views": "center"}
     if statistics is not None:
         record |= statistics.facts() | {"n_reference": statistics.count, "reference_views": None}
     record |= distances.record(seed)
-    if from_data:
-        distances.notes.extend(unequal_classes(reference, prior.num_classes))
+    if compared is not None:
+        distances.notes.extend(unequal_classes(compared, prior.num_classes))
     record |= {"recipe": recipe.to_dict(), "guided": recipe.guidance.active, "seed": seed}
     recognition = None
     if classifier is not None:

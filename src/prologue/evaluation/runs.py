@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from prologue.config import DataConfig, RunConfig
+from prologue.data.joined import JoinedSet
 from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
 from prologue.data.source import Data, ImageSet
@@ -119,19 +120,40 @@ def crop_features(
 
 @dataclass(frozen=True)
 class Split:
-    """The images that a run is measured on."""
+    """The images that a run is measured on: held out of its training, trained on, or given by the user."""
 
-    name: Literal["validation", "train"]
+    name: Literal["validation", "train", "given"]
     images: ImageSet
     notes: tuple[str, ...] = ()
 
 
-def measured_split(data: Data) -> Split:
-    """The validation images; the training images, with a note, where none are held out."""
-    if len(data.validation):
-        return Split("validation", data.validation)
-    note = "no images are held out, so these figures are of training images: they flatter a model that memorises"
-    return Split("train", data.train, (note,))
+@dataclass(frozen=True)
+class RunImages:
+    """The images that a run is measured with: those of its training, or others that the user gave."""
+
+    source: str
+    data: Data
+    own: bool
+    """They are those of the training, so that what was held out there is held out."""
+    notes: tuple[str, ...] = ()
+
+    def measured(self) -> Split:
+        """The images held out of the training; the trained ones, with a note, where there are none. Others whole."""
+        data = self.data
+        if not self.own:
+            return Split("given", _whole(data))
+        if len(data.validation):
+            return Split("validation", data.validation)
+        note = "no images are held out, so these figures are of training images: they flatter a model that memorises"
+        return Split("train", data.train, (note,))
+
+    def reference(self) -> ImageSet:
+        """What samples are compared with: the training images, or all of others."""
+        return self.data.train if self.own else _whole(self.data)
+
+
+def _whole(data: Data) -> ImageSet:
+    return JoinedSet((data.train, data.validation)) if len(data.validation) else data.train
 
 
 @dataclass(frozen=True)
@@ -158,8 +180,8 @@ class RunInfo:
         """sha256 of the weight files of both models, of those that are there."""
         return model_hashes(self.path)
 
-    def open_data(self, where: str | None, image_size: tuple[int, int]) -> tuple[str, Data, tuple[str, ...]]:
-        """The run's images, or those at `where`, read with the run's own options: their name, they, and notes.
+    def open_data(self, where: str | None, image_size: tuple[int, int]) -> RunImages:
+        """The run's images, or those at `where`, read with the run's own options.
 
         Raises `EvaluationError` where neither the folder nor the caller says where images are; `open_data`'s errors.
         """
@@ -171,9 +193,12 @@ class RunInfo:
             if where is not None:
                 raise
             raise DataError(f"{error}. These are the run's own images; give other ones with --data WHERE") from error
-        changed = where is None and self.fingerprint not in (None, data.fingerprint)
-        note = (f"the images in {source} are not those of the training any more: files or labels have changed",)
-        return source, data, (*data.notes, *(note if changed else ()))
+        same = self.fingerprint in (None, data.fingerprint)
+        notes = list(data.notes)
+        if where is None and not same:
+            notes.append(f"the images in {source} are not those of the training any more: files or labels have changed")
+        own = where is None or source == self.manifest.data or (self.fingerprint is not None and same)
+        return RunImages(source, data, own, tuple(notes))
 
     def data_name(self, where: str | None) -> str:
         """`where`, or what the run was trained on; an `EvaluationError` where nobody says."""

@@ -97,8 +97,8 @@ _MINUTES = Scale(
 # Reconstructions are nearly transparent here and samples are not, which is where the question can be asked.
 _HOURS = Scale(
     seeds=4, image_size=24, patch_size=4, width=96, depth=3, prior_width=96, prior_depth=4, codebook_size=512,
-    code_dim=8, prologue_tokens=8, prologue_codebook_size=64, tokenizer_steps=4000, tokenizer_batch=8,
-    tokenizer_lr=1e-3, prior_steps=5000, prior_batch=16, prior_lr=2e-3, shapes_images=20_000, shapes_validation=4096,
+    code_dim=8, prologue_tokens=8, prologue_codebook_size=64, tokenizer_steps=6000, tokenizer_batch=8,
+    tokenizer_lr=1e-3, prior_steps=3000, prior_batch=16, prior_lr=2e-3, shapes_images=20_000, shapes_validation=4096,
     validation_fraction=0.2, temperatures=(1.3, 1.2, 1.1, 1.0, 0.9, 0.8),
     guidance_scales=(1.25, 1.5, 2.0, 3.0), guided_temperatures=(1.1, 1.0, 0.9), sweep_samples=256, finalists=2,
     samples=10_000, measured_images=2048, probe_images=8000, layout_images=64, layout_per=4, checkpoint_every=500,

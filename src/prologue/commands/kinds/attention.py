@@ -24,7 +24,7 @@ from prologue.commands.kinds.base import (
 from prologue.errors import EvaluationError
 from prologue.evaluation.attention import evaluate_attention
 from prologue.evaluation.likelihood import encode_images, true_classes
-from prologue.evaluation.runs import Record, RunInfo, choose_images, measured_split
+from prologue.evaluation.runs import Record, RunInfo, choose_images
 from prologue.pipeline import Pipeline
 from prologue.report.figures_maps import grid_maps, heat_map
 
@@ -44,11 +44,11 @@ def prepare(argv: Sequence[str]) -> Prepared:
     pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
     if not pipeline.prior.layout.has_prologue:
         raise EvaluationError(f"{options.run} has no prologue to look at: give a run whose prior has prologue tokens")
-    source, data, notes = info.open_data(options.data, pipeline.tokenizer.config.image_size)
-    split = measured_split(data)
+    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "attention")
     class_ids, said = true_classes(
-        split.images.labels[indices], data.class_names, pipeline.class_names, pipeline.prior.num_classes
+        split.images.labels[indices], opened.data.class_names, pipeline.class_names, pipeline.prior.num_classes
     )
 
     def measure() -> Measurement:
@@ -56,10 +56,10 @@ def prepare(argv: Sequence[str]) -> Prepared:
         record = evaluate_attention(
             pipeline.prior, tokens, class_ids, split=split.name, batch=options.batch, watch=progress
         )
-        record = with_notes(record, (*split.notes, *notes, *said))
+        record = with_notes(record, (*split.notes, *opened.notes, *said))
         return Measurement(record, _pictures(record, pipeline.tokenizer.config.grid))
 
-    return Prepared(options, facts(info, options, source, data.fingerprint, pipeline.device), measure)
+    return Prepared(options, facts(info, options, opened, pipeline.device), measure)
 
 
 def _pictures(record: Record, grid: tuple[int, int]) -> Mapping[str, Image.Image]:

@@ -16,7 +16,7 @@ from prologue import builtin
 from prologue.commands._options import DeviceOption, JsonOption, SeedOption
 from prologue.config import RunConfig
 from prologue.errors import ConfigError
-from prologue.evaluation.runs import Record, RunInfo
+from prologue.evaluation.runs import Record, RunImages, RunInfo
 
 Row = tuple[str, str, str]
 """A measure, its figure, its 95 % interval."""
@@ -29,7 +29,8 @@ class Options:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run's folder, an imported one, or builtin:NAME."""
     data: Annotated[str | None, arg(metavar="WHERE")] = None
-    """Images to measure on, as `prologue train` takes them. Left out: those of the training."""
+    """Images to measure on, as `prologue train` takes them; of others than those of the training all are measured.
+    Left out: those of the training."""
     seed: SeedOption = 0
     batch: int = 64
     """Images computed at once: bounds the memory."""
@@ -44,7 +45,7 @@ class Options:
 @dataclass(frozen=True, kw_only=True)
 class HeldOutOptions(Options):
     count: int | None = None
-    """So many of the held-out images, at random. Left out: all."""
+    """So many of the held-out or given images, at random. Left out: all."""
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -98,13 +99,13 @@ def training_of(info: RunInfo) -> RunConfig:
     return info.config if info.config is not None else RunConfig()
 
 
-def facts(info: RunInfo, options: Options, source: str, fingerprint: str, device: torch.device) -> dict[str, Any]:
+def facts(info: RunInfo, options: Options, images: RunImages | None, device: torch.device) -> dict[str, Any]:
     """What the figures' provenance states beside command, versions and machine."""
     return {
         "run": builtin.shown(info.path),
         "weights": info.weights,
-        "data": source,
-        "data_fingerprint": fingerprint,
+        "data": None if images is None else images.source,
+        "data_fingerprint": None if images is None else images.data.fingerprint,
         "seed": options.seed,
         "batch": options.batch,
         "device": str(device),
@@ -124,9 +125,13 @@ def row(label: str, record: Record, name: str, style: str) -> Row:
     return label, f"{record[name]:{style}}", interval
 
 
+SPLIT_WORDS = {"validation": "held-out", "train": "training", "given": "given"}
+"""What images of a record's split are called."""
+
+
 def images_sentence(record: Record) -> str:
     """How many images of which split the figures are of."""
-    return f"N = {record['n']} {'held-out' if record['split'] == 'validation' else 'training'} images."
+    return f"N = {record['n']} {SPLIT_WORDS[record['split']]} images."
 
 
 def last_sentences(record: Record) -> Iterator[str]:

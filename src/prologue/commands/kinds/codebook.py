@@ -32,7 +32,7 @@ from prologue.device import pick_device, pick_dtype
 from prologue.errors import ConfigError
 from prologue.evaluation.codebook import check_code, code_record, evaluate_codebook, frequent_codes, nearest_images
 from prologue.evaluation.codes import CodedImages, encode_with_nearness, require_prologue
-from prologue.evaluation.runs import Record, RunInfo, choose_images, measured_split
+from prologue.evaluation.runs import Record, RunInfo, choose_images
 from prologue.images import thumbnails, to_pil
 from prologue.report.figures_codes import code_sheet, entropy_chart, position_sheet, usage_chart
 from prologue.tokenizer import Tokenizer
@@ -69,8 +69,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
     if asked is not None:
         require_prologue(tokenizer)
         check_code(*asked, config.prologue_tokens, config.prologue_codebook_size)
-    source, data, notes = info.open_data(options.data, config.image_size)
-    split = measured_split(data)
+    opened = info.open_data(options.data, config.image_size)
+    split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "codebook")
 
     def measure() -> Measurement:
@@ -82,9 +82,9 @@ def prepare(argv: Sequence[str]) -> Prepared:
         shown = _Shown(coded, split.images, indices)
         pictures = {"usage": usage_chart(record), "entropy": entropy_chart(record)}
         pictures |= shown.of_code(*asked) if asked is not None else shown.of_positions(config.prologue_codebook_size)
-        return Measurement(with_notes(record, (*split.notes, *notes)), pictures)
+        return Measurement(with_notes(record, (*split.notes, *opened.notes)), pictures)
 
-    return Prepared(options, facts(info, options, source, data.fingerprint, device), measure)
+    return Prepared(options, facts(info, options, opened, device), measure)
 
 
 @dataclass(frozen=True)

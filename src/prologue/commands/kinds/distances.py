@@ -32,7 +32,9 @@ class DistanceOptions(Options):
         """The features that were asked for."""
         if self.inception_weights is not None and self.features != "inception":
             raise ConfigError("--inception-weights goes with --features inception")
-        return Features.open(self.features, info.data_name(self.data), device, trained_on, self.inception_weights)
+        return Features.open(
+            self.features, self.data or info.manifest.data or "", device, trained_on, self.inception_weights
+        )
 
     def open_reference(self, features: Features, image_size: tuple[int, int], split: str) -> Reference | None:
         """The reference, if one was given; an `EvaluationError` where it does not fit the measurement."""
@@ -47,14 +49,14 @@ class DistanceOptions(Options):
         return found
 
 
-def reference_notes(reference: Reference | None, fingerprint: str) -> tuple[str, ...]:
+def reference_notes(reference: Reference | None, fingerprint: str | None) -> tuple[str, ...]:
     """What has to be known of a reference beside the figures."""
     if reference is None:
         return ()
     if reference.card is None:
         what = f"features {reference.features} and " if reference.features is not None else ""
         return (f"{what}the {reference.split} split of {reference.path.name} are declared, not known",)
-    if reference.card.data_fingerprint not in (None, fingerprint):
+    if fingerprint is not None and reference.card.data_fingerprint not in (None, fingerprint):
         return (f"{reference.path.name} was made from other files, or with other data options, than the run's images",)
     return ()
 

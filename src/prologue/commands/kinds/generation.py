@@ -26,13 +26,14 @@ from prologue.commands.kinds.base import (
 from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
 from prologue.commands.kinds.nearness import verdict
 from prologue.commands.kinds.recipes import recipe_words
-from prologue.errors import ConfigError
+from prologue.errors import ConfigError, DataError, EvaluationError
 from prologue.evaluation.coarse import SIDE
 from prologue.evaluation.generation import Samples, evaluate_generation, possible_recipe
 from prologue.evaluation.judge import Judge, fit_judge, shipped_judge
 from prologue.evaluation.memorisation import BY_DEFAULT, compare_samples
 from prologue.evaluation.nearest import Described
-from prologue.evaluation.runs import Record, RunInfo
+from prologue.evaluation.reference import Reference
+from prologue.evaluation.runs import Record, RunImages, RunInfo
 from prologue.images import SampleArchive
 from prologue.pipeline import Pipeline
 from prologue.processes import Processes
@@ -65,31 +66,33 @@ def prepare(argv: Sequence[str]) -> Prepared:
     pipeline = Pipeline.from_pretrained(options.run, processes.device, options.dtype)
     size = pipeline.tokenizer.config.image_size
     features = options.open_features(info, pipeline.device, pipeline.manifest.trained_on)
-    source, data, notes = info.open_data(options.data, size)
+    opened = _images(options, info, size)
     statistics = options.open_reference(features, size, "train")
-    notes = (*notes, *reference_notes(statistics, data.fingerprint))
+    notes = _notes(opened, statistics)
     stored = possible_recipe(pipeline.recipe, pipeline.prior)
     if stored != pipeline.recipe and "guidance" not in sampling:
         notes = (*notes, "the stored guidance leans on a class, and this run has none, so it is left out")
     recipe = stored.replace(**sampling)
-    if options.judge and data.num_classes != pipeline.prior.num_classes:
+    if opened is not None and options.judge and opened.data.num_classes != pipeline.prior.num_classes:
         raise ConfigError(
-            f"--judge: the images have {data.num_classes} classes and the run {pipeline.prior.num_classes}, so that no "
-            "judge of theirs can know the run's: leave it out, or give images of the run's classes with --data"
+            f"--judge: the images have {opened.data.num_classes} classes and the run {pipeline.prior.num_classes}, so "
+            "that no judge of theirs can know the run's: leave it out, or give images of the run's classes with --data"
         )
 
     def judge() -> Judge | None:
-        shipped = shipped_judge(source, pipeline.class_names, pipeline.device)
+        if opened is None:
+            return None
+        shipped = shipped_judge(opened.source, pipeline.class_names, pipeline.device)
         if shipped is not None or not options.judge:
             return shipped
-        return fit_judge(features.extractor, data, seed=options.seed, batch=options.batch, watch=progress)
+        return fit_judge(features.extractor, opened.data, seed=options.seed, batch=options.batch, watch=progress)
 
     def evaluated(keep: Keep) -> Record:
         return evaluate_generation(
             pipeline.tokenizer,
             pipeline.prior,
             recipe,
-            data.train,
+            None if opened is None else opened.reference(),
             features,
             count=options.count,
             seed=options.seed,
@@ -102,7 +105,9 @@ def prepare(argv: Sequence[str]) -> Prepared:
             processes=processes,
         )
 
-    looked_up = len(data.validation) > 0 and len(data.train) < BY_DEFAULT and processes.world == 1
+    known = None if opened is None or not opened.own else opened.data
+    looked_up = known is not None and len(known.validation) > 0 and len(known.train) < BY_DEFAULT
+    looked_up = looked_up and processes.world == 1
 
     def measure() -> Measurement:
         file, points = options.samples_npz, list[Described]()
@@ -113,11 +118,11 @@ def prepare(argv: Sequence[str]) -> Prepared:
 
         record = evaluated(keep) if file is None else _archived(evaluated, keep, file, options.count, size)
         record["memorisation"] = None
-        if points:
+        if points and known is not None:
             record["memorisation"] = compare_samples(
                 pipeline.tokenizer,
                 Described.cat(points),
-                data,
+                known,
                 mirror=training_of(info).data.flip,
                 seed=options.seed,
                 batch=options.batch,
@@ -125,9 +130,26 @@ def prepare(argv: Sequence[str]) -> Prepared:
             )
         return Measurement(with_notes(record, notes))
 
-    origin = facts(info, options, source, data.fingerprint, pipeline.device)
+    origin = facts(info, options, opened, pipeline.device)
     origin |= features.facts() | {"recipe": recipe.to_dict()} | (statistics.facts() if statistics is not None else {})
     return Prepared(options, origin, measure, anew=options.samples_npz is not None)
+
+
+def _images(options: GenerationOptions, info: RunInfo, size: tuple[int, int]) -> RunImages | None:
+    """The images; None where a reference stands for them and they are not at hand."""
+    try:
+        return info.open_data(options.data, size)
+    except (DataError, EvaluationError):
+        if options.reference is None or options.judge or options.data is not None:
+            raise
+        return None
+
+
+def _notes(opened: RunImages | None, statistics: Reference | None) -> tuple[str, ...]:
+    if opened is not None:
+        return (*opened.notes, *reference_notes(statistics, opened.data.fingerprint))
+    missing = "the training images are not at hand, so how near the samples are to them was not looked up"
+    return (missing, *reference_notes(statistics, None))
 
 
 def _check_archive(options: GenerationOptions, processes: Processes) -> None:

@@ -12,14 +12,24 @@ from PIL import Image
 
 from prologue.commands._options import parse
 from prologue.commands._sampling import GUIDANCE_HELP, RecipeFlags, progress
-from prologue.commands.kinds.base import Measurement, Options, Prepared, Row, checked, facts, row, with_notes
+from prologue.commands.kinds.base import (
+    SPLIT_WORDS,
+    Measurement,
+    Options,
+    Prepared,
+    Row,
+    checked,
+    facts,
+    row,
+    with_notes,
+)
 from prologue.commands.kinds.recipes import recipe_words
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.generation import possible_recipe
 from prologue.evaluation.intervention import Intervened, Pairs, evaluate_intervention, intervene, mean_maps
 from prologue.evaluation.judge import shipped_judge
 from prologue.evaluation.likelihood import encode_images, true_classes
-from prologue.evaluation.runs import Record, RunInfo, measured_split
+from prologue.evaluation.runs import Record, RunInfo
 from prologue.images import thumbnails, to_pil
 from prologue.pipeline import Pipeline
 from prologue.report.figures_intervention import change_map, effect_chart, example_sheet
@@ -48,11 +58,11 @@ def prepare(argv: Sequence[str]) -> Prepared:
     pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
     if not pipeline.prior.layout.has_prologue:
         raise EvaluationError(f"the prior of {options.run} has no prologue to intervene on: measure a run that has one")
-    source, data, notes = info.open_data(options.data, pipeline.tokenizer.config.image_size)
-    split = measured_split(data)
+    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    split = opened.measured()
     first, second = choose_pairs(len(split.images), options.pairs, options.seed)
     own = split.images.labels[first]
-    class_ids, said = true_classes(own, data.class_names, pipeline.class_names, pipeline.prior.num_classes)
+    class_ids, said = true_classes(own, opened.data.class_names, pipeline.class_names, pipeline.prior.num_classes)
     stored = possible_recipe(pipeline.recipe, pipeline.prior)
     if bool((class_ids == pipeline.prior.null_class).any()) and "guidance" not in sampling:
         stored = stored.replace(guidance=Guidance.none())
@@ -65,15 +75,15 @@ def prepare(argv: Sequence[str]) -> Prepared:
         tokens = encode_images(pipeline.tokenizer, split.images, np.concatenate([first, second]), **shared)
         pairs = Pairs(tokens.prologue[: len(first)], tokens.prologue[len(first) :], class_ids)
         images = intervene(pipeline.tokenizer, pipeline.prior, recipe, pairs, seed=options.seed, **shared)
-        classifier = shipped_judge(source, pipeline.class_names, pipeline.device)
+        classifier = shipped_judge(opened.source, pipeline.class_names, pipeline.device)
         record = evaluate_intervention(
             images, pairs, recipe, split=split.name, seed=options.seed, classifier=classifier
         )
         maps = {name: part.numpy() for name, part in mean_maps(images).items()}
         pictures = {"effect": effect_chart(record), "map": change_map(**maps), "examples": _examples(images, record)}
-        return Measurement(with_notes(record, (*split.notes, *notes, *said)), pictures)
+        return Measurement(with_notes(record, (*split.notes, *opened.notes, *said)), pictures)
 
-    origin = facts(info, options, source, data.fingerprint, pipeline.device)
+    origin = facts(info, options, opened, pipeline.device)
     return Prepared(options, origin | {"recipe": recipe.to_dict()}, measure)
 
 
@@ -109,10 +119,9 @@ def rows(record: Record) -> Iterator[Row]:
 
 
 def sentences(record: Record) -> Iterator[str]:
-    held = "held-out" if record["split"] == "validation" else "training"
     yield (
-        f"N = {record['n']} pairs of {held} images; mean absolute change of a pixel, 0 to 255. The visual tokens are "
-        "sampled with the same noise before and after."
+        f"N = {record['n']} pairs of {SPLIT_WORDS[record['split']]} images; mean absolute change of a pixel, 0 to 255. "
+        "The visual tokens are sampled with the same noise before and after."
     )
     yield f"Recipe: {recipe_words(record['recipe'])}."
     yield _against_noise(record)

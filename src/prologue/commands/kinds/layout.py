@@ -27,7 +27,7 @@ from prologue.evaluation.generation import possible_recipe
 from prologue.evaluation.judge import shipped_judge
 from prologue.evaluation.layout import Shown, evaluate_layout
 from prologue.evaluation.likelihood import true_classes
-from prologue.evaluation.runs import Features, Record, RunInfo, choose_images, measured_split
+from prologue.evaluation.runs import Features, Record, RunInfo, choose_images
 from prologue.images import labelled_grid, to_pil
 from prologue.pipeline import Pipeline
 from prologue.report.figures_maps import Ratio, ratio_chart
@@ -56,11 +56,11 @@ def prepare(argv: Sequence[str]) -> Prepared:
     features = Features.open(
         options.features, info.data_name(options.data), pipeline.device, pipeline.manifest.trained_on
     )
-    source, data, notes = info.open_data(options.data, pipeline.tokenizer.config.image_size)
-    split = measured_split(data)
+    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "layout")
     class_ids, said = true_classes(
-        split.images.labels[indices], data.class_names, pipeline.class_names, pipeline.prior.num_classes
+        split.images.labels[indices], opened.data.class_names, pipeline.class_names, pipeline.prior.num_classes
     )
     recipe = possible_recipe(pipeline.recipe, pipeline.prior)
 
@@ -75,15 +75,15 @@ def prepare(argv: Sequence[str]) -> Prepared:
             features,
             per=options.per,
             split=split.name,
-            classifier=shipped_judge(source, pipeline.class_names, pipeline.device),
+            classifier=shipped_judge(opened.source, pipeline.class_names, pipeline.device),
             seed=options.seed,
             batch=options.batch,
             watch=progress,
         )
-        record = with_notes(record, (*split.notes, *notes, *said))
+        record = with_notes(record, (*split.notes, *opened.notes, *said))
         return Measurement(record, {"resamples": _grid(shown, pipeline), "ratio": _chart(record)})
 
-    origin = facts(info, options, source, data.fingerprint, pipeline.device)
+    origin = facts(info, options, opened, pipeline.device)
     return Prepared(options, origin | features.facts() | {"recipe": recipe.to_dict()}, measure)
 
 

@@ -25,7 +25,7 @@ from prologue.commands.kinds.base import (
 )
 from prologue.errors import EvaluationError
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood, true_classes
-from prologue.evaluation.runs import LIKELIHOOD_IMAGES, Record, RunInfo, choose_images, measured_split
+from prologue.evaluation.runs import LIKELIHOOD_IMAGES, Record, RunInfo, choose_images
 from prologue.pipeline import Pipeline
 from prologue.prior import Prior
 from prologue.report.figures_likelihood import bits_chart, bits_maps
@@ -45,11 +45,11 @@ def prepare(argv: Sequence[str]) -> Prepared:
     info = RunInfo.load(options.run)
     pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
     baseline = None if options.baseline is None else _baseline(options, pipeline)
-    source, data, notes = info.open_data(options.data, pipeline.tokenizer.config.image_size)
-    split = measured_split(data)
+    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "likelihood")
     labels = split.images.labels[indices]
-    class_ids, said = true_classes(labels, data.class_names, pipeline.class_names, pipeline.prior.num_classes)
+    class_ids, said = true_classes(labels, opened.data.class_names, pipeline.class_names, pipeline.prior.num_classes)
 
     def measure() -> Measurement:
         tokens = encode_images(pipeline.tokenizer, split.images, indices, batch=options.batch, watch=progress)
@@ -68,9 +68,9 @@ def prepare(argv: Sequence[str]) -> Prepared:
         pictures = {"bits": bits_chart(record)}
         if pipeline.tokenizer.config.variant != "1d":  # whose tokens have no place in the image
             pictures["grid"] = bits_maps(record, pipeline.tokenizer.config.grid)
-        return Measurement(with_notes(record, (*split.notes, *notes, *said)), pictures)
+        return Measurement(with_notes(record, (*split.notes, *opened.notes, *said)), pictures)
 
-    origin = facts(info, options, source, data.fingerprint, pipeline.device)
+    origin = facts(info, options, opened, pipeline.device)
     if options.baseline is not None:
         origin |= {"baseline": options.baseline, "baseline_weights": RunInfo.load(options.baseline).weights}
     return Prepared(options, origin, measure)

@@ -51,11 +51,11 @@ def prepare(argv: Sequence[str]) -> Prepared:
     features = Features.open(
         options.features, info.data_name(options.data), pipeline.device, pipeline.manifest.trained_on
     )
-    source, data, notes = info.open_data(options.data, pipeline.tokenizer.config.image_size)
-    if not len(data.validation):
+    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    if not len(opened.data.validation):
         raise EvaluationError(
-            f"{source} has no held-out images, and nothing else says how near to the training images a new image lies: "
-            "train with --data.validation-fraction above 0"
+            f"{opened.source} has no held-out images, and nothing else says how near to the training images a "
+            "new image lies: train with --data.validation-fraction above 0"
         )
     recipe = possible_recipe(pipeline.recipe, pipeline.prior)
 
@@ -64,7 +64,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
             pipeline.tokenizer,
             pipeline.prior,
             recipe,
-            data,
+            opened.data,
             features,
             count=options.count,
             mirror=training_of(info).data.flip,
@@ -72,10 +72,10 @@ def prepare(argv: Sequence[str]) -> Prepared:
             batch=options.batch,
             watch=progress,
         )
-        record = with_notes(record, notes)
+        record = with_notes(record, opened.notes)
         return Measurement(record, _pictures(record, closest))
 
-    origin = facts(info, options, source, data.fingerprint, pipeline.device)
+    origin = facts(info, options, opened, pipeline.device)
     return Prepared(options, origin | features.facts() | {"recipe": recipe.to_dict()}, measure)
 
 

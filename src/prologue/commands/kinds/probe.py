@@ -11,15 +11,25 @@ from jaxtyping import Int64
 
 from prologue.commands._options import parse
 from prologue.commands._sampling import progress
-from prologue.commands.kinds.base import HeldOutOptions, Measurement, Prepared, Row, checked, facts, row, with_notes
+from prologue.commands.kinds.base import (
+    SPLIT_WORDS,
+    HeldOutOptions,
+    Measurement,
+    Prepared,
+    Row,
+    checked,
+    facts,
+    row,
+    with_notes,
+)
 from prologue.data.shapes import ShapesSet
-from prologue.data.source import Data, ImageSet
+from prologue.data.source import ImageSet
 from prologue.device import pick_device, pick_dtype
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.codes import require_prologue
 from prologue.evaluation.factors import scene_factors
 from prologue.evaluation.probe import INPUTS, check_classes, evaluate_probe, read_inputs
-from prologue.evaluation.runs import Record, RunInfo, choose_images
+from prologue.evaluation.runs import Record, RunImages, RunInfo, choose_images
 from prologue.report.figures_probe import INPUT_NAMES, accuracy_chart, factor_map
 from prologue.tokenizer import Tokenizer
 
@@ -52,10 +62,10 @@ def prepare(argv: Sequence[str]) -> Prepared:
     device = pick_device(options.device)
     tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
     require_prologue(tokenizer)
-    source, data, notes = info.open_data(options.data, tokenizer.config.image_size)
-    sides = _sides(data, options)
+    opened = info.open_data(options.data, tokenizer.config.image_size)
+    sides = _sides(opened, options)
     labels = sides.train.labels[sides.train_indices], sides.test.labels[sides.test_indices]
-    check_classes(*labels, data.class_names)
+    check_classes(*labels, opened.data.class_names)
 
     def measure() -> Measurement:
         shared: dict[str, Any] = {"seed": options.seed, "batch": options.batch, "watch": progress}
@@ -67,7 +77,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
         record = evaluate_probe(
             train,
             test,
-            data.class_names,
+            opened.data.class_names,
             image_size=tokenizer.config.image_size,
             factors=factors,
             codebook_sizes=(tokenizer.config.prologue_codebook_size, tokenizer.config.codebook_size),
@@ -76,21 +86,23 @@ def prepare(argv: Sequence[str]) -> Prepared:
             watch=progress,
         )
         pictures = {"accuracy": accuracy_chart(record)} | ({"factors": factor_map(record)} if factors else {})
-        return Measurement(with_notes(record, (*notes, *sides.notes)), pictures)
+        return Measurement(with_notes(record, (*opened.notes, *sides.notes)), pictures)
 
-    return Prepared(options, facts(info, options, source, data.fingerprint, device), measure)
+    return Prepared(options, facts(info, options, opened, device), measure)
 
 
-def _sides(data: Data, options: ProbeOptions) -> Sides:
-    """Training images against held-out ones; where none are held out, a fifth of the training images is kept apart."""
-    if len(data.validation):
+def _sides(opened: RunImages, options: ProbeOptions) -> Sides:
+    """Training images against held-out ones; where none are held out, or of others, a fifth is kept apart."""
+    data = opened.data
+    if opened.own and len(data.validation):
         train = choose_images(len(data.train), options.train_count, options.seed, "probe train")
         test = choose_images(len(data.validation), options.count, options.seed, "probe")
         return Sides(data.train, train, data.validation, test, "validation")
-    total = len(data.train)
+    split = opened.measured()
+    total = len(split.images)
     count = min(options.count or max(1, total // 5), total)
     if total - count < 5:
-        raise EvaluationError(f"{total} training images, none held out, leave {total - count} to fit a probe to")
+        raise EvaluationError(f"{total} {SPLIT_WORDS[split.name]} images leave {total - count} to fit a probe to")
     test = choose_images(total, count, options.seed, "probe")
     rest = np.setdiff1d(np.arange(total), test)
     train = rest[choose_images(len(rest), options.train_count, options.seed, "probe train")]
@@ -98,7 +110,7 @@ def _sides(data: Data, options: ProbeOptions) -> Sides:
         "no images are held out: the probes are judged on training images that they were not fitted to, "
         "but that the tokenizer has seen"
     )
-    return Sides(data.train, train, data.train, test, "train", (note,))
+    return Sides(split.images, train, split.images, test, split.name, (note,) if opened.own else ())
 
 
 def rows(record: Record) -> Iterator[Row]:
@@ -118,11 +130,11 @@ def rows(record: Record) -> Iterator[Row]:
 
 
 def sentences(record: Record) -> Iterator[str]:
-    held = "held-out" if record["split"] == "validation" else "training"
     grid = "x".join(map(str, record["pixel_grid"]))
     yield (
-        f"N = {record['n']} {held} images of {record['classes']} classes; linear probes on frozen codes of "
-        f"{record['n_train']} training images, pixels at {grid}. The most frequent class is {record['chance']:.1%}."
+        f"N = {record['n']} {SPLIT_WORDS[record['split']]} images of {record['classes']} classes; linear probes on "
+        f"frozen codes of {record['n_train']} training images, pixels at {grid}. The most frequent class is "
+        f"{record['chance']:.1%}."
     )
     for name in INPUTS[1:]:
         yield _compared(record, name)

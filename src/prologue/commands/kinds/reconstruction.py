@@ -27,7 +27,7 @@ from prologue.commands.kinds.distances import DistanceOptions, distance_rows, di
 from prologue.device import pick_dtype
 from prologue.errors import ConfigError
 from prologue.evaluation.reconstruction import evaluate_reconstruction
-from prologue.evaluation.runs import Record, RunInfo, measured_split
+from prologue.evaluation.runs import Record, RunInfo
 from prologue.nn.perceptual import perceptual_loss
 from prologue.processes import Processes
 from prologue.tokenizer import Tokenizer
@@ -50,10 +50,11 @@ def prepare(argv: Sequence[str]) -> Prepared:
     device = processes.device
     features = options.open_features(info, device, info.manifest.trained_on)
     tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
-    source, data, notes = info.open_data(options.data, tokenizer.config.image_size)
-    split = measured_split(data)
-    statistics = options.open_reference(features, tokenizer.config.image_size, split.name)
-    notes = (*notes, *reference_notes(statistics, data.fingerprint))
+    opened = info.open_data(options.data, tokenizer.config.image_size)
+    split = opened.measured()
+    asked = "train" if split.name == "train" else "validation"
+    statistics = options.open_reference(features, tokenizer.config.image_size, asked)
+    notes = (*opened.notes, *reference_notes(statistics, opened.data.fingerprint))
     lpips = None
     if options.lpips is not None:
         if min(tokenizer.config.image_size) < _LPIPS_SIDE:
@@ -76,7 +77,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
         )
         return Measurement(with_notes(record, notes))
 
-    origin = facts(info, options, source, data.fingerprint, device) | features.facts()
+    origin = facts(info, options, opened, device) | features.facts()
     origin |= statistics.facts() if statistics is not None else {}
     origin |= {"lpips_hash": file_hash(options.lpips)} if options.lpips is not None else {}
     return Prepared(options, origin, measure)

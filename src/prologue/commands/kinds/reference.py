@@ -71,13 +71,16 @@ def prepare(argv: Sequence[str]) -> Prepared:
     info = RunInfo.load(options.run)
     processes = Processes.join(options.device)
     size = read_config(options.run / "tokenizer", TokenizerConfig).image_size
-    source, data, notes = info.open_data(options.data, size)
-    features = Features.open(options.features, source, processes.device, (), options.inception_weights)
+    opened = info.open_data(options.data, size)
+    features = Features.open(options.features, opened.source, processes.device, (), options.inception_weights)
     if features.extractor is None:
         raise EvaluationError(f"a reference is of features: {features.reason}")
-    extractor, images = features.extractor, data.train if options.split == "train" else data.validation
+    extractor, images = features.extractor, opened.reference()
+    if opened.own and options.split == "validation":
+        images = opened.data.validation
     if len(images) < 2:
-        raise EvaluationError(f"{source} has {len(images)} {options.split} images, and statistics need at least 2")
+        which = f"{options.split} images" if opened.own else "images"
+        raise EvaluationError(f"{opened.source} has {len(images)} {which}, and statistics need at least 2")
     indices = choose_images(len(images), options.count, options.seed, "reference statistics")
 
     def measure() -> Measurement:
@@ -85,7 +88,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
             raise ConfigError(f"{options.out} is there already: give another --out, or --again to replace it")
         statistics = statistics_of(images, indices, extractor, batch=options.batch, watch=progress, processes=processes)
         record: Record = {"kind": "reference", "n": len(indices), "split": options.split, "views": "center"}
-        record |= features.facts() | {"dimension": statistics.dimension, "notes": list(notes)}
+        record |= features.facts() | {"dimension": statistics.dimension, "notes": list(opened.notes)}
         kept = choose_images(len(indices), max(1, options.images), options.seed, "reference images")[: options.images]
         record |= {"file": str(options.out), "images": len(kept), "seed": options.seed}
         if processes.rank == 0:
@@ -97,12 +100,12 @@ def prepare(argv: Sequence[str]) -> Prepared:
                 features_hash=extractor.hash,
                 image_size=size,
                 split=options.split,
-                data_fingerprint=data.fingerprint,
+                data_fingerprint=opened.data.fingerprint,
             )
             record["sha256"] = card.sha256
         return Measurement(record)
 
-    origin = facts(info, options, source, data.fingerprint, processes.device) | features.facts()
+    origin = facts(info, options, opened, processes.device) | features.facts()
     return Prepared(options, origin, measure, anew=not (options.out.is_file() and card_path(options.out).is_file()))
 
 

@@ -125,7 +125,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
     if features.extractor is None:
         raise EvaluationError(f"a sweep needs a distance, and there is none: {features.reason}")
     extractor = features.extractor
-    source, data, notes = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    real = opened.reference()
 
     def measure() -> Measurement:
         journal = Journal.open(_journal_path(prepared))
@@ -134,7 +135,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
         def point(request: Request) -> Record:
             if not reference:
                 size = {"count": plan.final_count, "seed": options.seed, "batch": options.batch}
-                reference.append(reference_features(extractor, data.train, watch=progress, **size))
+                reference.append(reference_features(extractor, real, watch=progress, **size))
             drawn = {"count": request.count, "seed": request.seed, "batch": options.batch}
             return measure_recipe(pipeline.tokenizer, pipeline.prior, request.recipe, extractor, reference[0], **drawn)
 
@@ -147,15 +148,16 @@ def prepare(argv: Sequence[str]) -> Prepared:
             watch=progress,
         )
         record = sweep_record(points, default, plan, extractor.name)
-        record |= {"split": "train", "n_reference": min(plan.final_count, len(data.train)), "features": extractor.name}
+        record |= {"split": "train" if opened.own else "given", "n_reference": min(plan.final_count, len(real))}
+        record |= {"features": extractor.name}
         record |= {"seed": options.seed, "trained_on_features": features.trained_on}
-        return Measurement(with_notes(record, notes), {"axes": picture(record)})
+        return Measurement(with_notes(record, opened.notes), {"axes": picture(record)})
 
     def after(record: Record) -> None:
         _journal_path(prepared).unlink(missing_ok=True)
         _store(options, record)
 
-    origin = facts(info, options, source, data.fingerprint, pipeline.device) | features.facts()
+    origin = facts(info, options, opened, pipeline.device) | features.facts()
     prepared = Prepared(options, origin | {"recipes": [each.to_dict() for each in recipes]}, measure, after)
     return prepared
 
