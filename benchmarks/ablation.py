@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from prologue.commands._options import provenance
-from prologue.config import RunConfig, from_dict, load_json, save_json, to_dict
+from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.demo.measure import recognise_reconstructions
 from prologue.evaluation.features import ShapesExtractor
@@ -38,6 +38,7 @@ from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Features, Split, choose_images
 from prologue.pipeline import Pipeline
+from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.processes import end_with_parent
 from prologue.reproduce.scales import SCALES, run_config
 from prologue.sampling.guidance import Guidance

@@ -25,14 +25,11 @@ from prologue.config import (
     TokenizerConfig,
     TokenizerTraining,
     TransformerConfig,
-    from_dict,
-    load_json,
     prior_rope_axes,
-    save_json,
-    to_dict,
     tokenizer_rope_axes,
 )
 from prologue.errors import ConfigError
+from prologue.plain import from_dict, load_json, save_json, to_dict
 
 PACKAGE = Path(config_module.__file__).parent
 

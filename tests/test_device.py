@@ -26,7 +26,7 @@ def test_auto_prefers_cuda_then_mps(monkeypatch: pytest.MonkeyPatch, cuda: bool,
     assert pick_device().type == expected
 
 
-@pytest.mark.parametrize("device", ["cuda", "mps", torch.device("cuda:1")])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps", torch.device("cuda:1")])
 def test_absent_device_says_what_to_use(monkeypatch: pytest.MonkeyPatch, device: str | torch.device) -> None:
     _pretend(monkeypatch, cuda=False, mps=False)
     with pytest.raises(ConfigError, match=r"is not available: .*--device cpu"):
@@ -35,7 +35,7 @@ def test_absent_device_says_what_to_use(monkeypatch: pytest.MonkeyPatch, device:
 
 
 def test_unknown_device_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match="unknown device 'tpu': choose one of auto, cpu, cuda, mps"):
+    with pytest.raises(ConfigError, match="unknown device 'tpu': choose one of auto, cpu, cuda, mps, or cuda:N"):
         pick_device("tpu")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from prologue.config import PriorOptions, prior_rope_axes, tokenizer_rope_axes
-from prologue.errors import CheckpointError, ConfigError, DataError
+from prologue.errors import CheckpointError, ConfigError, DataError, SamplingError
 from prologue.nn.layers import Dropout
 from prologue.prior import Prior
 from prologue.rng import torch_stream
@@ -288,3 +289,24 @@ def test_cross_entropy_is_per_position_of_the_whole_sequence(tiny_models) -> Non
     terms = cross_entropy_terms(torch.zeros(2, 10, prior.layout.vocabulary), sequence, prior.layout)
     one = math.log(prior.layout.vocabulary) / 10
     assert [term.item() for term in terms] == pytest.approx([3 * one, one, 6 * one])
+
+
+def test_what_a_tokenizer_cannot_take_is_named(tiny_models) -> None:
+    tokenizer, _ = tiny_models()
+    count, size = tokenizer.config.visual_tokens, tokenizer.config.codebook_size
+    with pytest.raises(DataError, match=r"in \[-1, 1\], not torch.uint8"):
+        tokenizer.encode(torch.zeros(1, 3, *tokenizer.config.image_size, dtype=torch.uint8))
+    with pytest.raises(SamplingError, match=f"decodes {count} visual ids an image"):
+        tokenizer.decode(torch.zeros(1, count + 1, dtype=torch.int64))
+    for wrong in (-1, size):
+        with pytest.raises(SamplingError, match=f"visual ids are 0…{size - 1}"):
+            tokenizer.decode(torch.full((1, count), wrong))
+
+
+def test_weights_may_be_read_by_whoever_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644

@@ -120,11 +120,25 @@ def test_an_image_depends_on_its_class_seed_and_options_alone(pipe: Pipeline) ->
         ({"top_k": 0}, "top_k"),
         ({"top_p": 2.0}, "top_p"),
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": None}, "temperature must be positive and finite, not None"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"guidance": 2.0}, r"guidance is a Guidance, such as .*, not 2\.0"),
+        ({"seed": 1.5}, "a seed is a whole number"),
     ],
 )
 def test_impossible_options(pipe: Pipeline, options: dict, named: str) -> None:
     with pytest.raises(SamplingError, match=named):
         pipe.generate(["ring", "star"], **options)
+
+
+def test_numbers_may_be_numpys(pipe: Pipeline) -> None:
+    plain = pipe.sample(["ring", "star"], seed=[8, 3], top_k=5, temperature=0.5)
+    for seeds in (np.array([8, 3]), torch.tensor([8, 3])):
+        given = pipe.sample(["ring", "star"], seed=seeds, top_k=np.int64(5), temperature=np.float32(0.5))
+        assert same(given, plain)
+    recipe = Recipe(top_k=np.int64(5), temperature=np.float32(0.5))
+    assert json.loads(json.dumps(recipe.to_dict())) == Recipe(top_k=5, temperature=0.5).to_dict()
 
 
 def test_misspelt_options_are_python_errors(pipe: Pipeline) -> None:
@@ -210,6 +224,22 @@ def test_bad_sources(pipe: Pipeline) -> None:
         pipe.resample(torch.zeros(3, 8, 12, dtype=torch.uint8))
     with pytest.raises(DataError, match="no image"):
         pipe.resample([])
+    for source, named in (("a.png", "str"), ([np.zeros((8, 12, 3))], "ndarray")):
+        with pytest.raises(DataError, match=f"not {named}: open files with PIL.Image.open"):
+            pipe.resample(source)
+
+
+def test_pictures_are_laid_on_the_background_of_the_training(tiny_models) -> None:
+    black = Pipeline(*tiny_models(), Manifest(class_names=NAMES, background=(0, 0, 0)))
+    clear = Image.new("RGBA", (12, 8), (255, 255, 255, 0))
+    assert same(black.encode(clear), black.encode(Image.new("RGB", (12, 8))))
+    white = Pipeline(black.tokenizer, black.prior, Manifest(class_names=NAMES))
+    assert same(white.encode(clear), white.encode(Image.new("RGB", (12, 8), "white")))
+    assert not same(white.encode(clear), black.encode(clear))
+
+
+def test_nothing_decodes_to_nothing(pipe: Pipeline) -> None:
+    assert pipe.decode(torch.zeros(0, pipe.tokenizer.config.visual_tokens, dtype=torch.int64)) == []
 
 
 def test_a_prior_without_prologue_on_a_prologue_tokenizer(tiny_models) -> None:

@@ -11,8 +11,9 @@ from prologue import presets
 from prologue.cli import main
 from prologue.commands._options import resolve_run_config
 from prologue.commands.presets import prior_parameters, tokenizer_parameters
-from prologue.config import OptimizerConfig, PriorConfig, RunConfig, TransformerConfig, from_dict, to_dict
+from prologue.config import OptimizerConfig, PriorConfig, RunConfig, TransformerConfig
 from prologue.errors import ConfigError
+from prologue.plain import from_dict, to_dict
 from prologue.prior import Prior
 from prologue.sequence import SequenceLayout
 from prologue.tokenizer import Tokenizer

@@ -20,7 +20,6 @@ import torch
 from prologue import builtin
 from prologue.allocator import keep_freed_memory
 from prologue.commands._options import plain, provenance
-from prologue.config import save_json, to_dict
 from prologue.data.opening import open_data
 from prologue.demo.ledger import Ledger
 from prologue.demo.measure import Subject, measure, watched
@@ -33,6 +32,7 @@ from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.memorisation import evaluate_memorisation
 from prologue.evaluation.runs import Features, Record, choose_images
 from prologue.pipeline import Pipeline
+from prologue.plain import save_json, to_dict
 from prologue.presets import preset
 from prologue.sampling.recipe import Recipe
 from prologue.training.loop import Stopped

@@ -1,19 +1,14 @@
-"""Frozen configuration dataclasses: validated once at construction, saved as JSON, read back strictly.
+"""Frozen configuration dataclasses, validated once at construction; `prologue.plain` saves and reads them as JSON.
 
 This module imports neither torch nor any other heavy package, so that the command line can use it at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Literal
 
 from prologue.errors import ConfigError
 
@@ -52,8 +47,11 @@ class TransformerConfig:
     """Sizes of one stack of pre-norm blocks (METHOD §3)."""
 
     width: int = 768
+    """Size of the vectors between blocks."""
     depth: int = 12
+    """Number of blocks."""
     heads: int = 12
+    """Attention heads; they share the width."""
     mlp_ratio: str = "8/3"
     """Feed-forward hidden size over width, as a fraction: round(width · mlp_ratio)."""
     rope_axes: tuple[int, int, int] | None = None
@@ -112,17 +110,25 @@ class TokenizerConfig:
     """One of the four tokenizer variants (METHOD §4) on one image size."""
 
     variant: Variant = "prologue"
+    """prologue, prologue-post (for a finished 2d), 2d or 1d (METHOD §4)."""
     image_size: tuple[int, int] = (256, 256)
     """Image rows and columns, in pixels."""
     patch_size: int = 16
+    """Side of the square patches, in pixels; each patch is a visual token."""
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
+    """Of patches, and of the prologue's queries."""
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
+    """Of visual codes; it never sees the prologue."""
     prologue_encoder: TransformerConfig | None = None
     """The second encoder of `prologue-post`; None otherwise."""
     code_dim: int = 14
+    """Numbers in a code of either codebook."""
     codebook_size: int = 16384
+    """K, the number of visual codes."""
     prologue_tokens: int = 16
+    """P, the number of prologue tokens; 0 for 2d and 1d."""
     prologue_codebook_size: int = 1024
+    """K_p, the number of prologue codes, shared by all positions."""
     prologue_temperature: float = 0.1
     """τ of the prologue quantizer's softmax; not a sampling temperature."""
 
@@ -169,9 +175,13 @@ class LayoutConfig:
     """Counts that fix what each position of a prior's sequence means (METHOD §6)."""
 
     prologue_tokens: int
+    """P; 0 for a prior without a prologue."""
     prologue_codebook_size: int
+    """K_p; 0 together with P."""
     visual_tokens: int
+    """N."""
     visual_codebook_size: int
+    """K."""
 
     def __post_init__(self) -> None:
         _positive(self, "visual_tokens", "visual_codebook_size")
@@ -187,10 +197,15 @@ class PriorOptions:
     """Sizes of a prior as a preset chooses them; the data and the tokenizer supply the rest."""
 
     width: int = 768
+    """Size of the vectors between blocks."""
     depth: int = 12
+    """Number of blocks."""
     heads: int = 12
+    """Attention heads; they share the width."""
     mlp_ratio: str = "11/4"
+    """Feed-forward hidden size over width, as a fraction."""
     rope_axes: tuple[int, int, int] | None = None
+    """Rotary dims of (index, row, column); None derives them from the head size."""
     tied: bool = False
     """Use the token embedding as the head."""
     dropout: float = 0.0
@@ -276,12 +291,17 @@ class OptimizerConfig:
     """AdamW and its schedule, counted in updates of its network: warm-up, hold, linear decay (METHOD §7)."""
 
     lr: float = 1e-4
+    """Learning rate at its peak."""
     final_lr: float = 1e-5
+    """Learning rate after the decay."""
     warmup: int = 20000
+    """Updates over which the learning rate rises from 0."""
     hold: int = 100000
     """Updates at the peak after the warm-up, before the linear decay to `final_lr`."""
     betas: tuple[float, float] = (0.0, 0.99)
+    """AdamW's β₁ and β₂."""
     weight_decay: float = 0.0
+    """AdamW's decay of matrices; norms and biases have none."""
     clip: float = 0.0
     """Largest gradient norm; 0 leaves gradients as they are."""
 
@@ -296,38 +316,65 @@ class TokenizerTraining:
     """Stage 1 (METHOD §7). A step is one batch: an autoencoder update, then a prior and discriminator update."""
 
     steps: int = 1_000_000
+    """Batches in all."""
     batch: int = 256
+    """Images of a step, over all processes."""
     autoencoder: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Of encoder, decoder and quantizers."""
     prior: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(betas=(0.9, 0.99), weight_decay=0.03))
+    """Of the prior that gives the cross-entropy."""
     discriminator: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=1e-4))
+    """Of the discriminator, where `gan` is above 0."""
     prior_model: PriorOptions = field(default_factory=lambda: PriorOptions(width=512, depth=7, heads=8))
+    """Sizes of this stage's prior."""
     ema_half_life: float = 1000
+    """Updates after which the EMA of the tokenizer, which is what ships, has forgotten half."""
     prior_ema_half_life: float = 2500
+    """The same of this stage's prior."""
     l1: float = 1.0
+    """Weight of the mean absolute error."""
     l2: float = 0.0
+    """Weight of the mean squared error."""
     perceptual: Perceptual = "lpips"
+    """Network of the perceptual term, or none."""
     perceptual_weight: float = 1.0
+    """Weight of the perceptual term."""
     perceptual_path: str | None = None
     """Safetensors file with the weights of `lpips` or `convnext`."""
     perceptual_start: int = 0
+    """Step at which the perceptual term begins."""
     perceptual_ramp: int = 0
+    """Steps over which it rises from 0 after that."""
     gan: float = 0.1
+    """Weight of the adversarial term; 0 has no discriminator."""
     gan_start: int = 0
+    """Step at which the discriminator begins to learn, and to be heard."""
     gan_ramp: int = 0
     """Updates over which the generator's term rises from 0 after `gan_start`."""
     gan_channels: int = 64
+    """Channels of the discriminator's first layer."""
     gan_augment: bool = False
     """Differentiable augmentation (colour, translation, cutout) of what the discriminator sees."""
     lecam: float = 0.001
+    """Weight of the discriminator's LeCam regularisation."""
     r1: float = 0.01
+    """Weight of its gradient penalty R1."""
     r1_every: int = 25
+    """Updates of the discriminator between penalties."""
     vq: float = 1.0
+    """Weight of the visual quantizer's loss."""
     ce_prologue: float = 3.0
+    """Weight of the prior's cross-entropy of prologue tokens in the encoder's loss."""
     ce_visual: float = 3.0
+    """The same of visual tokens."""
     ce_start: int = 0
+    """Step at which both cross-entropy terms begin."""
     ce_ramp: int = 0
+    """Steps over which they rise from 0 after that."""
     visual_dropout: float = 0.5
+    """Chance that a sequence's visual inputs are hidden from the prior, which then leans on the prologue."""
     visual_dropout_start: int = 0
+    """Step at which visual dropout begins."""
     visual_dropout_ramp: int = 0
     """Steps over which the chance rises from 0 after `visual_dropout_start`."""
     shared_prior_pass: bool = False
@@ -371,15 +418,21 @@ class PriorTraining:
     """Stage 2 (METHOD §8)."""
 
     steps: int = 500_000
+    """Batches in all."""
     batch: int = 2048
+    """Images of a step, over all processes."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=4e-4, warmup=62_500, hold=0, betas=(0.9, 0.96), weight_decay=0.03, clip=1.0
         )
     )
+    """Of the prior."""
     ema_half_life: float = 2500
+    """Updates after which the EMA of the prior, which is what ships, has forgotten half."""
     label_drop: float = 0.1
+    """Chance that an image's class is hidden, which is what guidance needs."""
     visual_dropout: float = 0.0
+    """Chance that a sequence's visual inputs are hidden."""
     keep_best_every: int = 0
     """Every so many steps the EMA prior is measured on held-out images; that with the lowest cross-entropy is kept.
     0 keeps the last one, as the paper does, and so does a run without held-out images."""
@@ -395,18 +448,26 @@ class RunConfig:
     """One run: data, both models, both trainings. A preset, a file and flags make it, in this order."""
 
     seed: int = 0
+    """Everything random of the run descends from it."""
     precision: Precision = "fp32"
     """Of the products in training; weights stay fp32. `auto` is bf16 where the device multiplies it faster, decided
     when a run begins and kept by it."""
     data: DataConfig = field(default_factory=DataConfig)
+    """How images are read."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """The tokenizer's variant and sizes."""
     prior: PriorOptions = field(default_factory=lambda: PriorOptions(dropout=0.1))
+    """Sizes of the prior that ships."""
     tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    """Stage 1."""
     prior_training: PriorTraining = field(default_factory=PriorTraining)
+    """Stage 2."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written when a stage is interrupted."""
     keep_checkpoints: int = 2
+    """So many of the newest checkpoints of a stage are kept."""
     log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
     sample_every: int = 1000
     """Steps between sample grids in samples/; 0 turns them off."""
 
@@ -422,91 +483,3 @@ class RunConfig:
             self.tokenizer_training.gan == 0 or size >= 24,
             f"the discriminator cannot judge images below 24 px (these are {size}): set tokenizer_training.gan to 0",
         )
-
-
-T = TypeVar("T")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values; tuples become lists."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain
-
-
-def from_dict(kind: type[T], data: Mapping[str, Any], where: str = "", base: T | None = None) -> T:
-    """Build `kind` from JSON values, strictly: an unknown key or a value of another type is an error naming it.
-
-    With `base`, keys that are left out keep its values; without, they keep the dataclass's defaults.
-    """
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where or kind.__name__} must be a table of fields, not {data!r}")
-    for key in data:
-        if key not in names:
-            raise ConfigError(f"unknown field {_join(where, key)!r}: {kind.__name__} has {', '.join(names)}")
-    values = {}
-    for key, value in data.items():
-        current = getattr(base, key) if base is not None else None
-        values[key] = _convert(hints[key], value, _join(where, key), current)
-    try:
-        if base is not None:
-            return dataclasses.replace(base, **values)  # type: ignore[type-var]
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where or kind.__name__}: {error}") from error
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else str(key)
-
-
-def _convert(hint: Any, value: Any, where: str, current: Any) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
-        return _convert(hint, value, where, current)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where, current)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{where} must be one of {list(typing.get_args(hint))}, not {value!r}")
-        return value
-    if origin is tuple:
-        return _convert_tuple(hint, value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} must be {hint.__name__}, not {value!r}")
-    return value
-
-
-def _convert_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
-    kinds = typing.get_args(hint)
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where} must be a list, not {value!r}")
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise ConfigError(f"{where} must have {len(kinds)} entries, not {len(value)}")
-    return tuple(_convert(kind, item, where, None) for kind, item in zip(kinds, value, strict=True))
-
-
-def save_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def load_json(path: Path) -> Any:
-    """Read JSON; a missing or damaged file is a `ConfigError` naming it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}") from error

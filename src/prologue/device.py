@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from prologue.config import Precision
@@ -27,8 +29,8 @@ def _available(kind: str) -> bool:
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The device named; `auto` takes CUDA, then Apple's MPS, then the CPU. One that is absent is a `ConfigError`."""
     if isinstance(device, str):
-        if device not in DEVICES:
-            raise ConfigError(f"unknown device {device!r}: choose one of {', '.join(DEVICES)}")
+        if device not in DEVICES and not re.fullmatch(r"cuda:\d+", device):
+            raise ConfigError(f"unknown device {device!r}: choose one of {', '.join(DEVICES)}, or cuda:N")
         if device == "auto":
             device = next(kind for kind in ("cuda", "mps", "cpu") if _available(kind))
         device = torch.device(device)

@@ -29,27 +29,27 @@ _SHOWN_SIDE = 128
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def open_image(path: Path) -> Image.Image:
-    """An image file as upright RGB on white. A missing or damaged file is a `DataError` naming it."""
+def open_image(path: Path, background: tuple[int, int, int] = _WHITE) -> Image.Image:
+    """An image file as upright RGB on a background colour. A missing or damaged file is a `DataError` naming it."""
     if not path.is_file():
         raise DataError(f"{path} is not a file: give the path of an image")
     try:
         with Image.open(path) as image:
             image.load()
-            return upright(image)
+            return upright(image, background)
     except Exception as error:  # damaged files make the decoders raise nearly everything
         reason = str(error).split("<_io")[0].strip() or type(error).__name__
         raise DataError(f"{path} cannot be read as an image ({reason}): give a whole PNG, JPEG or WebP file") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data say, transparency composited on white, RGB."""
-    return to_rgb(ImageOps.exif_transpose(image), _WHITE)
+def upright(image: Image.Image, background: tuple[int, int, int] = _WHITE) -> Image.Image:
+    """Turned as its EXIF data say, transparency composited on the background colour, RGB."""
+    return to_rgb(ImageOps.exif_transpose(image), background)
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
+def fit(image: Image.Image, size: tuple[int, int], background: tuple[int, int, int] = _WHITE) -> UInt8[Tensor, "3 H W"]:
     """Any picture as a tokenizer of images of `size` (rows, columns) takes it: covered, center-cropped (METHOD §2)."""
-    return torch.from_numpy(pixels(center_crop(upright(image), size)))
+    return torch.from_numpy(pixels(center_crop(upright(image, background), size)))
 
 
 def to_pil(images: UInt8[Tensor, "B 3 H W"]) -> list[Image.Image]:

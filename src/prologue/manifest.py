@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prologue.config import from_dict, load_json, save_json, to_dict
 from prologue.errors import CheckpointError, ConfigError, PrologueError
+from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.sampling.recipe import Recipe
 
 FORMAT = 1
@@ -25,6 +25,8 @@ class Manifest:
     """Where the training images came from, as given to `--data`; None for imported models."""
     trained_on: tuple[str, ...] = ()
     """Feature extractors that a training loss used; distances in them are marked."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """RGB colour that was under transparent pixels in the training, and is under those of pictures to encode."""
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
-from typing import Final, Literal, Self, TypedDict, Unpack
+from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -294,7 +295,7 @@ class Pipeline:
 
     def decode(self, visual: Int[Tensor, "B N"], batch: int = 64) -> list[Image.Image]:
         """Pictures of visual ids."""
-        return to_pil(self._decode(visual.to(self.device), min(batch, len(visual))))
+        return to_pil(self._decode(visual.to(self.device), min(batch, len(visual)))) if len(visual) else []
 
     def chunk(
         self, class_ids: Sequence[int], seeds: Sequence[int], rows: int, **options: Unpack[SamplingOptions]
@@ -364,10 +365,16 @@ class Pipeline:
             if tuple(x.shape[2:]) == size:
                 return x
             images = to_pil(to_uint8(x))
-        pictures = [images] if isinstance(images, Image.Image) else list(images)
+        pictures = [images] if isinstance(images, Image.Image | str) else list(images)
         if not pictures:
             raise DataError("no image was given")
-        return to_model_range(torch.stack([fit(picture, size) for picture in pictures]))
+        for picture in pictures:
+            if not isinstance(picture, Image.Image):
+                raise DataError(
+                    f"an image is a PIL image or a tensor, not {type(picture).__name__}: open files with PIL.Image.open"
+                )
+        background = self.manifest.background
+        return to_model_range(torch.stack([fit(picture, size, background) for picture in pictures]))
 
     def _class_ids(self, classes: Classes) -> list[int]:
         if isinstance(classes, Tensor):
@@ -428,9 +435,16 @@ def _bucket(count: int, most: int) -> int:
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed for each image."""
-    if not isinstance(seed, Sequence):
-        return list(range(operator.index(seed), operator.index(seed) + count))
-    if len(seed) != count:
-        raise SamplingError(f"{count} images need one seed, or one each, not {len(seed)}")
-    return [operator.index(value) for value in seed]
+    """One seed for each image; of a single one, it and those that follow."""
+    given: Any = seed
+    if isinstance(given, Tensor | np.ndarray):
+        given = given.tolist()
+    try:
+        if not isinstance(given, Sequence):
+            return list(range(operator.index(given), operator.index(given) + count))
+        seeds = [operator.index(value) for value in given]
+    except TypeError as error:
+        raise SamplingError(f"a seed is a whole number, or one for each image, not {seed!r}") from error
+    if len(seeds) != count:
+        raise SamplingError(f"{count} images need one seed, or one each, not {len(seeds)}")
+    return seeds

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from prologue.config import PriorConfig, prior_rope_axes, to_dict
+from prologue.config import PriorConfig, prior_rope_axes
 from prologue.errors import SamplingError
 from prologue.nn.int8 import has_int8
 from prologue.nn.layers import Dropout, Embedding, Linear, RMSNorm, head_in_fp32, initialise
 from prologue.nn.rope import Positions
 from prologue.nn.transformer import LayerCache, Transformer
+from prologue.plain import to_dict
 from prologue.rng import torch_stream
 from prologue.sequence import SequenceLayout
 from prologue.weights import WEIGHTS, load_exactly, read_config, read_tensors, save_model

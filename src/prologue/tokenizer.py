@@ -11,12 +11,13 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from prologue.config import TokenizerConfig, TransformerConfig, to_dict, tokenizer_rope_axes
-from prologue.errors import DataError
+from prologue.config import TokenizerConfig, TransformerConfig, tokenizer_rope_axes
+from prologue.errors import DataError, SamplingError
 from prologue.nn.layers import NEAR_ZERO_STD, Linear, Queries, RMSNorm, head_in_fp32, initialise
 from prologue.nn.quantizers import PrologueQuantizer, Quantized, VisualQuantizer
 from prologue.nn.rope import Positions
 from prologue.nn.transformer import Transformer
+from prologue.plain import to_dict
 from prologue.rng import torch_stream
 from prologue.sequence import TokenIds
 from prologue.weights import WEIGHTS, load_exactly, read_config, read_tensors, save_model
@@ -122,6 +123,10 @@ class Tokenizer(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *self.config.image_size):
             rows, columns = self.config.image_size
             raise DataError(f"this tokenizer takes images (B, 3, {rows}, {columns}), not {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise DataError(
+                f"this tokenizer takes images in [-1, 1], not {images.dtype}: to_model_range converts uint8"
+            )
         size = self.config.patch_size
         return rearrange(images, "b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=size, p2=size)
 
@@ -163,7 +168,12 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, visual: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
-        """Visual ids → images in model range, not clamped, fp32."""
+        """Visual ids → images in model range, not clamped, fp32. A wrong count or id is a `SamplingError`."""
+        count, size = self.config.visual_tokens, self.config.codebook_size
+        if visual.ndim != 2 or visual.shape[1] != count:
+            raise SamplingError(f"this tokenizer decodes {count} visual ids an image, not shape {tuple(visual.shape)}")
+        if visual.numel() and not 0 <= int(visual.min()) <= int(visual.max()) < size:
+            raise SamplingError(f"visual ids are 0…{size - 1}, not {int(visual.min())}…{int(visual.max())}")
         return self.decode_codes(self.visual_quantizer.codes(visual))
 
     def decode_codes(self, codes: Float[Tensor, "B N d"]) -> Float[Tensor, "B 3 H W"]:

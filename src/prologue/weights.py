@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prologue.config import from_dict, load_json, save_json
 from prologue.errors import CheckpointError, ConfigError
+from prologue.plain import from_dict, load_json, save_json
 
 WEIGHTS = "model.safetensors"
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file; anything else (a pickle, a truncated file) is a `CheckpointError`."""
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
+        raise CheckpointError(f"{path} does not exist: give the folder or file that holds these weights")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -42,9 +42,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """Write a safetensors file so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # as the umask has it; save_file may leave a file that only its owner can read
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
+    temporary.chmod(mode)
     temporary.replace(path)
 
 
@@ -74,6 +77,8 @@ def save_model(folder: Path, config: dict[str, Any], module: nn.Module) -> None:
 def read_config(folder: Path, kind: type[T]) -> T:
     """The `config.json` of a model folder, strictly; anything wrong is a `CheckpointError` naming file and field."""
     path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no finished model, for it has no {path.name}: give a finished run")
     try:
         return from_dict(kind, load_json(path))
     except ConfigError as error:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from prologue.commands import _overrides
 from prologue.commands._options import fields_help, resolve_run_config, split_overrides
 from prologue.commands._overrides import parse_overrides
-from prologue.config import RunConfig, TransformerConfig, from_dict, to_dict
+from prologue.config import RunConfig, TransformerConfig
 from prologue.errors import ConfigError
+from prologue.plain import from_dict, to_dict
 from prologue.presets import names, preset
 
 BASE = "shapes-smoke"
@@ -162,3 +164,7 @@ def test_every_scalar_can_be_set_from_its_own_text() -> None:
         items = value if isinstance(value, list) else [value]
         arguments += [f"--{path.replace('_', '-')}", *("none" if item is None else str(item) for item in items)]
     assert from_dict(RunConfig, parse_overrides(arguments), base=preset("base-b")) == config
+
+
+def test_every_field_says_what_it_is() -> None:
+    assert [field.path for field in _overrides._fields().values() if not field.doc] == []

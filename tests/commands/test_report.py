@@ -15,8 +15,9 @@ from prologue import Pipeline
 from prologue.cli import main
 from prologue.commands._evaluations import kept, place
 from prologue.commands.kinds import base
-from prologue.config import RunConfig, save_json
+from prologue.config import RunConfig
 from prologue.manifest import Manifest
+from prologue.plain import save_json
 from prologue.training.run import RunFolder
 from prologue.weights import file_hash
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from prologue.cli import main
+from prologue.errors import ConfigError
 from prologue.training.run import RunFolder
 from prologue.weights import read_tensors
 
@@ -43,6 +44,7 @@ import os, signal, sys
 import prologue.training.prior_stage as prior, prologue.training.tokenizer_stage as tokenizer
 import prologue.training.tokens_stage as tokens
 from prologue.cli import main
+from prologue.errors import ConfigError
 
 where, step, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 calls = 0
@@ -220,6 +222,7 @@ def test_impossible_things_are_refused(
         ([*here, "--tokenizer-training.perceptual", "lpips", "--tokenizer-training.perceptual-path", "no.safetensors"],
          "no.safetensors does not exist"),
         ([*here, "--tokenizer", str(tmp_path / "gone")], "gone"),
+        ([*here, "--tokenizer", str(tmp_path / "mine")], "mine/tokenizer holds no finished model"),
         ([*here, "--config", str(tmp_path / "gone.json")], "gone.json does not exist"),
         (on(str(tmp_path / "empty")), "empty"),
         (on(str(tmp_path / "texts")), "texts"),
@@ -235,3 +238,29 @@ def test_impossible_things_are_refused(
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
     # None of these mistakes stands in the way of the right command.
     assert main([*here, "--stage", "tokenizer"]) == 0
+
+
+def test_flags_that_a_finished_tokenizer_cannot_follow_are_refused(
+    whole: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*settings, "--out", str(tmp_path / "run"), "--tokenizer", str(whole), "--stage", "tokenizer"]
+    named = r"--tokenizer\.codebook-size: the tokenizer of .* has \d+, and 999 was asked for: leave the flag out"
+    refused([*argv, "--tokenizer.codebook-size", "999"], named, capsys)
+    assert not (tmp_path / "run").exists()
+    own = str(json.loads((whole / "tokenizer" / "config.json").read_text())["codebook_size"])
+    assert main([*argv, "--tokenizer.codebook-size", own]) == 0
+
+
+def test_a_training_that_would_be_cut_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.utils import DistributedType
+
+    from prologue.training.train import make_accelerator
+
+    class Launched:
+        distributed_type = DistributedType.FSDP
+
+        def __init__(self, **options: object) -> None: ...
+
+    monkeypatch.setattr("accelerate.Accelerator", Launched)
+    with pytest.raises(ConfigError, match="plain data parallel here, not as FSDP"):
+        make_accelerator("fp32", "cpu")

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prologue.config import RunConfig, TransformerConfig, Variant, to_dict
+from prologue.config import RunConfig, TransformerConfig, Variant
 from prologue.demo import recipe
 from prologue.demo.flops import prior_step_flops, tokenizer_step_flops, transformer_flops
 from prologue.demo.plan import MARGIN, Plan, Timings, make_plan
 from prologue.demo.recipe import demo_config
 from prologue.errors import ConfigError, RunError
+from prologue.plain import to_dict
 
 FAST = Timings(
     tokenizer_step=0.4,

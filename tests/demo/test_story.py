@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from prologue.cli import main
-from prologue.config import PriorOptions, load_json
+from prologue.config import PriorOptions
 from prologue.demo import recipe, story
 from prologue.demo.plan import Plan, Sizes
 from prologue.demo.story import DemoRequest, DemoResult, stage_seconds, tell
 from prologue.errors import RunError
 from prologue.manifest import Manifest
+from prologue.plain import load_json
 from prologue.training.progress import Silent
 from prologue.weights import file_hash
 

@@ -91,6 +91,15 @@ def test_constant_features_leave_the_shift() -> None:
     assert frechet_distance(a, b) == pytest.approx(3)
 
 
+def test_the_size_of_the_features_does_not_matter() -> None:
+    """A barely trained model gives nearly constant images, whose covariance has entries of 1e-7."""
+    first, second = (torch.randn(8, 40, generator=torch_stream(seed), dtype=torch.float64) for seed in (0, 1))
+    distance = frechet_distance(statistics(first), statistics(second))
+    for scale in (1e-30, 1e-8, 1e8):
+        scaled = frechet_distance(statistics(scale * first), statistics(scale * second))
+        assert scaled == pytest.approx(scale**2 * distance, rel=1e-9)
+
+
 def test_refuses_what_it_cannot_measure() -> None:
     stats = GaussianStatistics(3)
     with pytest.raises(EvaluationError, match="at least 1"):

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from prologue import locks
 from prologue.cli import main
-from prologue.config import load_json, save_json
 from prologue.errors import ConfigError, EvaluationError, RunError
+from prologue.plain import load_json, save_json
 from prologue.reproduce import jobs, state, study, worker
 from prologue.reproduce.pieces import (
     Piece,

@@ -134,7 +134,7 @@ def test_files_are_written(tmp_path: Path, make: Make) -> None:
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["effect"] == "confirmed"
     assert record["provenance"]["command"] == "prologue reproduce"
-    cost = next(each for each in record["figures"] if each["figure"] == "likelihood.cost")
+    cost = next(each for each in record["records"] if each["figure"] == "likelihood.cost")
     assert cost["by_seed"] == {"0": 4.0, "1": 5.0, "2": 6.0}
     assert len(record["pieces"]) == 6
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

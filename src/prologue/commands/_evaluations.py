@@ -17,9 +17,9 @@ from prologue._version import __version__
 from prologue.builtin import notes_folder
 from prologue.commands._options import plain, write_measurement
 from prologue.commands.kinds.base import Prepared
-from prologue.config import load_json
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
+from prologue.plain import load_json
 
 FOLDER = "evaluations"
 _NAME = re.compile(r"\w+-[0-9a-f]{12}\.json")

@@ -23,8 +23,8 @@ import tyro
 
 from prologue._version import __version__
 from prologue.commands._overrides import fields_help, resolve_run_config, split_overrides
-from prologue.config import save_json
 from prologue.errors import ConfigError
+from prologue.plain import save_json
 
 __all__ = [
     "DeviceOption",

@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from prologue.config import RunConfig, from_dict, load_json, to_dict
+from prologue.config import RunConfig
 from prologue.errors import ConfigError
+from prologue.plain import from_dict, load_json, to_dict
 from prologue.presets import preset as named_preset
 
 _NONE = "none"

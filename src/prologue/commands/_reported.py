@@ -11,11 +11,12 @@ from typing import Any
 
 from prologue.commands._evaluations import Evaluation, kept
 from prologue.commands.kinds.base import Row, last_sentences, row
-from prologue.config import RunConfig, load_json
+from prologue.config import RunConfig
 from prologue.errors import CheckpointError, ConfigError, RunError
 from prologue.evaluation.runs import Record, RunInfo
 from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
+from prologue.plain import load_json
 from prologue.training.run import RunFolder
 
 NO_OPTION = ("again", "batch", "device", "json")

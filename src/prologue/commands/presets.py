@@ -14,7 +14,8 @@ from tyro.conf import Positional
 
 from prologue import presets
 from prologue.commands._options import JsonOption, parse, provenance, write_measurement
-from prologue.config import RunConfig, TokenizerConfig, TransformerConfig, to_dict
+from prologue.config import RunConfig, TokenizerConfig, TransformerConfig
+from prologue.plain import to_dict
 
 _CAPTION = "tokens: prologue + visual; tokenizer, prior: parameters; steps: of the tokenizer, of the prior"
 

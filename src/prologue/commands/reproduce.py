@@ -52,8 +52,8 @@ def run(argv: list[str]) -> int:
     import torch
 
     from prologue.allocator import keep_freed_memory
-    from prologue.config import load_json, save_json
     from prologue.device import pick_device
+    from prologue.plain import load_json, save_json
     from prologue.reproduce.pieces import checked_variants
     from prologue.reproduce.request import StudyRequest
     from prologue.reproduce.scales import VARIANTS, scale_named

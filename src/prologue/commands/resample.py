@@ -55,23 +55,24 @@ def run(argv: list[str]) -> int:
         raise ConfigError("no image was given: `prologue resample RUN IMAGE… --out DIR`")
     pipeline = options.open(options.run)
     pipeline.check_resamples()
-    originals = _read(options.images, pipeline.tokenizer.config.image_size)
+    originals = _read(options.images, pipeline)
     class_ids = _classes(pipeline, options.classes, len(originals))
     folder = output_folder(options.out, options.overwrite)
     begin = time.perf_counter()
     with notes_on_stderr():
         records = _draw(pipeline, originals, class_ids, options)
     if options.json is not None:
-        extra = {"run": options.run, "device": str(pipeline.device), "dtype": str(pipeline.dtype)}
+        extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
         seconds = time.perf_counter() - begin
         write_measurement(options.json, provenance(["resample", *argv], **extra, seconds=seconds), records)
     print(f"{len(records)} images, grid.png and samples.npz are in {folder}")
     return 0
 
 
-def _read(paths: tuple[Path, ...], size: tuple[int, int]) -> list[Image.Image]:
+def _read(paths: tuple[Path, ...], pipeline: Pipeline) -> list[Image.Image]:
     """The pictures as the model sees them."""
-    return to_pil(torch.stack([fit(open_image(path), size) for path in paths]))
+    size, background = pipeline.tokenizer.config.image_size, pipeline.manifest.background
+    return to_pil(torch.stack([fit(open_image(path, background), size) for path in paths]))
 
 
 def _classes(pipeline: Pipeline, text: str | None, images: int) -> list[int]:

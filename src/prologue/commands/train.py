@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
 from prologue.allocator import keep_freed_memory
 from prologue.builtin import locate
 from prologue.commands._options import DeviceOption, fields_help, parse, resolve_run_config, split_overrides
+from prologue.commands._overrides import parse_overrides
+from prologue.config import RunConfig, TokenizerConfig
 from prologue.device import pick_device
+from prologue.errors import ConfigError
+from prologue.plain import to_dict
 from prologue.presets import preset
 from prologue.training.loop import Stopped
 from prologue.training.progress import Progress, Silent, Terminal
-from prologue.training.train import StageName, TrainRequest, train
-from prologue.weights import WEIGHTS
+from prologue.training.run import differences
+from prologue.training.train import StageName, TrainRequest, adopted_config, train
+from prologue.weights import WEIGHTS, read_config
 
 DEFAULT_PRESET = "small-32"
 
@@ -50,17 +56,31 @@ def _named_preset(argv: list[str]) -> str:
     return DEFAULT_PRESET
 
 
+def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse `--tokenizer.*` flags that a finished tokenizer cannot follow."""
+    kept = to_dict(adopted_config(config.tokenizer, read_config(source / "tokenizer", TokenizerConfig)))
+    for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer)[key] for key in asked}}):
+        raise ConfigError(
+            f"--tokenizer.{name.replace('_', '-')}: the tokenizer of {source} has {own!r}, and {wanted!r} was asked "
+            "for: leave the flag out, or train another tokenizer"
+        )
+
+
 def run(argv: list[str]) -> int:
     """Train, or continue, a run."""
     own, overrides = split_overrides(argv)
     epilog = fields_help(preset(_named_preset(own))) if {"-h", "--help"} & set(own) else ""
     options = parse(TrainOptions, own, "prologue train", "Train a tokenizer and its prior.", epilog)
+    config = resolve_run_config(options.preset, options.config, overrides)
+    tokenizer_from = None if options.tokenizer is None else locate(options.tokenizer)
+    if tokenizer_from is not None:
+        _check_adopted(config, tokenizer_from, parse_overrides(overrides).get("tokenizer", {}))
     request = TrainRequest(
-        config=resolve_run_config(options.preset, options.config, overrides),
+        config=config,
         data=options.data,
         out=options.out,
         stage=options.stage,
-        tokenizer_from=None if options.tokenizer is None else locate(options.tokenizer),
+        tokenizer_from=tokenizer_from,
         device=options.device,
     )
     if pick_device(options.device).type == "cpu":

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from prologue.config import from_dict, load_json, save_json
 from prologue.errors import CheckpointError, ConfigError, DataError, RunError
+from prologue.plain import from_dict, load_json, save_json
 from prologue.sequence import TokenIds
 
 INDEX = "index.json"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prologue.config import load_json, save_json
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
+from prologue.plain import load_json, save_json
 
 
 class Ledger:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from prologue import builtin
-from prologue.config import RunConfig, Variant, to_dict
+from prologue.config import RunConfig, Variant
 from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
 from prologue.demo import verdict
@@ -27,6 +27,7 @@ from prologue.errors import RunError
 from prologue.evaluation.runs import Record
 from prologue.images import to_pil
 from prologue.pipeline import Pipeline
+from prologue.plain import to_dict
 from prologue.report.page import PICTURES
 from prologue.sampling.recipe import Recipe
 from prologue.training.progress import Progress

@@ -124,7 +124,11 @@ def frechet_from_moments(mean_a: Vector, covariance_a: Matrix, mean_b: Vector, c
 
 def _factor(covariance: Matrix) -> Float64[Tensor, "d rank"]:
     """`F` with `FFᵀ = covariance`, without the directions whose variance is rounding noise."""
-    values, vectors = torch.linalg.eigh(covariance.to("cpu", torch.float64))
+    matrix = covariance.to("cpu", torch.float64)
+    # LAPACK's routine may fail to converge on very small entries, so they are brought near 1.
+    scale = matrix.diagonal().max().clamp_min(torch.finfo(torch.float64).tiny)
+    values, vectors = torch.linalg.eigh(matrix / scale)
+    values = values * scale
     keep = values > values[-1].clamp_min(0) * len(values) * torch.finfo(torch.float64).eps
     factor: Tensor = vectors[:, keep] * values[keep].sqrt()
     return factor

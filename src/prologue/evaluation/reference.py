@@ -16,10 +16,10 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from prologue._version import __version__
-from prologue.config import from_dict, load_json, save_json, to_dict
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.frechet import GaussianStatistics, Moments
 from prologue.images import SampleArchive
+from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.processes import Processes
 from prologue.weights import file_hash
 

@@ -213,7 +213,8 @@ class RunInfo:
 def _unfinished_manifest(run: RunFolder) -> Manifest:
     """What the manifest of a run will say of its tokenizer, whose prior is still to be trained."""
     facts = run.record["facts"]
-    return Manifest(tuple(facts.get("class_names", ())), None, facts.get("data"), run.trained_on)
+    names, background = tuple(facts.get("class_names", ())), run.config.data.background
+    return Manifest(names, None, facts.get("data"), run.trained_on, background)
 
 
 @dataclass(frozen=True)

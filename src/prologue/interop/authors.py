@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prologue.config import LayoutConfig, PriorConfig, TokenizerConfig, TransformerConfig, from_dict, load_json, to_dict
+from prologue.config import LayoutConfig, PriorConfig, TokenizerConfig, TransformerConfig
 from prologue.errors import CheckpointError, ConfigError
+from prologue.plain import from_dict, load_json, to_dict
 from prologue.prior import Prior
 from prologue.tokenizer import Tokenizer
 from prologue.weights import load_exactly, read_tensors
@@ -31,6 +32,11 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} does not exist: the EMA weights are the later files of the authors' directory, and --online "
+                "takes the earlier ones"
+            )
         whole = read_tensors(path)
         self.tensors = {k: v for k, v in whole.items() if not k.endswith(_DROPPED)}
         self.dropped_shapes = {k: tuple(v.shape) for k, v in whole.items() if k not in self.tensors}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prologue.config import load_json
 from prologue.demo.flops import prior_step_flops, tokenizer_step_flops
 from prologue.errors import ConfigError, RunError
+from prologue.plain import load_json
 from prologue.reproduce.scales import VARIANTS, Name, Scale, plain_config, run_config
 
 RESULT_FORMAT = 1

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prologue.config import load_json, save_json, to_dict
 from prologue.data.opening import open_data
 from prologue.device import pick_device, pick_precision
 from prologue.errors import EvaluationError, MissingExtraError, RunError
 from prologue.evaluation.kid import LEAST
 from prologue.evaluation.runs import Features
+from prologue.plain import load_json, save_json, to_dict
 from prologue.reproduce import state
 from prologue.reproduce.measures import Bench
 from prologue.reproduce.pictures import FOLDER as PICTURES

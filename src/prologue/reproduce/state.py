@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from prologue.config import load_json, save_json
 from prologue.errors import ConfigError, RunError
+from prologue.plain import load_json, save_json
 
 FOLDER = "state"
 INDEX = "state.json"

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from prologue.config import RunConfig, save_json
+from prologue.config import RunConfig
 from prologue.demo.ledger import Ledger
 from prologue.demo.measure import watched
 from prologue.demo.story import Stopwatch, stage_seconds
 from prologue.pipeline import Pipeline
+from prologue.plain import save_json
 from prologue.prior import Prior
 from prologue.reproduce import state
 from prologue.reproduce.measures import Bench, Models, measure

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prologue.config import save_json, to_dict
+from prologue.plain import save_json, to_dict
 from prologue.report.page import Block, Fold, Picture, Report, Section, Table, Text
 from prologue.reproduce.claims import Claim, Results, headline, judge_claims, sentence
 from prologue.reproduce.figures import ALL, by_seed, cell_figures, variants_of
@@ -66,7 +66,7 @@ def summary(results: Results, claims: Sequence[Claim], scale: Scale, provenance:
         "scale": to_dict(scale),
         "effect": headline(list(claims)),
         "claims": [claim.record() for claim in claims],
-        "figures": figures,
+        "records": figures,
         "further_seed": [each.record() for each in (*further_figures(results), *further_claims(results, claims))],
         "pieces": [_facts(piece, result) for piece, result in results.items()],
     }

@@ -91,7 +91,7 @@ class Guidance:
 
 
 def _schedule(parts: SegmentSchedule | Sequence[object], start: float) -> Schedule:
-    if not 2 <= len(parts) <= 3:
-        raise SamplingError(f"a segment's guidance is (kind, scale) or (kind, scale, power), not {tuple(parts)}")
+    if isinstance(parts, str) or not isinstance(parts, Sequence) or not 2 <= len(parts) <= 3:
+        raise SamplingError(f"a segment's guidance is (kind, scale) or (kind, scale, power), not {parts!r}")
     kind, scale, *power = parts
     return Schedule(kind, float(scale), float(power[0]) if power else 1.0, start)  # type: ignore[arg-type]

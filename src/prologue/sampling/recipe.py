@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
-from prologue.config import from_dict, to_dict
 from prologue.errors import SamplingError
+from prologue.plain import from_dict, to_dict
 from prologue.sampling.guidance import Guidance
 
 
@@ -23,14 +24,27 @@ class Recipe:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
+        given: Any = self.guidance
+        if not isinstance(given, Guidance):
+            raise SamplingError(f"guidance is a Guidance, such as Guidance.overall('constant', 2), not {given!r}")
         for name in ("temperature", "prologue_temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise SamplingError(f"{name} must be positive and finite, not {value}: for greedy sampling use top_k=1")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise SamplingError(f"top_k must be a whole number of at least 1, not {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise SamplingError(f"top_p must lie in (0, 1], not {self.top_p}")
+            value: Any = getattr(self, name)
+            if value is None and name == "prologue_temperature":
+                continue
+            if not isinstance(value, Real) or not 0 < float(value) < float("inf"):
+                greedy = "for greedy sampling use top_k=1"
+                raise SamplingError(f"{name} must be positive and finite, not {value}: {greedy}")
+            object.__setattr__(self, name, float(value))
+        top_k: Any = self.top_k
+        if top_k is not None:
+            if not isinstance(top_k, Integral) or top_k < 1:
+                raise SamplingError(f"top_k must be a whole number of at least 1, not {top_k}")
+            object.__setattr__(self, "top_k", int(top_k))
+        top_p: Any = self.top_p
+        if top_p is not None:
+            if not isinstance(top_p, Real) or not 0 < float(top_p) <= 1:
+                raise SamplingError(f"top_p must lie in (0, 1], not {top_p}")
+            object.__setattr__(self, "top_p", float(top_p))
 
     @property
     def filtered(self) -> bool:

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from prologue.config import load_json, save_json
 from prologue.errors import ConfigError, RunError
 from prologue.images import WRITTEN_NAME, SampleArchive
+from prologue.plain import load_json, save_json
 from prologue.throughput.plan import Plan
 
 STATE = "generation.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prologue.config import load_json, save_json
 from prologue.errors import CheckpointError, ConfigError, RunError
+from prologue.plain import load_json, save_json
 from prologue.weights import file_hash, read_tensors, write_tensors
 
 STATE = "state.safetensors"

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from prologue._version import __version__
-from prologue.config import RunConfig, from_dict, load_json, save_json, to_dict
+from prologue.config import RunConfig
 from prologue.errors import CheckpointError, ConfigError, RunError
+from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.training.checkpoint import Checkpoints
 
 RUN_FORMAT = 1

@@ -64,7 +64,7 @@ def train(
     accelerator = make_accelerator(config.precision, request.device)
     given = _given_tokenizer(request, config)
     if given is not None:
-        config = dataclasses.replace(config, tokenizer=_adopted_config(config.tokenizer, given.config))
+        config = dataclasses.replace(config, tokenizer=adopted_config(config.tokenizer, given.config))
     data = open_data(request.data, config.data, config.tokenizer.image_size) if data is None else data
     facts = {"data": request.data, "data_fingerprint": data.fingerprint, "class_names": list(data.class_names)}
     if request.tokenizer_from is not None:
@@ -165,7 +165,10 @@ class _Trainer:
     def _write_manifest(self) -> None:
         existing = Manifest.load(self.run.path) if (self.run.path / "pipeline.json").is_file() else Manifest()
         existing.replace(
-            class_names=self.context.data.class_names, data=self.request.data, trained_on=tuple(self._trained_on())
+            class_names=self.context.data.class_names,
+            data=self.request.data,
+            background=self.run.config.data.background,
+            trained_on=tuple(self._trained_on()),
         ).save(self.run.path)
 
     @contextmanager
@@ -199,6 +202,10 @@ def _precision(request: TrainRequest) -> Precision:
     return pick_precision(request.config.precision, pick_device(request.device))
 
 
+_UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Ways of Accelerate that cut a model up: a checkpoint here holds it whole."""
+
+
 def make_accelerator(precision: Precision, device: str) -> Any:
     """Accelerate's device, precision and process group for this process."""
     from accelerate import Accelerator
@@ -208,13 +215,17 @@ def make_accelerator(precision: Precision, device: str) -> Any:
     chosen = pick_device(device)
     # Accelerate keeps precision and device for the whole program; a second run in it may ask for others.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision="bf16" if pick_precision(precision, chosen) == "bf16" else "no",
         cpu=chosen.type == "cpu",
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         ],
     )
+    kind = str(accelerator.distributed_type).rpartition(".")[2]
+    if kind in _UNSUPPORTED:
+        raise ConfigError(f"processes share a training as plain data parallel here, not as {kind}: launch without it")
+    return accelerator
 
 
 @contextmanager
@@ -254,7 +265,7 @@ def _given_tokenizer(request: TrainRequest, config: RunConfig) -> Tokenizer | No
     return Tokenizer.from_pretrained(source / "tokenizer")
 
 
-def _adopted_config(asked: TokenizerConfig, given: TokenizerConfig) -> TokenizerConfig:
+def adopted_config(asked: TokenizerConfig, given: TokenizerConfig) -> TokenizerConfig:
     """The given tokenizer's sizes; a post-hoc variant keeps its own prologue on top of them."""
     if asked.variant != "prologue-post":
         return given

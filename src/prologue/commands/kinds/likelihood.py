@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from prologue import builtin
 from prologue.commands._options import parse
 from prologue.commands._sampling import progress
 from prologue.commands.kinds.base import (
@@ -42,6 +44,8 @@ class LikelihoodOptions(HeldOutOptions):
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate likelihood", "Measure what a prior pays for the tokens of held-out images."
     options = checked(parse(LikelihoodOptions, argv, prog, description))
+    if options.baseline is not None:
+        options = dataclasses.replace(options, baseline=builtin.locate(options.baseline))
     info = RunInfo.load(options.run)
     pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
     baseline = None if options.baseline is None else _baseline(options, pipeline)
