@@ -91,7 +91,14 @@ def test_probe_of_shapes(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     refused([*argv[:2], "--count", "3"], r"test side.*--count", capsys)
     refused([*argv[:2], "--train-count", "6"], r"train side.*--train-count", capsys)
     refused([*argv[:2], "--train-count", "4"], "--train-count must be at least 5", capsys)
-    refused(["probe", str(saved / "2d")], "has no prologue", capsys)
+    capsys.readouterr()
+    record = measure(["probe", str(saved / "2d"), "--count", "60", "--train-count", "80", "--tokens", "3"], tmp_path)
+    assert record["visual_first_dimension"] == 3 * 4
+    shown = capsys.readouterr().out
+    assert pictures(shown) == ["accuracy", "factors"]
+    assert "first visual tokens (12 numbers), top-1" in shown
+    assert "prologue minus" not in shown
+    refused(["probe", str(saved / "2d"), "--tokens", "99"], "99 first visual tokens cannot be probed", capsys)
 
 
 def test_probe_of_other_images(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

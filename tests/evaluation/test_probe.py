@@ -142,9 +142,27 @@ def test_inputs_are_what_they_are_called(tiny_models) -> None:
     other = read_inputs(tokenizer, images, indices, seed=1)
     assert torch.equal(other.values["prologue"], inputs.values["prologue"])
     assert not torch.equal(other.values["random_encoder"], inputs.values["random_encoder"])
+
+
+def test_without_a_prologue_the_first_visual_tokens_are_probed(tiny_models) -> None:
+    """What a prologue is compared with: as many first visual tokens of a 2d or 1d tokenizer."""
     plain, _ = tiny_models("2d", image_size=(16, 16))
-    with pytest.raises(EvaluationError, match=r"\(2d\) has no prologue"):
-        read_inputs(plain, images, indices)
+    images = ShapesSet("train", 96, (16, 16), DataConfig())
+    every = np.arange(96)
+    inputs = read_inputs(plain, images, every, tokens=2)
+    assert list(inputs.values) == ["visual_first", "visual_pooled", "pixels"]
+    codes = plain.visual_quantizer.codes(inputs.tokens.visual)
+    assert torch.equal(inputs.values["visual_first"], codes[:, :2].flatten(1))
+    assert read_inputs(plain, images, every[:2]).values["visual_first"].shape == (2, 16 * plain.config.code_dim)
+    factors = scene_factors(images, every, images, every)
+    record = evaluate_probe(inputs, inputs, CLASS_NAMES, image_size=(16, 16), factors=factors, codebook_sizes=(0, 16))
+    assert not any("prologue" in key and record[key] is not None for key in record if "top1" in key)
+    assert "visual_first_top1" in record
+    assert "difference_visual_first" not in record
+    assert record["factors"][0]["prologue_positions"] == []
+    assert "prologue" not in record["factors"][0]
+    with pytest.raises(EvaluationError, match="17 first visual tokens cannot be probed: an image has 16"):
+        read_inputs(plain, images, every, tokens=17)
 
 
 def test_factors_of_scenes() -> None:

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
+from prologue.config import TokenizerConfig
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.codes import prologue_vectors, require_prologue, visual_vectors
+from prologue.evaluation.codes import prologue_vectors, visual_vectors
 from prologue.evaluation.linear import LinearClassifier, fit_linear
 from prologue.evaluation.runs import Record, Watch, center_crops, evaluating, mean_interval, unwatched, wilson_interval
 from prologue.rng import derive_seed, torch_stream
@@ -25,7 +26,10 @@ from prologue.tokenizer import Tokenizer, to_model_range
 
 INPUTS = ("prologue", "visual_first", "visual_pooled", "pixels", "random_encoder")
 """What is probed: all prologue tokens, as many first visual tokens, the mean of all visual tokens, the image resized
-to the nearest dimension, and the prologue of the same tokenizer with weights drawn anew."""
+to the nearest dimension, and the prologue of the same tokenizer with weights drawn anew. Without a prologue there are
+the three in the middle."""
+FIRST_TOKENS = 16
+"""First visual tokens that are probed of a tokenizer without a prologue: the paper's comparison."""
 SHUFFLES = 8
 _T_95 = 2.364624
 _T_99 = 3.499483
@@ -75,6 +79,7 @@ def read_inputs(
     images: ImageSet,
     indices: Int64[np.ndarray, " n"],
     *,
+    tokens: int | None = None,
     seed: int = 0,
     batch: int = 64,
     watch: Watch = unwatched,
@@ -82,29 +87,40 @@ def read_inputs(
 ) -> ProbeInputs:
     """Everything that is probed, of the center crops of the images at `indices`.
 
-    Raises `EvaluationError` for a tokenizer without a prologue.
+    `tokens` are the first visual tokens; left out, as many as the prologue has, without one `FIRST_TOKENS`. More than
+    there are is an `EvaluationError`.
     """
-    require_prologue(tokenizer)
     config = tokenizer.config
     first = next(tokenizer.parameters())
+    count = first_tokens(config, tokens)
     random = Tokenizer(config, seed=derive_seed(seed, "evaluation", "random encoder")).to(first.device, first.dtype)
-    grid = pixel_grid(config.image_size, config.prologue_tokens * config.code_dim)
-    parts: dict[str, list[Tensor]] = {name: [] for name in INPUTS}
-    tokens = []
+    grid = pixel_grid(config.image_size, count * config.code_dim)
+    parts: dict[str, list[Tensor]] = {name: [] for name in (INPUTS if config.prologue_tokens else INPUTS[1:4])}
+    ids = []
     with evaluating(tokenizer, random):
         for pictures in center_crops(images, indices, batch=batch, watch=watch, what=what):
             given = to_model_range(pictures.to(first.device))
             own = tokenizer.encode(given).to("cpu")
-            tokens.append(own)
+            ids.append(own)
             visual = visual_vectors(tokenizer, own.visual)
-            parts["prologue"].append(prologue_vectors(tokenizer, own.prologue).flatten(1))
-            parts["visual_first"].append(visual[:, : config.prologue_tokens].flatten(1))
+            parts["visual_first"].append(visual[:, :count].flatten(1))
             parts["visual_pooled"].append(visual.mean(1))
             parts["pixels"].append(_shrunk(pictures, grid))
-            parts["random_encoder"].append(prologue_vectors(random, random.encode(given).prologue).flatten(1))
+            if config.prologue_tokens:
+                parts["prologue"].append(prologue_vectors(tokenizer, own.prologue).flatten(1))
+                parts["random_encoder"].append(prologue_vectors(random, random.encode(given).prologue).flatten(1))
     place = first.device if first.device.type == "cuda" else "cpu"
     values = {name: torch.cat(part).to(place) for name, part in parts.items()}
-    return ProbeInputs(values, TokenIds.cat(tokens), torch.from_numpy(images.labels[indices].astype(np.int64)))
+    return ProbeInputs(values, TokenIds.cat(ids), torch.from_numpy(images.labels[indices].astype(np.int64)))
+
+
+def first_tokens(config: TokenizerConfig, asked: int | None) -> int:
+    """How many first visual tokens are probed; more than there are is an `EvaluationError`."""
+    if asked is None:
+        return min(config.prologue_tokens or FIRST_TOKENS, config.visual_tokens)
+    if not 1 <= asked <= config.visual_tokens:
+        raise EvaluationError(f"{asked} first visual tokens cannot be probed: an image has {config.visual_tokens}")
+    return asked
 
 
 def _shrunk(pictures: UInt8[Tensor, "b 3 H W"], grid: tuple[int, int]) -> Float32[Tensor, "b d"]:
@@ -125,20 +141,21 @@ def evaluate_probe(
 ) -> Record:
     """Fit on `train`, judge on `test`: for each of `INPUTS` top-1 and, of more than five classes, top-5.
 
-    Rates have Wilson intervals over the tested images, for the fitted probe. Differences to the prologue are paired
-    image by image. `control` is the accuracy of probes fitted to shuffled labels, its interval over 8 shuffles; its
-    chance is how often predictions of their frequencies would be right by luck. `factors` are read too, from all
-    inputs, and from each single position through a table of its codes; `codebook_sizes` (prologue, visual) is needed
-    for that. Raises `EvaluationError` where a class is missing on either side.
+    Rates have Wilson intervals over the tested images, for the fitted probe. Differences to the prologue, where there
+    is one, are paired image by image. `control` is the accuracy of probes fitted to shuffled labels, its interval over
+    8 shuffles; its chance is how often predictions of their frequencies would be right by luck. `factors` are read
+    too, from all inputs, and from each single position through a table of its codes; `codebook_sizes` (prologue,
+    visual) is needed for that. Raises `EvaluationError` where a class is missing on either side.
     """
     check_classes(train.labels, test.labels, class_names)
     classes, n = len(class_names), len(test.labels)
     record: Record = {"kind": "probe", "n": n, "n_train": len(train.labels), "split": split, "views": "center"}
     record |= {"classes": classes, "chance": float(torch.bincount(test.labels).max()) / n}
-    record |= {"pixel_grid": list(pixel_grid(image_size, train.values["prologue"].shape[1])), "shuffles": SHUFFLES}
+    record |= {"pixel_grid": list(pixel_grid(image_size, train.values["visual_first"].shape[1])), "shuffles": SHUFFLES}
     right = {}
-    for index in watch(range(len(INPUTS)), "class probes"):
-        name = INPUTS[index]
+    names = [name for name in INPUTS if name in train.values]
+    for index in watch(range(len(names)), "class probes"):
+        name = names[index]
         probe = _probe(train.values[name], train.labels, test.values[name], test.labels, classes, seed)
         right[name] = probe.right
         record |= {f"{name}_dimension": train.values[name].shape[1], f"{name}_l2": probe.l2}
@@ -146,7 +163,7 @@ def evaluate_probe(
         if classes > _TOP:
             record |= wilson_interval(int(probe.within.sum()), n).fields(f"{name}_top5")
         record |= shuffled_control(train, test, name, classes, probe.l2, seed)
-    for name in INPUTS[1:]:
+    for name in names[1:] if "prologue" in right else ():
         paired = right["prologue"].double() - right[name].double()
         record |= mean_interval(paired).fields(f"difference_{name}")
     record["factors"] = read_factors(train, test, factors, codebook_sizes, seed=seed, watch=watch)
@@ -155,7 +172,8 @@ def evaluate_probe(
 
 def _constant_notes(test: ProbeInputs) -> list[str]:
     prologue, random = (
-        bool((test.values[name] == test.values[name][0]).all()) for name in ("prologue", "random_encoder")
+        name in test.values and bool((test.values[name] == test.values[name][0]).all())
+        for name in ("prologue", "random_encoder")
     )
     notes = ["every image has the same prologue codes, so they can tell nothing"] if prologue else []
     return notes + (["the random encoder gives every image the same codes, so they can tell nothing"] if random else [])
@@ -235,7 +253,7 @@ def read_factors(
         chance = float((factor.test == int(torch.bincount(factor.train).argmax())).double().mean())
         record: Record = {"factor": factor.name, "values": factor.values, "chance": chance}
         record["clear"] = chance + _one_sided(0.05 / cells) * math.sqrt(chance * (1 - chance) / n)
-        for name in INPUTS:
+        for name in train.values:
             probe = _probe(train.values[name], factor.train, test.values[name], factor.test, factor.values, seed)
             record |= wilson_interval(int(probe.right.sum()), n).fields(name)
         for segment, size in zip(("prologue", "visual"), codebook_sizes, strict=True):

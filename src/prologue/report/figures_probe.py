@@ -23,10 +23,15 @@ _MANY = 24
 """More columns than this are told apart by their order, and a label at some of them."""
 
 
+def probed(record: dict[str, Any]) -> list[str]:
+    """The inputs that a record is of."""
+    return [name for name in INPUT_NAMES if f"{name}_dimension" in record]
+
+
 def accuracy_chart(record: dict[str, Any]) -> Image.Image:
     """Top-1 of each input with its interval, its shuffled control, and the most frequent class as chance."""
     figure, axes = blank_figure("Class read by a linear probe")
-    names = list(INPUT_NAMES)[::-1]
+    names = probed(record)[::-1]
     places = np.arange(len(names))
     for shift, suffix, colour, label in ((0.19, "top1", 0, "true labels"), (-0.19, "control", 4, "shuffled labels")):
         value, low, high = (np.array([record[f"{n}_{suffix}{end}"] for n in names]) for end in ("", "_low", "_high"))
@@ -46,19 +51,18 @@ def factor_map(record: dict[str, Any]) -> Image.Image:
     """How far above chance each factor is read: from whole inputs, and from single positions of either segment."""
     factors = record["factors"]
     names = [factor["factor"] for factor in factors]
-    whole = np.array([[_skill(f, f[name]) for name in INPUT_NAMES] for f in factors])
-    single = {
-        segment: np.array([[_skill(f, rate) for rate in f[f"{segment}_positions"]] for f in factors])
-        for segment in ("prologue", "visual")
-    }
+    inputs = probed(record)
+    whole = np.array([[_skill(f, f[name]) for name in inputs] for f in factors])
+    segments = [segment for segment in ("prologue", "visual") if factors[0][f"{segment}_positions"]]
     tall = 0.26 * len(names)
-    figure, panels = blank_panels(3, (6.8, 3 * tall + 4.2), [tall] * 3)
-    labels = [fill(INPUT_NAMES[name], 14) for name in INPUT_NAMES]
+    count = 1 + len(segments)
+    figure, panels = blank_panels(count, (6.8, count * (tall + 1.4)), [tall] * count)
+    labels = [fill(INPUT_NAMES[name], 14) for name in inputs]
     image = _heatmap(panels[0], "Factors read from whole inputs", whole, names, labels)
-    _heatmap(panels[1], "Factors read from one prologue token", single["prologue"], names)
-    panels[1].set_xlabel("prologue position", color=INK)
-    _heatmap(panels[2], "Factors read from one visual token", single["visual"], names)
-    panels[2].set_xlabel("visual position, row by row", color=INK)
+    for panel, segment in zip(panels[1:], segments, strict=True):
+        single = np.array([[_skill(f, rate) for rate in f[f"{segment}_positions"]] for f in factors])
+        _heatmap(panel, f"Factors read from one {segment} token", single, names)
+        panel.set_xlabel(f"{segment} position" + (", row by row" if segment == "visual" else ""), color=INK)
     bar = figure.colorbar(image, ax=panels, location="bottom", shrink=0.8, aspect=40)
     bar.set_label("accuracy, % of the way from chance to perfect", color=INK)
     return picture_of(figure)

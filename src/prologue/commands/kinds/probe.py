@@ -26,11 +26,10 @@ from prologue.data.shapes import ShapesSet
 from prologue.data.source import ImageSet
 from prologue.device import pick_device, pick_dtype
 from prologue.errors import ConfigError, EvaluationError
-from prologue.evaluation.codes import require_prologue
 from prologue.evaluation.factors import scene_factors
-from prologue.evaluation.probe import INPUTS, check_classes, evaluate_probe, read_inputs
+from prologue.evaluation.probe import check_classes, evaluate_probe, first_tokens, read_inputs
 from prologue.evaluation.runs import Record, RunImages, RunInfo, choose_images
-from prologue.report.figures_probe import INPUT_NAMES, accuracy_chart, factor_map
+from prologue.report.figures_probe import INPUT_NAMES, accuracy_chart, factor_map, probed
 from prologue.tokenizer import Tokenizer
 
 
@@ -38,6 +37,8 @@ from prologue.tokenizer import Tokenizer
 class ProbeOptions(HeldOutOptions):
     train_count: int = 10_000
     """So many training images, at random, to fit the probes to; all where there are not more."""
+    tokens: int | None = None
+    """So many first visual tokens. Left out: as many as the prologue has, without a prologue 16."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     info = RunInfo.load(options.run)
     device = pick_device(options.device)
     tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
-    require_prologue(tokenizer)
+    first_tokens(tokenizer.config, options.tokens)
     opened = info.open_data(options.data, tokenizer.config.image_size)
     sides = _sides(opened, options)
     labels = sides.train.labels[sides.train_indices], sides.test.labels[sides.test_indices]
@@ -69,6 +70,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
 
     def measure() -> Measurement:
         shared: dict[str, Any] = {"seed": options.seed, "batch": options.batch, "watch": progress}
+        shared["tokens"] = options.tokens
         train = read_inputs(tokenizer, sides.train, sides.train_indices, what="training images", **shared)
         test = read_inputs(tokenizer, sides.test, sides.test_indices, what="tested images", **shared)
         factors = []
@@ -115,18 +117,20 @@ def _sides(opened: RunImages, options: ProbeOptions) -> Sides:
 
 def rows(record: Record) -> Iterator[Row]:
     yield "most frequent class", f"{record['chance']:.1%}", ""
-    for name in INPUTS:
+    names = probed(record)
+    for name in names:
         label = f"{INPUT_NAMES[name]} ({record[f'{name}_dimension']} numbers)"
         yield row(f"{label}, top-1", record, f"{name}_top1", ".1%")
         if f"{name}_top5" in record:
             yield row("  top-5", record, f"{name}_top5", ".1%")
         yield row("  shuffled labels", record, f"{name}_control", ".1%")
-    for name in INPUTS[1:]:
+    for name in names[1:] if "prologue" in names else ():
         yield row(f"prologue minus {INPUT_NAMES[name]}, top-1", record, f"difference_{name}", "+.1%")
     for factor in record["factors"]:
-        yield row(f"{factor['factor']}: prologue (chance {factor['chance']:.1%})", factor, "prologue", ".1%")
-        yield row("  first visual tokens", factor, "visual_first", ".1%")
-        yield row("  mean of all visual tokens", factor, "visual_pooled", ".1%")
+        first, *others = [name for name in names if name in ("prologue", "visual_first", "visual_pooled")]
+        yield row(f"{factor['factor']}: {INPUT_NAMES[first]} (chance {factor['chance']:.1%})", factor, first, ".1%")
+        for name in others:
+            yield row(f"  {INPUT_NAMES[name]}", factor, name, ".1%")
 
 
 def sentences(record: Record) -> Iterator[str]:
@@ -136,10 +140,12 @@ def sentences(record: Record) -> Iterator[str]:
         f"frozen codes of {record['n_train']} training images, pixels at {grid}. The most frequent class is "
         f"{record['chance']:.1%}."
     )
-    for name in INPUTS[1:]:
+    names = probed(record)
+    for name in names[1:] if "prologue" in names else ():
         yield _compared(record, name)
     yield _controlled(record)
-    yield from _factor_sentences(record)
+    if "prologue" in names:
+        yield from _factor_sentences(record)
 
 
 def _compared(record: Record, name: str) -> str:
@@ -152,7 +158,7 @@ def _compared(record: Record, name: str) -> str:
 
 
 def _controlled(record: Record) -> str:
-    off = [INPUT_NAMES[name] for name in INPUTS if not record[f"{name}_control_at_chance"]]
+    off = [INPUT_NAMES[name] for name in probed(record) if not record[f"{name}_control_at_chance"]]
     if not off:
         return f"Probes fitted to shuffled labels ({record['shuffles']} shuffles) are at chance for every input."
     return (
