@@ -319,6 +319,9 @@ class TokenizerTraining:
     """Batches in all."""
     batch: int = 256
     """Images of a step, over all processes."""
+    accumulate: int = 1
+    """Parts in which a process computes its images of a step, one after another; their gradients add up. More parts
+    need less memory."""
     autoencoder: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Of encoder, decoder and quantizers."""
     prior: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(betas=(0.9, 0.99), weight_decay=0.03))
@@ -392,7 +395,9 @@ class TokenizerTraining:
     """Steps at which the prologue codebook is set to k-means centres of the encoder's prologue outputs."""
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "batch", "ema_half_life", "prior_ema_half_life", "gan_channels", "r1_every")
+        _positive(
+            self, "steps", "batch", "accumulate", "ema_half_life", "prior_ema_half_life", "gan_channels", "r1_every"
+        )
         _not_negative(
             self, "l1", "l2", "perceptual_weight", "perceptual_start", "perceptual_ramp", "gan", "gan_start",
             "gan_ramp", "lecam", "r1", "vq", "ce_prologue", "ce_visual", "ce_start", "ce_ramp", "visual_dropout_start",
@@ -421,6 +426,8 @@ class PriorTraining:
     """Batches in all."""
     batch: int = 2048
     """Images of a step, over all processes."""
+    accumulate: int = 1
+    """Parts in which a process computes its images of a step, one after another; their gradients add up."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=4e-4, warmup=62_500, hold=0, betas=(0.9, 0.96), weight_decay=0.03, clip=1.0
@@ -438,7 +445,7 @@ class PriorTraining:
     0 keeps the last one, as the paper does, and so does a run without held-out images."""
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "batch", "ema_half_life")
+        _positive(self, "steps", "batch", "accumulate", "ema_half_life")
         _not_negative(self, "keep_best_every")
         _fraction(self, "label_drop", "visual_dropout")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -66,6 +67,13 @@ class Encoding:
     def tokens(self) -> TokenIds:
         visual = self.visual.ids
         return TokenIds(self.prologue.ids if self.prologue is not None else visual[:, :0], visual)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Encoding]) -> Encoding:
+        """Those of several batches as one, without gradients."""
+        visual = Quantized.cat([part.visual for part in parts])
+        prologue = [part.prologue for part in parts if part.prologue is not None]
+        return cls(visual, Quantized.cat(prologue) if prologue else None)
 
 
 @dataclass(frozen=True)

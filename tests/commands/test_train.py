@@ -137,7 +137,8 @@ def test_terminated_it_says_how_to_go_on(settings: list[str], whole: Path, tmp_p
     assert weights(tmp_path / "run") == weights(whole)
 
 
-def test_two_processes_train_what_one_does(settings: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", ["1", "2"])
+def test_two_processes_train_what_one_does(settings: list[str], tmp_path: Path, parts: str) -> None:
     """Without what draws per process (dropout, augmentation, batch norm), up to the order of sums."""
     plain = [
         *settings, "--precision", "fp32", "--tokenizer-training.gan", "0",
@@ -145,7 +146,8 @@ def test_two_processes_train_what_one_does(settings: list[str], tmp_path: Path) 
         "--tokenizer-training.ce-start", "2", "--log-every", "1", "--sample-every", "3",
     ]  # fmt: skip
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "prologue"]
-    both = [sys.executable, *launch, *plain, "--out", str(tmp_path / "two")]
+    accumulate = ["--tokenizer-training.accumulate", parts, "--prior-training.accumulate", parts]
+    both = [sys.executable, *launch, *plain, *accumulate, "--out", str(tmp_path / "two")]
     done = subprocess.run(both, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("is finished. Next") == 1

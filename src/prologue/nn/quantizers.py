@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,12 @@ class Quantized:
     codes: Float[Tensor, "B T d"]
     one_hot: Float[Tensor, "B T K"] | None
     loss: Float[Tensor, ""]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Quantized]) -> Quantized:
+        """Those of several batches as one, without gradients and one-hots; the loss is their mean."""
+        ids, z, codes = (torch.cat([getattr(part, name).detach() for part in parts]) for name in ("ids", "z", "codes"))
+        return cls(ids, z, codes, None, torch.stack([part.loss.detach() for part in parts]).mean())
 
 
 class Quantizer(Protocol):

@@ -12,6 +12,7 @@ from prologue.training.context import Context
 from prologue.training.learner import stored
 from prologue.training.loop import Metrics, frozen_call
 from prologue.training.losses import discriminator_loss, generator_loss, lecam_loss, r1_penalty
+from prologue.training.parts import averaged, parts_of
 from prologue.training.schedule import ramp
 
 LECAM_DECAY = 0.999
@@ -38,22 +39,32 @@ class Adversary:
         """Weight of the generator's term at `step`."""
         return self.training.gan * ramp(step, self.training.gan_start, self.training.gan_ramp)
 
-    def generator_loss(self, step: int, reconstruction: Tensor) -> Tensor:
-        """The generator's term; its gradient reaches the reconstruction only."""
-        seen = self._seen(reconstruction, step, "generator")
+    def generator_loss(self, step: int, reconstruction: Tensor, part: int = 0) -> Tensor:
+        """The generator's term on part number `part` of a batch; its gradient reaches the reconstruction only."""
+        seen = self._seen(reconstruction, step, "generator", part)
         return generator_loss(frozen_call(self.model, seen).float())
 
     def step(self, step: int, images: Tensor, reconstruction: Tensor) -> Metrics:
         """One discriminator update; real and reconstructed images pass it separately."""
         if not self.active(step):
             return {}
+        rows = parts_of(len(images), self.training.accumulate)
+        each = []
+        for number, part in enumerate(rows):
+            with self.learner.adding_up(part is rows[-1]):
+                loss, metrics = self._loss(step, images[part], reconstruction[part], number)
+                self.context.accelerator.backward(loss / len(rows))
+            each.append(metrics)
+        return averaged(each) | {"discriminator_gradient_norm": self.learner.update()}
+
+    def _loss(self, step: int, images: Tensor, reconstruction: Tensor, part: int) -> tuple[Tensor, Metrics]:
         options = self.training
         with self.context.accelerator.autocast():
-            real = self.learner.wrapped(self._seen(images, step, "real")).float()
-            fake = self.learner.wrapped(self._seen(reconstruction, step, "fake")).float()
+            real = self.learner.wrapped(self._seen(images, step, "real", part)).float()
+            fake = self.learner.wrapped(self._seen(reconstruction, step, "fake", part)).float()
             means = torch.stack([real.detach().mean(), fake.detach().mean()])
             means = self.context.gather(means[None]).mean(0)
-            self.ema_logits.lerp_(means, 1 - LECAM_DECAY)
+            self.ema_logits.lerp_(means, (1 - LECAM_DECAY) / options.accumulate)
             loss = discriminator_loss(real, fake)
             metrics: Metrics = {"gan_discriminator": loss.detach()}
             if options.lecam:
@@ -62,9 +73,7 @@ class Adversary:
                 penalty = self._r1(images)
                 loss = loss + options.r1 * penalty
                 metrics["r1"] = penalty.detach()
-        self.context.accelerator.backward(loss)
-        metrics["discriminator_gradient_norm"] = self.learner.update()
-        return metrics
+        return loss, metrics
 
     def _r1(self, images: Tensor) -> Tensor:
         """On plain real images through the bare module, in fp32: its graph is differentiated twice."""
@@ -72,10 +81,11 @@ class Adversary:
             real = images.detach().requires_grad_()
             return r1_penalty(self.model(real), real)
 
-    def _seen(self, images: Tensor, step: int, which: str) -> Tensor:
+    def _seen(self, images: Tensor, step: int, which: str, part: int) -> Tensor:
         if not self.training.gan_augment:
             return images
-        stream = torch_stream(self.seed, "augmentation", which, step, self.context.rank, device=images.device)
+        place = (step, self.context.rank, *([part] if part else []))
+        stream = torch_stream(self.seed, "augmentation", which, *place, device=images.device)
         return augment(images, stream)
 
     def state(self) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -54,6 +55,12 @@ class Learner:
         if ema_half_life is not None:
             self.decay = ema_decay(ema_half_life)
             self.ema = copy.deepcopy(module).eval().requires_grad_(False)
+
+    def adding_up(self, last: bool) -> AbstractContextManager[None]:
+        """Around the forward and backward passes of a part of a batch: processes exchange gradients with the last."""
+        if last or not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self.wrapped.no_sync()
 
     def update(self, weight: float = 1.0) -> Tensor:
         """Apply the gradients of `weight` times the loss, and clear them; the norm of the loss's own is returned.

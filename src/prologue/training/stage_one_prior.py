@@ -13,6 +13,7 @@ from prologue.tokenizer import Encoding
 from prologue.training.context import Context
 from prologue.training.loop import Metrics, frozen_call
 from prologue.training.losses import CrossEntropy, cross_entropy_terms
+from prologue.training.parts import averaged, parts_of
 from prologue.training.schedule import ramp
 
 
@@ -30,16 +31,19 @@ class StageOnePrior:
         )
         self.last_cost: Tensor | None = None
 
-    def encoder_terms(self, step: int, encoding: Encoding, class_ids: Tensor, shared: bool) -> CrossEntropy:
+    def encoder_terms(
+        self, step: int, encoding: Encoding, class_ids: Tensor, shared: bool, part: slice = slice(None)
+    ) -> CrossEntropy:
         """The cross-entropy whose gradient reaches the encoder through the prologue's one-hot (METHOD §7).
 
-        The prior is held fixed; `shared` lets the same pass give its own gradients too, for `shared_step`.
+        The prior is held fixed; `shared` lets the same pass give its own gradients too, for `shared_step`. `part` are
+        the rows of the step's images that `encoding` is of.
         """
         assert encoding.prologue is not None
         layout = self.model.layout
         sequence = layout.pack(encoding.tokens)
         inputs = {
-            "visual_dropout": self._dropped(step, "encoder"),
+            "visual_dropout": self._dropped(step, "encoder")[part],
             "prologue_one_hot": encoding.prologue.one_hot,
         }
         self.model.eval()
@@ -50,8 +54,8 @@ class StageOnePrior:
         self.model.train()
         return cross_entropy_terms(logits, sequence, layout)
 
-    def shared_step(self, terms: CrossEntropy, weight: float) -> Metrics:
-        """One update on the gradients that `weight` times the shared pass's terms left.
+    def shared_step(self, terms: Metrics, weight: float) -> Metrics:
+        """One update on the gradients that `weight` times the shared passes' terms left.
 
         They are those of `step`: the prior has not moved since, the one-hot embeds what the ids look up, and only the
         draw of visual dropout is the encoder step's.
@@ -64,15 +68,21 @@ class StageOnePrior:
         sequence = layout.pack(tokens)
         self.context.set_dropout_stream(self.model, "stage-one dropout", step)
         dropped = self._dropped(step, "prior") if layout.has_prologue else None
-        with self.context.accelerator.autocast():
-            logits = self.learner.wrapped(sequence, class_ids, visual_dropout=dropped)
-            terms = cross_entropy_terms(logits, sequence, layout)
-        self.context.accelerator.backward(terms.total)
-        return self._metrics(terms, self.learner.update())
+        rows = parts_of(len(sequence), self.training.accumulate)
+        each: list[Metrics] = []
+        for part in rows:
+            with self.learner.adding_up(part is rows[-1]):
+                with self.context.accelerator.autocast():
+                    hidden = None if dropped is None else dropped[part]
+                    logits = self.learner.wrapped(sequence[part], class_ids[part], visual_dropout=hidden)
+                    terms = cross_entropy_terms(logits, sequence[part], layout)
+                self.context.accelerator.backward(terms.total / len(rows))
+            each.append(terms.metrics())
+        return self._metrics(averaged(each), self.learner.update())
 
-    def _metrics(self, terms: CrossEntropy, norm: Tensor) -> Metrics:
-        self.last_cost = (terms.prologue + terms.eos).detach() * self.model.layout.length
-        return terms.metrics() | {"prior_gradient_norm": norm}
+    def _metrics(self, terms: Metrics, norm: Tensor) -> Metrics:
+        self.last_cost = torch.as_tensor(terms["ce_prologue"] + terms["ce_eos"]) * self.model.layout.length
+        return terms | {"prior_gradient_norm": norm}
 
     @torch.no_grad()
     def use(self, tokens: TokenIds, class_ids: Tensor, batch: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,7 @@ from prologue.training.context import Context
 from prologue.training.held_out import encode_evenly
 from prologue.training.learner import stored
 from prologue.training.loop import Metrics
+from prologue.training.parts import averaged, parts_of
 from prologue.training.schedule import ramp
 from prologue.training.stage_one_prior import StageOnePrior
 
@@ -91,19 +94,57 @@ class TokenizerStage:
         if self.prior is not None and not self._shared(step):
             metrics |= self.prior.step(step, encoding.tokens, labels.masked_fill(null, self.prior.model.null_class))
         if self.adversary is not None and reconstruction is not None:
-            metrics |= self.adversary.step(step, images, reconstruction.detach())
+            metrics |= self.adversary.step(step, images, reconstruction)
         self._watch(step, encoding)
         return metrics
 
     def _shared(self, step: int) -> bool:
         """Whether the autoencoder step's pass through the prior serves the prior's own update too."""
-        started = ramp(step, self.training.ce_start, self.training.ce_ramp) > 0
+        started = self._ce_weight(step) > 0
         return self.training.shared_prior_pass and started and self.model.prologue_quantizer is not None
 
     def _autoencoder_step(
         self, step: int, images: Tensor, labels: Tensor, null: Tensor
     ) -> tuple[Encoding, Tensor | None, Metrics]:
         """Update encoder, quantizers and decoder; the prior is held fixed."""
+        rows = parts_of(len(images), self.training.accumulate)
+        encodings: list[Encoding] = []
+        reconstructions: list[Tensor] = []
+        each: list[Metrics] = []
+        for number, part in enumerate(rows):
+            with ExitStack() as around:
+                for learner in (self.tokenizer, self.prior.learner if self.prior is not None else None):
+                    if learner is not None:
+                        around.enter_context(learner.adding_up(part is rows[-1]))
+                encoding, reconstruction, loss, metrics = self._autoencoder_loss(
+                    step, images[part], labels[part], null[part], number, part
+                )
+                if loss.requires_grad:  # a post-hoc prologue has no loss before its cross-entropy begins
+                    self.context.accelerator.backward(loss / len(rows))
+            encodings.append(Encoding.cat([encoding]))
+            reconstructions += [] if reconstruction is None else [reconstruction.detach()]
+            each.append({key: torch.as_tensor(value).detach() for key, value in metrics.items()})
+        weight = self._ce_weight(step)
+        if not weight and self.context.world > 1:  # see `_autoencoder_loss`
+            for module in (self.model.prologue_quantizer, self.model.prologue_encoder):
+                if module is not None:
+                    module.zero_grad(set_to_none=True)
+        metrics = averaged(each)
+        if self.prior is not None and self._shared(step):
+            metrics |= self.prior.shared_step(
+                {name: metrics[name] for name in metrics if name.startswith("ce_")}, weight * self.training.ce_visual
+            )
+        metrics["gradient_norm"] = self.tokenizer.update().detach()
+        return Encoding.cat(encodings), torch.cat(reconstructions) if reconstructions else None, metrics
+
+    def _ce_weight(self, step: int) -> float:
+        """The part of the cross-entropy's weights that has been ramped up."""
+        return ramp(step, self.training.ce_start, self.training.ce_ramp)
+
+    def _autoencoder_loss(
+        self, step: int, images: Tensor, labels: Tensor, null: Tensor, number: int, part: slice
+    ) -> tuple[Encoding, Tensor | None, Tensor, Metrics]:
+        """The loss of part `number` of a batch, which are the rows `part` of it."""
         options = self.training
         with self.context.accelerator.autocast():
             encoding, reconstruction = self.tokenizer.wrapped(images, reconstruct=not self.post_hoc)
@@ -118,31 +159,21 @@ class TokenizerStage:
                 metrics["perceptual"] = self.perceptual(reconstruction, images)
                 loss = loss + weight * metrics["perceptual"]
             if self.adversary is not None and reconstruction is not None and self.adversary.active(step):
-                metrics["gan_generator"] = self.adversary.generator_loss(step, reconstruction)
+                metrics["gan_generator"] = self.adversary.generator_loss(step, reconstruction, number)
                 loss = loss + self.adversary.weight(step) * metrics["gan_generator"]
-            weight = ramp(step, options.ce_start, options.ce_ramp)
-            terms = None
+            weight = self._ce_weight(step)
             if self.prior is not None and encoding.prologue is not None and weight:
                 class_ids = labels.masked_fill(null, self.prior.model.null_class)
-                terms = self.prior.encoder_terms(step, encoding, class_ids, self._shared(step))
+                terms = self.prior.encoder_terms(step, encoding, class_ids, self._shared(step), part)
                 ce = options.ce_prologue * (terms.prologue + terms.eos) + options.ce_visual * terms.visual
                 loss = loss + weight * ce
+                metrics |= terms.metrics() if self._shared(step) else {}
             # A process group waits for a gradient of every parameter: before the cross-entropy begins it gets zeros,
             # which are then taken away, because the optimizer must not count them as updates.
             idle = encoding.prologue is not None and not weight and self.context.world > 1
             if idle and encoding.prologue is not None and encoding.prologue.one_hot is not None:
                 loss = loss + 0 * encoding.prologue.one_hot.sum()
-        if loss.requires_grad:  # a post-hoc prologue has no loss before its cross-entropy begins
-            self.context.accelerator.backward(loss)
-        if idle:
-            for part in (self.model.prologue_quantizer, self.model.prologue_encoder):
-                if part is not None:
-                    part.zero_grad(set_to_none=True)
-        if self.prior is not None and terms is not None and self._shared(step):
-            metrics |= self.prior.shared_step(terms, weight * options.ce_visual)
-        metrics["loss"] = loss.detach()
-        metrics["gradient_norm"] = self.tokenizer.update()
-        return encoding, reconstruction, {key: torch.as_tensor(value).detach() for key, value in metrics.items()}
+        return encoding, reconstruction, loss, metrics | {"loss": loss.detach()}
 
     @torch.no_grad()
     def _start_prologue(self, step: int) -> None:

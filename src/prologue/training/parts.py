@@ -1,0 +1,30 @@
+"""A batch in parts that are computed one after another, so that they need less memory; their gradients add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from prologue.errors import ConfigError
+from prologue.training.loop import Metrics
+
+
+def parts_of(count: int, parts: int) -> list[slice]:
+    """`count` rows in so many equal parts; a count that does not divide is a `ConfigError`."""
+    if count % parts:
+        raise ConfigError(
+            f"{count} images of a process do not divide into {parts} equal parts: "
+            "choose a batch that is a multiple of accumulate times the number of processes"
+        )
+    size = count // parts
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def averaged(metrics: Sequence[Metrics]) -> Metrics:
+    """Each metric's mean over the parts that have it."""
+    if len(metrics) == 1:
+        return metrics[0]
+    names = dict.fromkeys(name for each in metrics for name in each)
+    found = {name: [torch.as_tensor(each[name]) for each in metrics if name in each] for name in names}
+    return {name: torch.stack(values).mean() for name, values in found.items()}
