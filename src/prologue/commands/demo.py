@@ -38,22 +38,16 @@ def run(argv: list[str]) -> int:
     options = parse(DemoOptions, argv, "prologue demo", description)
     minutes = _minutes(options)
     from prologue.allocator import keep_freed_memory
+    from prologue.commands._stopping import stops
     from prologue.demo.story import DemoRequest, tell
-    from prologue.training.loop import Stopped
     from prologue.training.progress import Terminal
 
     keep_freed_memory()
     progress = Terminal()
     source = provenance(["demo", *argv])
     request = DemoRequest(minutes, options.compare, options.out, options.seed, options.device, source, began)
-    try:
+    with stops(progress):
         result = tell(request, progress)
-    except Stopped as stopped:
-        progress.say(f"{stopped}. Run the same command again to continue")
-        return 128 + stopped.signal
-    except KeyboardInterrupt:
-        progress.say("stopped. Run the same command again to continue")
-        return 130
     if options.json is not None:
         write_measurement(options.json, source, result.records)
     print(*result.lines, sep="\n")

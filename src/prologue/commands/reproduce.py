@@ -52,6 +52,7 @@ def run(argv: list[str]) -> int:
     import torch
 
     from prologue.allocator import keep_freed_memory
+    from prologue.commands._stopping import stops
     from prologue.device import pick_device
     from prologue.plain import load_json, save_json
     from prologue.reproduce.pieces import checked_variants
@@ -59,7 +60,6 @@ def run(argv: list[str]) -> int:
     from prologue.reproduce.scales import VARIANTS, scale_named
     from prologue.reproduce.study import reproduce
     from prologue.reproduce.written import JSON, MARKDOWN, PAGE
-    from prologue.training.loop import Stopped
     from prologue.training.progress import Terminal
 
     scale = scale_named(options.scale)
@@ -84,14 +84,8 @@ def run(argv: list[str]) -> int:
     if on_cpu:
         keep_freed_memory()
     progress = Terminal()
-    try:
+    with stops(progress):
         outcome = reproduce(request, progress)
-    except Stopped as stopped:
-        progress.say(f"{stopped}. Run the same command again to continue")
-        return 128 + stopped.signal
-    except KeyboardInterrupt:
-        progress.say("stopped. Run the same command again to continue")
-        return 130
     if options.json is not None and (options.out / JSON).is_file():
         save_json(options.json, load_json(options.out / JSON))
     if outcome.done:

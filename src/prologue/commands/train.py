@@ -15,12 +15,12 @@ from prologue.allocator import keep_freed_memory
 from prologue.builtin import locate
 from prologue.commands._options import DeviceOption, fields_help, parse, resolve_run_config, split_overrides
 from prologue.commands._overrides import parse_overrides
+from prologue.commands._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
 from prologue.device import pick_device
 from prologue.errors import ConfigError
 from prologue.plain import to_dict
 from prologue.presets import preset
-from prologue.training.loop import Stopped
 from prologue.training.progress import Progress, Silent, Terminal
 from prologue.training.run import differences
 from prologue.training.train import StageName, TrainRequest, adopted_config, train
@@ -87,11 +87,8 @@ def run(argv: list[str]) -> int:
         keep_freed_memory()
     # Launchers (torchrun, accelerate) number the processes of a group: one of them speaks.
     progress: Progress = Terminal() if int(os.environ.get("RANK", "0")) == 0 else Silent()
-    try:
+    with stops(progress):
         finished = train(request, progress)
-    except Stopped as stopped:
-        progress.say(f"{stopped}. Run the same command again to continue")
-        return 128 + stopped.signal
     if (finished.prior_folder / WEIGHTS).is_file():
         progress.say(f"{options.out} is finished. Next: prologue generate {options.out} --out samples")
     else:
