@@ -3,8 +3,7 @@
     python benchmarks/ablation.py --out DIR [--seeds 2] [--jobs 2] [--minutes M] [CHANGE ...]
     python benchmarks/ablation.py --list
 
-Every run trains a tokenizer and a prior on the embedded shapes at the sizes of `prologue reproduce --scale hours` with
-a part of its steps, and measures them with fixed recipes. Each run's figures are added at once to `DIR/ablation.json`,
+Every run trains a tokenizer and a prior on the embedded shapes as `prologue reproduce --scale hours` does, and measures them with fixed recipes. Each run's figures are added at once to `DIR/ablation.json`,
 and the table in `DIR/ablation.md` is written anew; the same command continues from that file alone.
 """
 
@@ -46,12 +45,14 @@ from prologue.sampling.recipe import Recipe
 from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
 
-SCALE = dataclasses.replace(SCALES["hours"], tokenizer_steps=1500, prior_steps=3000, checkpoint_every=100_000)
+SCALE = dataclasses.replace(SCALES["hours"], checkpoint_every=100_000)
 SAMPLES = 2048
 """Of each kind. Other samples of the same models change a distance by far less than another seed does."""
 MEASURED = 1024
 LAYOUTS = 64
-GUIDED = Recipe(guidance=Guidance.overall("constant", 2.0))
+UNGUIDED = Recipe(temperature=1.1)
+GUIDED = Recipe(guidance=Guidance.overall("constant", 1.5), temperature=1.1)
+"""In the midst of what the study's sweeps choose."""
 
 Changes = dict[str, Any]
 
@@ -86,6 +87,7 @@ CHANGES: dict[str, Changes] = {
     "base": {},
     "ce-3": ce(3.0, 3.0),
     "ce-0.1": ce(0.1, 0.1),
+    "ce-0.03": ce(0.03, 0.03),
     "ce-prologue-3": ce(3.0, 0.3, shared_prior_pass=False),
     "ce-visual-3": ce(0.3, 3.0, shared_prior_pass=False),
     "ce-prologue-0": ce(0.0, 0.3, shared_prior_pass=False),
@@ -154,7 +156,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
         "recognised_reconstructions": recognise_reconstructions(tokenizer, tokens, data, indices, classifier)["rate"]
     }
     figures |= {key: likelihood.get(key) for key in ("nats", "visual_entropy", "cost", "diversity", "use")}
-    for kind, recipe in (("unguided", Recipe()), ("guided", GUIDED)):
+    for kind, recipe in (("unguided", UNGUIDED), ("guided", GUIDED)):
         drawn = evaluate_generation(
             tokenizer, prior, recipe, data.train, features, count=SAMPLES, seed=seed,
             class_names=data.class_names, classifier=classifier,
@@ -164,7 +166,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
     if prior.layout.has_prologue:
         rows = indices[:LAYOUTS]
         layout, _ = evaluate_layout(
-            tokenizer, prior, Recipe(), data.validation, rows, labels[:LAYOUTS], Features(), per=4, seed=seed
+            tokenizer, prior, UNGUIDED, data.validation, rows, labels[:LAYOUTS], Features(), per=4, seed=seed
         )
         figures["layout_ratio"] = layout["coarse_ratio"]
     seconds = {"training": round(trained - begin, 1), "measuring": round(time.perf_counter() - trained, 1)}
@@ -174,7 +176,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
 
 def made_with(name: str, seed: int) -> str:
     """A hash of everything that a result depends on: results of other settings are made again."""
-    settings = [to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, GUIDED.to_dict()]
+    settings = [to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, UNGUIDED.to_dict(), GUIDED.to_dict()]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
