@@ -3,8 +3,9 @@
     python benchmarks/ablation.py --out DIR [--seeds 2] [--jobs 2] [--minutes M] [CHANGE ...]
     python benchmarks/ablation.py --list
 
-Every run trains a tokenizer and a prior on the embedded shapes as `prologue reproduce --scale hours` does, and measures them with fixed recipes. Each run's figures are added at once to `DIR/ablation.json`,
-and the table in `DIR/ablation.md` is written anew; the same command continues from that file alone.
+Every run trains a tokenizer and a prior on the embedded shapes as `prologue reproduce --scale hours` does, and measures
+them with fixed recipes. Each run's figures are added at once to `DIR/ablation.json`, and the table in `DIR/ablation.md`
+is written anew; the same command continues from that file alone.
 """
 
 from __future__ import annotations
