@@ -51,6 +51,8 @@ SAMPLES = 2048
 """Of each kind. Other samples of the same models change a distance by far less than another seed does."""
 MEASURED = 1024
 LAYOUTS = 64
+_KEPT_SEEDS = 8
+"""Records of so many seeds are kept where fewer are asked for."""
 UNGUIDED = Recipe(temperature=1.1)
 GUIDED = Recipe(guidance=Guidance.overall("constant", 1.5), temperature=1.1)
 """In the midst of what the study's sweeps choose."""
@@ -181,14 +183,13 @@ def made_with(name: str, seed: int) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def results(out: Path) -> list[dict[str, Any]]:
-    """The records of `ablation.json` that are of these settings."""
+def results(out: Path, seeds: int) -> list[dict[str, Any]]:
+    """The records of `ablation.json` that are of these settings, whatever they were called."""
     file = out / "ablation.json"
-    found: list[dict[str, Any]] = load_json(file)["records"] if file.is_file() else []
+    found = {each["made_with"]: each for each in (load_json(file)["records"] if file.is_file() else [])}
+    wanted = {(name, seed): made_with(name, seed) for name in CHANGES for seed in range(seeds)}
     return [
-        each
-        for each in found
-        if each["change"] in CHANGES and each["made_with"] == made_with(each["change"], each["seed"])
+        found[key] | {"change": name, "changes": CHANGES[name]} for (name, _), key in wanted.items() if key in found
     ]
 
 
@@ -261,7 +262,7 @@ def main() -> None:
     facts = provenance(()) | {"command": shlex.join(["python", *sys.argv])}
     until = time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
-    records = results(options.out)
+    records = results(options.out, max(options.seeds, _KEPT_SEEDS))
     made = {(each["change"], each["seed"]) for each in records}
     todo = [(name, seed) for seed in range(options.seeds) for name in names if (name, seed) not in made]
     context = multiprocessing.get_context("spawn")

@@ -44,14 +44,19 @@ def test_every_change_is_one(ablation: ModuleType) -> None:
 def test_results_of_other_settings_are_made_again(
     ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ablation.results(tmp_path) == []
+    assert ablation.results(tmp_path, 1) == []
     late, early = (
-        {"change": name, "seed": 0, "figures": {}, "made_with": ablation.made_with(name, 0)} for name in ("2d", "ce-3")
-    )
+        {"change": name, "changes": ablation.CHANGES[name], "seed": 0, "figures": {},
+         "made_with": ablation.made_with(name, 0)}
+        for name in ("2d", "ce-3")
+    )  # fmt: skip
     ablation.collect(tmp_path, [late, early], {})
-    assert ablation.results(tmp_path) == [early, late]
+    assert ablation.results(tmp_path, 1) == [early, late]
+    # What was another change of another base is known again by its settings.
+    monkeypatch.setattr(ablation, "CHANGES", {"base": ablation.CHANGES["ce-3"], "2d": {}})
+    assert [each["change"] for each in ablation.results(tmp_path, 1)] == ["base", "2d"]
     monkeypatch.setattr(ablation, "SAMPLES", 100)
-    assert ablation.results(tmp_path) == []
+    assert ablation.results(tmp_path, 1) == []
 
 
 def _record(change: str, seed: int, **figures: float) -> dict[str, Any]:
