@@ -34,12 +34,17 @@ def test_charts_of_any_number_of_positions(positions: int) -> None:
 def test_probe_charts() -> None:
     record: dict[str, Any] = {"chance": 0.2}
     for name in INPUT_NAMES:
+        record[f"{name}_dimension"] = 4
         for part in ("top1", "control"):
             record |= {f"{name}_{part}": 0.5, f"{name}_{part}_low": 0.4, f"{name}_{part}_high": 0.6}
     assert accuracy_chart(record).width == 960
     factor = {"factor": "kind", "chance": 0.2, "prologue_positions": [0.2] * 16, "visual_positions": [0.3] * 256}
     factor |= dict.fromkeys(INPUT_NAMES, 0.6)
-    assert factor_map({"factors": [factor, factor]}).mode == "RGB"
+    whole = factor_map(record | {"factors": [factor, factor]})
+    plain = {key: value for key, value in record.items() if not key.startswith(("prologue", "random"))}
+    without = factor_map(plain | {"factors": [factor | {"prologue_positions": []}]})
+    assert without.height < whole.height  # a panel less
+    assert accuracy_chart(plain).width == 960
     assert _skill(factor, 0.6) == pytest.approx(50)
     assert _skill(factor, 0.1) == 0
     assert _skill({"chance": 1.0}, 1.0) == 0
