@@ -260,7 +260,7 @@ def main() -> None:
     if unknown or options.out is None:
         parser.error(f"unknown change {unknown[0]}: see --list" if unknown else "--out is missing")
     names = options.changes or list(CHANGES)
-    facts = provenance(()) | {"command": shlex.join(["python", *sys.argv])}
+    facts = provenance(()) | {"command": shlex.join(["python", "benchmarks/ablation.py", *sys.argv[1:]])}
     until = time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     records = results(options.out, max(options.seeds, _KEPT_SEEDS))

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# All that docs/study.md shows: about eight hours on two CPU cores. Every part continues where it was, the ablation from
+# the records of the same settings in benchmarks/results.
+#
+#   bash benchmarks/study.sh WORK [shapes] [digits] [ablation] [icons]      all parts where none is named
+#
+# WORK is a folder of its own. icons takes the network (npm). Then put the results into the page:
+#   python benchmarks/study_page.py shapes=WORK/shapes digits=WORK/digits ablation=WORK/ablation/ablation.md \
+#     icons=WORK/icons/first-try.md
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+work=${1:?a folder to work in}
+shift
+python=${PYTHON:-python}
+export OMP_NUM_THREADS=1 # as many runs at a time as there are cores, each on one
+mkdir -p "$work" && cd "$work"
+
+shapes() {
+    "$python" -m prologue reproduce --scale hours --seed 20 --out shapes --jobs 2
+    # One further seed, which the others must have predicted.
+    "$python" -m prologue reproduce --scale hours --seed 24 --seeds 1 --variants 2d prologue --out shapes --jobs 2
+}
+
+digits() {
+    "$python" -m prologue reproduce --scale hours --data digits --seed 20 --out digits --jobs 2
+}
+
+ablation() {
+    if [ ! -e ablation/ablation.json ] && [ -e "$here/results/ablation.json" ]; then
+        mkdir -p ablation && cp "$here/results/ablation.json" ablation/
+    fi
+    "$python" "$here/ablation.py" --out ablation --seeds 2 --jobs 2
+}
+
+icons() {
+    if [ ! -d emoji ]; then
+        npm pack emoji-datasource-twitter@16.0.0
+        tar xzf emoji-datasource-twitter-16.0.0.tgz package/emoji.json package/img/twitter/64
+        "$python" "$here/first_try.py" --lay package emoji
+    fi
+    OMP_NUM_THREADS=2 "$python" "$here/first_try.py" emoji --out icons
+}
+
+for part in "${@:-shapes digits ablation icons}"; do
+    for each in $part; do "$each"; done
+done
