@@ -365,7 +365,7 @@ class Pipeline:
             if tuple(x.shape[2:]) == size:
                 return x
             images = to_pil(to_uint8(x))
-        pictures = [images] if isinstance(images, Image.Image | str) else list(images)
+        pictures = [images] if isinstance(images, Image.Image | str | Path) else list(images)
         if not pictures:
             raise DataError("no image was given")
         for picture in pictures:

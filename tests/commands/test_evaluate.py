@@ -334,6 +334,9 @@ def test_images_that_the_run_was_not_trained_on_are_measured_whole(
     for split in ("train", "validation"):
         record, _ = measure([*reference, str(tmp_path / f"{split}.npz"), "--split", split], tmp_path)
         assert record["n"] == 59
+        assert "N = 59 given images" in capsys.readouterr().out
+    measure(["generation", str(run), "--data", str(others), "--features", means, "--count", "8"], tmp_path)
+    assert "against 8 given images" in capsys.readouterr().out
 
 
 def test_samples_are_measured_against_a_reference_alone(

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from prologue.errors import ConfigError
+from prologue.sequence import SequenceLayout
+from prologue.training.context import Context
+from prologue.training.learner import Learner
 from prologue.training.loop import Metrics
+from prologue.training.losses import cross_entropy_terms
 
 
 def parts_of(count: int, parts: int) -> list[slice]:
@@ -28,3 +33,26 @@ def averaged(metrics: Sequence[Metrics]) -> Metrics:
     names = dict.fromkeys(name for each in metrics for name in each)
     found = {name: [torch.as_tensor(each[name]) for each in metrics if name in each] for name in names}
     return {name: torch.stack(values).mean() for name, values in found.items()}
+
+
+def add_cross_entropy(
+    context: Context,
+    learner: Learner,
+    layout: SequenceLayout,
+    sequence: Tensor,
+    class_ids: Tensor,
+    dropped: Tensor | None,
+    parts: int,
+) -> Metrics:
+    """Leave the gradients of a prior's cross-entropy of a whole batch with `learner`; the terms come back."""
+    rows = parts_of(len(sequence), parts)
+    each: list[Metrics] = []
+    for part in rows:
+        with learner.adding_up(part is rows[-1]):
+            with context.accelerator.autocast():
+                hidden = None if dropped is None else dropped[part]
+                logits = learner.wrapped(sequence[part], class_ids[part], visual_dropout=hidden)
+                terms = cross_entropy_terms(logits, sequence[part], layout)
+            context.accelerator.backward(terms.total / len(rows))
+        each.append(terms.metrics() | {"loss": terms.total.detach()})
+    return averaged(each)

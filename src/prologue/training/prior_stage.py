@@ -19,8 +19,7 @@ from prologue.tokenizer import Tokenizer, to_uint8
 from prologue.training.context import Context
 from prologue.training.held_out import BestPrior
 from prologue.training.loop import Metrics
-from prologue.training.losses import cross_entropy_terms
-from prologue.training.parts import averaged, parts_of
+from prologue.training.parts import add_cross_entropy
 
 SNAPSHOT_CLASSES = 8
 SNAPSHOT_ROWS = 2
@@ -58,21 +57,12 @@ class PriorStage:
             dropped = context.chance(self.training.visual_dropout, step, self.batch, "visual dropout of the prior")
         context.set_dropout_stream(self.model, "dropout of the prior", step)
         self.model.train()
-        rows = parts_of(len(sequence), self.training.accumulate)
-        each: list[Metrics] = []
-        for part in rows:
-            with self.learner.adding_up(part is rows[-1]):
-                with context.accelerator.autocast():
-                    hidden = None if dropped is None else dropped[part]
-                    logits = self.learner.wrapped(sequence[part], class_ids[part], visual_dropout=hidden)
-                    terms = cross_entropy_terms(logits, sequence[part], layout)
-                context.accelerator.backward(terms.total / len(rows))
-            each.append(terms.metrics() | {"loss": terms.total.detach()})
+        terms = add_cross_entropy(context, self.learner, layout, sequence, class_ids, dropped, self.training.accumulate)
         norm = self.learner.update()
         done = step + 1
         if self.best is not None and (done % self.training.keep_best_every == 0 or done == self.steps):
             self.best.look(done, self.shipped())
-        return averaged(each) | {"gradient_norm": norm}
+        return terms | {"gradient_norm": norm}
 
     def _tokens(self, step: int) -> tuple[TokenIds, Tensor]:
         """This process's tokens of `step`: images in the data order, a view of each by chance."""

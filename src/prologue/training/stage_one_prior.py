@@ -13,7 +13,7 @@ from prologue.tokenizer import Encoding
 from prologue.training.context import Context
 from prologue.training.loop import Metrics, frozen_call
 from prologue.training.losses import CrossEntropy, cross_entropy_terms
-from prologue.training.parts import averaged, parts_of
+from prologue.training.parts import add_cross_entropy
 from prologue.training.schedule import ramp
 
 
@@ -68,17 +68,10 @@ class StageOnePrior:
         sequence = layout.pack(tokens)
         self.context.set_dropout_stream(self.model, "stage-one dropout", step)
         dropped = self._dropped(step, "prior") if layout.has_prologue else None
-        rows = parts_of(len(sequence), self.training.accumulate)
-        each: list[Metrics] = []
-        for part in rows:
-            with self.learner.adding_up(part is rows[-1]):
-                with self.context.accelerator.autocast():
-                    hidden = None if dropped is None else dropped[part]
-                    logits = self.learner.wrapped(sequence[part], class_ids[part], visual_dropout=hidden)
-                    terms = cross_entropy_terms(logits, sequence[part], layout)
-                self.context.accelerator.backward(terms.total / len(rows))
-            each.append(terms.metrics())
-        return self._metrics(averaged(each), self.learner.update())
+        parts = self.training.accumulate
+        terms = add_cross_entropy(self.context, self.learner, layout, sequence, class_ids, dropped, parts)
+        del terms["loss"]  # that name is the autoencoder's
+        return self._metrics(terms, self.learner.update())
 
     def _metrics(self, terms: Metrics, norm: Tensor) -> Metrics:
         self.last_cost = torch.as_tensor(terms["ce_prologue"] + terms["ce_eos"]) * self.model.layout.length

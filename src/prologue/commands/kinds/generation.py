@@ -14,6 +14,7 @@ from tyro.conf import arg
 from prologue.commands._options import parse
 from prologue.commands._sampling import GUIDANCE_HELP, RecipeFlags, progress
 from prologue.commands.kinds.base import (
+    SPLIT_WORDS,
     Measurement,
     Prepared,
     Row,
@@ -117,6 +118,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
                 points.append(Described.of(samples.images, None))
 
         record = evaluated(keep) if file is None else _archived(evaluated, keep, file, options.count, size)
+        if opened is not None and not opened.own and statistics is None:
+            record["reference_split"] = "given"
         record["memorisation"] = None
         if points and known is not None:
             record["memorisation"] = compare_samples(
@@ -198,7 +201,8 @@ def rows(record: Record) -> Iterator[Row]:
 
 
 def sentences(record: Record) -> Iterator[str]:
-    against = f" against {record['n_reference']} training images (center crops)" if record["n_reference"] else ""
+    which = SPLIT_WORDS[record["reference_split"]]
+    against = f" against {record['n_reference']} {which} images (center crops)" if record["n_reference"] else ""
     if record.get("reference") is not None:
         number = "" if record["n_reference"] is None else f" of {record['n_reference']} training images"
         against = f" against {record['reference']}{number}"

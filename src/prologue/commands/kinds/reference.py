@@ -14,6 +14,7 @@ from tyro.conf import arg
 from prologue.commands._options import parse
 from prologue.commands._sampling import progress
 from prologue.commands.kinds.base import (
+    SPLIT_WORDS,
     FeaturesOption,
     HeldOutOptions,
     InceptionOption,
@@ -88,6 +89,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
             raise ConfigError(f"{options.out} is there already: give another --out, or --again to replace it")
         statistics = statistics_of(images, indices, extractor, batch=options.batch, watch=progress, processes=processes)
         record: Record = {"kind": "reference", "n": len(indices), "split": options.split, "views": "center"}
+        record["given"] = not opened.own
         record |= features.facts() | {"dimension": statistics.dimension, "notes": list(opened.notes)}
         kept = choose_images(len(indices), max(1, options.images), options.seed, "reference images")[: options.images]
         record |= {"file": str(options.out), "images": len(kept), "seed": options.seed}
@@ -116,7 +118,7 @@ def rows(record: Record) -> Iterator[Row]:
 
 
 def sentences(record: Record) -> Iterator[str]:
-    which = "training" if record["split"] == "train" else "held-out"
+    which = SPLIT_WORDS["given" if record.get("given") else record["split"]]
     yield f"{record['file']} holds the mean and covariance of N = {record['n']} {which} images (center crops)."
     against = "generation" if record["split"] == "train" else "reconstruction"
     yield f"Measure against it: prologue evaluate {against} RUN --reference {record['file']}."
