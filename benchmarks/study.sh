@@ -17,8 +17,10 @@ mkdir -p "$work" && cd "$work"
 
 shapes() {
     "$python" -m prologue reproduce --scale hours --seed 20 --out shapes --jobs 2
+    # More seeds of the two that the first claim is about.
+    "$python" -m prologue reproduce --scale hours --seed 24 --seeds 4 --variants 2d prologue --out shapes --jobs 2
     # One further seed, which the others must have predicted.
-    "$python" -m prologue reproduce --scale hours --seed 24 --seeds 1 --variants 2d prologue --out shapes --jobs 2
+    "$python" -m prologue reproduce --scale hours --seed 28 --seeds 1 --variants 2d prologue --out shapes --jobs 2
 }
 
 digits() {

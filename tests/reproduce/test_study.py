@@ -439,7 +439,7 @@ def test_a_study_keeps_its_number_format_and_refuses_another_recipe(
         return dataclasses.replace(config, prior=dataclasses.replace(config.prior, dropout=0.3))
 
     monkeypatch.setattr("prologue.reproduce.setting.run_config", other)
-    with pytest.raises(RunError, match=r"recipes\.2d\.prior\.dropout: 0\.1 in the study, 0\.3 now"):
+    with pytest.raises(RunError, match=r"recipes\.2d\.prior\.dropout: 0\.0 in the study, 0\.3 now"):
         open_bench(_request(tmp_path), Silent())
 
 
@@ -535,6 +535,13 @@ def test_budgets_are_equal(name: str) -> None:
     assert configs["one-stage"].tokenizer_training.label_drop == 0.1
     assert not plain_config(scale, 5).prior.prologue
     assert plain_config(scale, 5).tokenizer == configs["prologue"].tokenizer
+
+
+def test_few_images_have_dropout() -> None:
+    assert run_config(scale_named("hours"), "2d", 0).prior.dropout == 0
+    few = scale_named("hours", "digits")
+    assert {run_config(few, variant, 0).prior.dropout for variant in VARIANTS} == {0.1}
+    assert dataclasses.replace(few, prior_dropout=0.0) == scale_named("hours")
 
 
 def test_flops_tell_variants_apart() -> None:

@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
     from prologue.reproduce.written import JSON, MARKDOWN, PAGE
     from prologue.training.progress import Terminal
 
-    scale = scale_named(options.scale)
+    scale = scale_named(options.scale, options.data)
     on_cpu = pick_device(options.device).type == "cpu"
     jobs = options.jobs if options.jobs is not None else torch.get_num_threads() if on_cpu and not scale.packed else 1
     if jobs > 1 and scale.packed:

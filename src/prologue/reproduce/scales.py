@@ -45,6 +45,8 @@ class Scale:
     prior_steps: int
     prior_batch: int
     prior_lr: float
+    prior_dropout: float
+    """Of stage 2's prior: 0 where each image is seen so rarely that there is nothing to learn by heart."""
     shapes_images: int
     shapes_validation: int
     validation_fraction: float
@@ -89,17 +91,18 @@ class Scale:
 _MINUTES = Scale(
     seeds=2, image_size=16, patch_size=4, width=32, depth=1, prior_width=32, prior_depth=1, codebook_size=64,
     code_dim=8, prologue_tokens=4, prologue_codebook_size=16, tokenizer_steps=400, tokenizer_batch=8, tokenizer_lr=1e-3,
-    prior_steps=300, prior_batch=16, prior_lr=1e-3, shapes_images=512, shapes_validation=128, validation_fraction=0.2,
-    temperatures=(1.0, 0.9), guidance_scales=(1.5, 2.0), guided_temperatures=(1.0,), sweep_samples=32, finalists=1,
-    samples=128, measured_images=128, probe_images=512, layout_images=16, layout_per=2, checkpoint_every=100,
+    prior_steps=300, prior_batch=16, prior_lr=1e-3, prior_dropout=0.0, shapes_images=512, shapes_validation=128,
+    validation_fraction=0.2, temperatures=(1.0, 0.9), guidance_scales=(1.5, 2.0), guided_temperatures=(1.0,),
+    sweep_samples=32, finalists=1, samples=128, measured_images=128, probe_images=512, layout_images=16, layout_per=2,
+    checkpoint_every=100,
 )  # fmt: skip
 
 # Reconstructions are nearly transparent here and samples are not, which is where the question can be asked.
 _HOURS = Scale(
     seeds=4, image_size=24, patch_size=4, width=96, depth=3, prior_width=96, prior_depth=4, codebook_size=512,
     code_dim=8, prologue_tokens=8, prologue_codebook_size=64, tokenizer_steps=6000, tokenizer_batch=8,
-    tokenizer_lr=1e-3, prior_steps=3000, prior_batch=16, prior_lr=2e-3, shapes_images=20_000, shapes_validation=4096,
-    validation_fraction=0.2, temperatures=(1.3, 1.2, 1.1, 1.0, 0.9, 0.8),
+    tokenizer_lr=1e-3, prior_steps=3000, prior_batch=16, prior_lr=2e-3, prior_dropout=0.0, shapes_images=20_000,
+    shapes_validation=4096, validation_fraction=0.2, temperatures=(1.3, 1.2, 1.1, 1.0, 0.9, 0.8),
     guidance_scales=(1.25, 1.5, 2.0, 3.0), guided_temperatures=(1.1, 1.0, 0.9), sweep_samples=256, finalists=2,
     samples=10_000, measured_images=2048, probe_images=8000, layout_images=64, layout_per=4, checkpoint_every=500,
 )  # fmt: skip
@@ -108,19 +111,24 @@ _HOURS = Scale(
 _GPU = dataclasses.replace(
     _HOURS, seeds=3, image_size=32, patch_size=4, width=128, depth=4, prior_width=160, prior_depth=6,
     codebook_size=1024, code_dim=12, prologue_codebook_size=128, tokenizer_steps=10_000, tokenizer_batch=64,
-    prior_steps=10_000, prior_batch=128, shapes_images=50_000, shapes_validation=10_000, sweep_samples=1024,
-    measured_images=10_000, probe_images=20_000, layout_images=256, checkpoint_every=1000, batch=500, packed=True,
+    prior_steps=10_000, prior_batch=128, prior_dropout=0.1, shapes_images=50_000, shapes_validation=10_000,
+    sweep_samples=1024, measured_images=10_000, probe_images=20_000, layout_images=256, checkpoint_every=1000,
+    batch=500, packed=True,
 )  # fmt: skip
 
 SCALES: dict[str, Scale] = {"minutes": _MINUTES, "hours": _HOURS, "gpu": _GPU}
 """`minutes` shows that everything runs; `hours` makes the table on two CPU cores; `gpu` in resumable pieces."""
 
 
-def scale_named(name: str) -> Scale:
-    """The scale of this name; an unknown one is a `ConfigError`."""
+_DROPOUT = 0.1
+"""Of stage 2's prior where images are few for its steps, as other data than `shapes` as a rule are."""
+
+
+def scale_named(name: str, data: str = "shapes") -> Scale:
+    """The scale of this name for these images; an unknown one is a `ConfigError`."""
     if name not in SCALES:
         raise ConfigError(f"unknown scale {name!r}: choose one of {', '.join(SCALES)}")
-    return SCALES[name]
+    return SCALES[name] if data == "shapes" else dataclasses.replace(SCALES[name], prior_dropout=_DROPOUT)
 
 
 def run_config(scale: Scale, name: Name, seed: int) -> RunConfig:
@@ -158,7 +166,8 @@ def run_config(scale: Scale, name: Name, seed: int) -> RunConfig:
     if name == "one-stage":
         training = dataclasses.replace(config.tokenizer_training, one_stage=True, label_drop=0.1)
         config = dataclasses.replace(config, tokenizer_training=training)
-    return dataclasses.replace(config, seed=seed, data=data, sample_every=0, keep_checkpoints=1)
+    prior = dataclasses.replace(config.prior, dropout=scale.prior_dropout)
+    return dataclasses.replace(config, seed=seed, data=data, prior=prior, sample_every=0, keep_checkpoints=1)
 
 
 def plain_config(scale: Scale, seed: int) -> RunConfig:
