@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All that docs/study.md shows: about eight hours on two CPU cores. Every part continues where it was, the ablation from
-# the records of the same settings in benchmarks/results.
+# All that docs/study.md shows: about ten hours on two CPU cores. Every part continues where it was; with an empty WORK
+# what is in benchmarks/results counts as done (to make it anew, use a checkout without these files).
 #
 #   bash benchmarks/study.sh WORK [shapes] [digits] [ablation] [icons]      all parts where none is named
 #
@@ -15,16 +15,23 @@ python=${PYTHON:-python}
 export OMP_NUM_THREADS=1 # as many runs at a time as there are cores, each on one
 mkdir -p "$work" && cd "$work"
 
+# taken NAME: begin the study from its kept results.
+taken() {
+    if [ ! -e "$1" ] && [ -d "$here/results/study-$1" ]; then cp -r "$here/results/study-$1" "$1"; fi
+}
+
 shapes() {
-    "$python" -m prologue reproduce --scale hours --seed 20 --out shapes --jobs 2
+    taken shapes
+    "$python" -m prologue reproduce --scale hours --seed 20 --seeds 3 --out shapes --jobs 2
     # More seeds of the two that the first claim is about.
-    "$python" -m prologue reproduce --scale hours --seed 24 --seeds 4 --variants 2d prologue --out shapes --jobs 2
+    "$python" -m prologue reproduce --scale hours --seed 23 --seeds 4 --variants 2d prologue --out shapes --jobs 2
     # One further seed, which the others must have predicted.
-    "$python" -m prologue reproduce --scale hours --seed 28 --seeds 1 --variants 2d prologue --out shapes --jobs 2
+    "$python" -m prologue reproduce --scale hours --seed 27 --seeds 1 --variants 2d prologue --out shapes --jobs 2
 }
 
 digits() {
-    "$python" -m prologue reproduce --scale hours --data digits --seed 20 --out digits --jobs 2
+    taken digits
+    "$python" -m prologue reproduce --scale hours --data digits --seed 20 --seeds 3 --out digits --jobs 2
 }
 
 ablation() {

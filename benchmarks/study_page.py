@@ -3,8 +3,9 @@
     python benchmarks/study_page.py ablation=DIR/ablation.md shapes=STUDY
 
 A Markdown file goes in as it is, its headings one level down. Of the folder of a study (`prologue reproduce`) the
-tables go in, with pictures of the first seed, which are copied to docs/images; its `results.json` becomes
-benchmarks/results/study-NAME.json. `<!-- NAME -->` and `<!-- end of NAME -->` stand alone in their lines.
+tables go in, with pictures of the first seed, which are copied to docs/images. Its settings and the results of its runs
+are copied to benchmarks/results/study-NAME, from where the same study can be continued and its tables be written again.
+`<!-- NAME -->` and `<!-- end of NAME -->` stand alone in their lines.
 """
 
 from __future__ import annotations
@@ -36,21 +37,28 @@ def filled(page: str, name: str, content: str) -> str:
 
 def study(folder: Path, name: str, root: Path) -> Iterator[str]:
     """The tables of a study and the pictures that it has; its results and pictures are copied below `root`."""
-    shutil.copyfile(folder / "results.json", root / "benchmarks" / "results" / f"study-{name}.json")
+    keep(folder, root / "benchmarks" / "results" / f"study-{name}")
     yield (folder / "tables.md").read_text(encoding="utf-8").strip()
-    pieces = json.loads((folder / "results.json").read_text(encoding="utf-8"))["pieces"]
-    seed = min(piece["seed"] for piece in pieces)
-    found = {
-        (variant, kind): picture
-        for variant, kind in PICTURES
-        if (picture := folder / "pictures" / f"{variant}-s{seed}-{kind}.png").is_file()
-    }
-    if found:
+    seed = min(json.loads(file.read_text(encoding="utf-8"))["seed"] for file in (folder / "results").glob("*.json"))
+    pictures = {}
+    for variant, kind in PICTURES:
+        file = root / "docs" / "images" / f"study-{name}-{variant}-{kind}.png"
+        source = folder / "pictures" / f"{variant}-s{seed}-{kind}.png"
+        if source.is_file():
+            shutil.copyfile(source, file)
+        if file.is_file():  # a study that was continued from its results alone has no pictures of its first seed
+            pictures[file.name] = f"{PICTURES[variant, kind]}, seed {seed}"
+    if pictures:
         yield "\n\n## Pictures"
-    for key, picture in found.items():
-        file, caption = f"study-{name}-{'-'.join(key)}.png", f"{PICTURES[key]}, seed {seed}"
-        shutil.copyfile(picture, root / "docs" / "images" / file)
-        yield f"\n\n![{caption}](images/{file})\n*{caption}.*"
+    for file_name, caption in pictures.items():
+        yield f"\n\n![{caption}](images/{file_name})\n*{caption}.*"
+
+
+def keep(folder: Path, kept: Path) -> None:
+    """Copy what a study can be continued from: its settings and the results of its finished runs."""
+    (kept / "results").mkdir(parents=True, exist_ok=True)
+    for file in (folder / "study.json", *(folder / "results").glob("*.json")):
+        shutil.copyfile(file, kept / file.relative_to(folder))
 
 
 def main() -> None:

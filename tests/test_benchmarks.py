@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -86,10 +87,12 @@ def test_the_page_takes_what_commands_wrote() -> None:
 
 def test_the_page_takes_a_study_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, root = tmp_path / "study", tmp_path / "root"
-    for folder in (study / "pictures", root / "docs" / "images", root / "benchmarks" / "results"):
+    for folder in (study / "pictures", study / "results", root / "docs" / "images", root / "benchmarks" / "results"):
         folder.mkdir(parents=True)
     (study / "tables.md").write_text("- said\n\n## Claims\n\n| a |\n", encoding="utf-8")
-    (study / "results.json").write_text('{"pieces": [{"seed": 9}, {"seed": 7}]}', encoding="utf-8")
+    (study / "study.json").write_text("{}", encoding="utf-8")
+    for seed in (7, 9):
+        (study / "results" / f"2d-s{seed}.json").write_text(f'{{"seed": {seed}}}', encoding="utf-8")
     (study / "pictures" / "2d-s7-unguided.png").write_bytes(b"png")
     (root / "docs" / "study.md").write_text("<!-- x -->\n<!-- end of x -->\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["study_page.py", f"x={study}", "--root", str(root)])
@@ -98,7 +101,14 @@ def test_the_page_takes_a_study_with_its_pictures(tmp_path: Path, monkeypatch: p
     picture = "![The first unguided samples of 2d, not picked, seed 7](images/study-x-2d-unguided.png)"
     assert f"- said\n\n### Claims\n\n| a |\n\n### Pictures\n\n{picture}" in page
     assert (root / "docs" / "images" / "study-x-2d-unguided.png").read_bytes() == b"png"
-    assert (root / "benchmarks" / "results" / "study-x.json").is_file()
+    kept = root / "benchmarks" / "results" / "study-x"
+    assert {str(file.relative_to(kept)) for file in kept.rglob("*.json")} == {
+        "study.json", "results/2d-s7.json", "results/2d-s9.json",
+    }  # fmt: skip
+    # Continued from what was kept, a study has no pictures of its first seed; the page keeps those it has.
+    shutil.rmtree(study / "pictures")
+    _script("benchmarks/study_page.py").main()
+    assert (root / "docs" / "study.md").read_text(encoding="utf-8") == page
 
 
 def test_the_preset_of_the_model_in_the_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
