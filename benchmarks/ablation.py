@@ -3,9 +3,10 @@
     python benchmarks/ablation.py --out DIR [--seeds 2] [--jobs 2] [--minutes M] [CHANGE ...]
     python benchmarks/ablation.py --list
 
-Every run trains a tokenizer and a prior on the embedded shapes as `prologue reproduce --scale hours` does, and measures
-them with fixed recipes. Each run's figures are added at once to `DIR/ablation.json`, and the table in `DIR/ablation.md`
-is written anew; the same command continues from that file alone.
+Every run trains a tokenizer and a prior on the embedded shapes as `prologue reproduce --scale hours` does, but with
+dropout in the prior, and measures them with fixed recipes. Each run's figures are added at once to
+`DIR/ablation.json`, and the table in `DIR/ablation.md` is written anew; the same command continues from that file
+alone.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from prologue.evaluation.runs import Features, Split, choose_images
 from prologue.pipeline import Pipeline
 from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.processes import end_with_parent
-from prologue.reproduce.scales import SCALES, run_config
+from prologue.reproduce.scales import FEW_IMAGES_DROPOUT, SCALES, run_config
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
 
-SCALE = dataclasses.replace(SCALES["hours"], checkpoint_every=100_000, prior_dropout=0.1)
+SCALE = dataclasses.replace(SCALES["hours"], checkpoint_every=100_000, prior_dropout=FEW_IMAGES_DROPOUT)
 """With the paper's dropout, as the small presets have it; the study leaves it out since the row without it was seen."""
 SAMPLES = 2048
 """Of each kind. Other samples of the same models change a distance by far less than another seed does."""

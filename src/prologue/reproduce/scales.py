@@ -88,6 +88,9 @@ class Scale:
         return Plan("grid", self.sweep_samples, 2 * self.sweep_samples, self.finalists)
 
 
+FEW_IMAGES_DROPOUT = 0.1
+"""Of stage 2's prior where images are few for its steps, as other data than `shapes` as a rule are."""
+
 _MINUTES = Scale(
     seeds=2, image_size=16, patch_size=4, width=32, depth=1, prior_width=32, prior_depth=1, codebook_size=64,
     code_dim=8, prologue_tokens=4, prologue_codebook_size=16, tokenizer_steps=400, tokenizer_batch=8, tokenizer_lr=1e-3,
@@ -111,24 +114,20 @@ _HOURS = Scale(
 _GPU = dataclasses.replace(
     _HOURS, seeds=3, image_size=32, patch_size=4, width=128, depth=4, prior_width=160, prior_depth=6,
     codebook_size=1024, code_dim=12, prologue_codebook_size=128, tokenizer_steps=10_000, tokenizer_batch=64,
-    prior_steps=10_000, prior_batch=128, prior_dropout=0.1, shapes_images=50_000, shapes_validation=10_000,
-    sweep_samples=1024, measured_images=10_000, probe_images=20_000, layout_images=256, checkpoint_every=1000,
-    batch=500, packed=True,
+    prior_steps=10_000, prior_batch=128, prior_dropout=FEW_IMAGES_DROPOUT, shapes_images=50_000,
+    shapes_validation=10_000, sweep_samples=1024, measured_images=10_000, probe_images=20_000,
+    layout_images=256, checkpoint_every=1000, batch=500, packed=True,
 )  # fmt: skip
 
 SCALES: dict[str, Scale] = {"minutes": _MINUTES, "hours": _HOURS, "gpu": _GPU}
 """`minutes` shows that everything runs; `hours` makes the table on two CPU cores; `gpu` in resumable pieces."""
 
 
-_DROPOUT = 0.1
-"""Of stage 2's prior where images are few for its steps, as other data than `shapes` as a rule are."""
-
-
 def scale_named(name: str, data: str = "shapes") -> Scale:
     """The scale of this name for these images; an unknown one is a `ConfigError`."""
     if name not in SCALES:
         raise ConfigError(f"unknown scale {name!r}: choose one of {', '.join(SCALES)}")
-    return SCALES[name] if data == "shapes" else dataclasses.replace(SCALES[name], prior_dropout=_DROPOUT)
+    return SCALES[name] if data == "shapes" else dataclasses.replace(SCALES[name], prior_dropout=FEW_IMAGES_DROPOUT)
 
 
 def run_config(scale: Scale, name: Name, seed: int) -> RunConfig:
