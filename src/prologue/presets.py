@@ -219,8 +219,8 @@ def small(
         prior=_small_optimizer(lr, tokenizer_steps, betas=(0.9, 0.99), weight_decay=0.03),
         discriminator=_small_optimizer(lr, tokenizer_steps, betas=(0.0, 0.99), weight_decay=1e-4),
         prior_model=PriorOptions(width=prior_width, depth=max(1, prior_depth // 4), heads=prior_width // 32),
-        ema_half_life=tokenizer_steps / 50,
-        prior_ema_half_life=tokenizer_steps / 50,
+        ema_half_life=_small_half_life(tokenizer_steps),
+        prior_ema_half_life=_small_half_life(tokenizer_steps),
         l1=0.0 if frozen_visual else 1.0,
         perceptual="none",
         gan=0.0,
@@ -242,7 +242,7 @@ def small(
             steps=prior_steps,
             batch=prior_batch,
             optimizer=_small_optimizer(prior_lr, prior_steps, betas=(0.9, 0.96), weight_decay=0.03, clip=1.0),
-            ema_half_life=prior_steps / 50,
+            ema_half_life=_small_half_life(prior_steps),
             keep_best_every=max(1, prior_steps // 20),
         ),
         checkpoint_every=checkpoint_every,
@@ -263,6 +263,10 @@ def _small_optimizer(
         weight_decay=weight_decay,
         clip=clip,
     )
+
+
+def _small_half_life(steps: int) -> float:
+    return max(1.0, steps / 50)
 
 
 _SMOKE = partial(

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from prologue.cli import main
-from prologue.config import PriorOptions
 from prologue.demo import recipe, story
 from prologue.demo.plan import Plan, Sizes
 from prologue.demo.story import DemoRequest, DemoResult, stage_seconds, tell
@@ -31,8 +30,7 @@ PICTURES = {"recognition", "guided", "unguided", "reconstructions", "resampled",
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = PriorOptions(width=32, depth=1, heads=1)
-    sizes: dict[str, Any] = {"WIDTH": 32, "DEPTH": 1, "STAGE_1_PRIOR": tiny, "PRIOR": tiny, "TOKENIZER_BATCH": 8}
+    sizes: dict[str, Any] = {"WIDTH": 32, "DEPTH": 1, "PRIOR_WIDTH": 32, "PRIOR_DEPTH": 1, "TOKENIZER_BATCH": 8}
     sizes |= {"PRIOR_BATCH": 8, "CODEBOOK_SIZE": 32, "PROLOGUE_TOKENS": 2, "PROLOGUE_CODEBOOK_SIZE": 8, "PATCH_SIZE": 8}
     sizes |= {"CHECKPOINT_SECONDS": 10.0, "VALIDATION_IMAGES": 64, "UNGUIDED": recipe.UNGUIDED[:1]}
     for name, value in (sizes | {"GUIDED": recipe.GUIDED[:1]}).items():
