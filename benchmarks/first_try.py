@@ -1,19 +1,15 @@
 """Whether the small recipe works at the first try on images that it was not tuned on: train, measure, tell.
 
     python benchmarks/first_try.py FOLDER --out DIR [--preset small-32] [--device auto]
-    python benchmarks/first_try.py --lay PACKAGE FOLDER
 
-Any folder of icons in classes will do. The study's are the emoji of Twitter (CC-BY 4.0), by the groups of the Unicode
-standard: `npm pack emoji-datasource-twitter@16.0.0`, unpack, and `--lay package emoji` lays them out as a folder of
-classes. The same command continues; `DIR/first-try.json` holds the figures, `DIR/first-try.md` the table.
+Any folder of icons in classes will do; the study's are emoji (benchmarks/lay_out.py). The same command continues;
+`DIR/first-try.json` holds the figures, `DIR/first-try.md` the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,21 +24,6 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "memorisation": (),
 }
 """Kinds of `prologue evaluate`, with their flags."""
-
-
-def lay(package: Path, folder: Path) -> None:
-    """Copy the icons of an unpacked `emoji-datasource-twitter` into a folder for each group, without duplicates."""
-    seen: set[bytes] = set()
-    for emoji in json.loads((package / "emoji.json").read_text(encoding="utf-8")):
-        source = package / "img" / "twitter" / "64" / emoji["image"]
-        group = re.sub(r"[^a-z]+", "-", emoji["category"].lower().replace("&", "and"))
-        if group == "component" or not emoji["has_img_twitter"] or not source.is_file():
-            continue
-        content = source.read_bytes()
-        if content not in seen:  # some flags are one picture
-            seen.add(content)
-            (folder / group).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / group / emoji["image"])
 
 
 def prologue(*arguments: str | Path) -> None:
@@ -105,17 +86,11 @@ def slim(record: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="images in a folder for each class; of --lay, where they go")
-    parser.add_argument("--lay", type=Path, metavar="PACKAGE", help="only lay out the icons of this unpacked package")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("folder", type=Path, help="images in a folder for each class")
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", default="small-32")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    if options.lay is not None:
-        lay(options.lay, options.folder)
-        return
-    if options.out is None:
-        parser.error("--out is missing")
     found = measure(options.folder, options.out, options.preset, options.device)
     records = {kind: slim(whole["records"][0]) for kind, whole in found.items()}
     facts = {kind: whole["provenance"] for kind, whole in found.items()}

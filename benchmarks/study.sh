@@ -45,7 +45,7 @@ icons() {
     if [ ! -d emoji ]; then
         npm pack emoji-datasource-twitter@16.0.0
         tar xzf emoji-datasource-twitter-16.0.0.tgz package/emoji.json package/img/twitter/64
-        "$python" "$here/first_try.py" --lay package emoji
+        "$python" "$here/lay_out.py" emoji package emoji
     fi
     OMP_NUM_THREADS=2 "$python" "$here/first_try.py" emoji --out icons
 }
