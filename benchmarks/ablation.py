@@ -17,12 +17,9 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import shlex
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +96,7 @@ CHANGES: dict[str, Changes] = {
     "ce-late": stage1(ce_start=at(0.2)[0], ce_ramp=at(0.2)[0], prologue_kmeans=at(0.2, 0.3, 0.4)),
     "ce-ramp": stage1(ce_ramp=at(0.3)[0]),
     "kmeans-never": stage1(prologue_kmeans=[]),
+    "revive-200": stage1(revive_every=200),
     "revive-never": stage1(revive_every=0),
     "visual-dropout-0": stage1(visual_dropout=0.0),
     "visual-dropout-0.8": stage1(visual_dropout=0.8),
@@ -122,6 +120,11 @@ CHANGES: dict[str, Changes] = {
     "prior-lr-0.001": {"prior_training": {"optimizer": {"lr": 0.001}}},
     "prior-lr-0.004": {"prior_training": {"optimizer": {"lr": 0.004}}},
     "2d": {},
+    "2d-revive-never": stage1(revive_every=0),
+    "2d-embeddings-0.5": embeddings(0.5),
+    "2d-beta1-0": stage1(autoencoder={"betas": [0.0, 0.99]}),
+    "2d-adversarial": stage1(gan=0.1),
+    "2d-perceptual": stage1(perceptual="lite0", perceptual_weight=0.1),
     "2d-prior-dropout-0": {"prior": {"dropout": 0.0}},
     "2d-prior-lr-0.001": {"prior_training": {"optimizer": {"lr": 0.001}}},
     "2d-prior-lr-0.004": {"prior_training": {"optimizer": {"lr": 0.004}}},
@@ -178,7 +181,8 @@ def one(name: str, seed: int) -> dict[str, Any]:
         figures["layout_ratio"] = layout["coarse_ratio"]
     seconds = {"training": round(trained - begin, 1), "measuring": round(time.perf_counter() - trained, 1)}
     record = {"change": name, "seed": seed, "changes": CHANGES[name], "figures": figures, "seconds": seconds}
-    return record | {"made_with": made_with(name, seed), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    facts = provenance(()) | {"command": f"python benchmarks/ablation.py --seeds {seed + 1} {name}"}
+    return record | {"made_with": made_with(name, seed), "provenance": facts}
 
 
 def made_with(name: str, seed: int) -> str:
@@ -204,8 +208,9 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "cost": ("cost", ".1f"),
     "diversity": ("diversity", ".1f"),
     "use": ("use", ".0f"),
-    "gfd_unguided": ("gFD, unguided", ".2f"),
-    "gfd_guided": ("gFD, guided", ".2f"),
+    "gfd_unguided": (f"gFD@{SAMPLES}, unguided", ".2f"),
+    "gkid_unguided": (f"gKID@{SAMPLES}, unguided", ".3f"),
+    "gfd_guided": (f"gFD@{SAMPLES}, guided", ".2f"),
     "recognised_unguided": ("recognised, unguided", ".3f"),
     "recognised_guided": ("recognised, guided", ".3f"),
     "layout_ratio": ("layout", ".2f"),
@@ -239,10 +244,10 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"| `{name}` | " + " | ".join(cells) + f" | {len(seeds)} |"
 
 
-def collect(out: Path, records: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+def collect(out: Path, records: list[dict[str, Any]]) -> None:
     """Write all records so far to `ablation.json` and `ablation.md`, in the order of `CHANGES`."""
     ordered = sorted(records, key=lambda each: (list(CHANGES).index(each["change"]), each["seed"]))
-    save_json(out / "ablation.json", {"provenance": dict(facts), "samples": SAMPLES, "records": ordered})
+    save_json(out / "ablation.json", {"samples": SAMPLES, "records": ordered})
     (out / "ablation.md").write_text("\n".join(table(ordered)) + "\n", encoding="utf-8")
 
 
@@ -263,7 +268,6 @@ def main() -> None:
     if unknown or options.out is None:
         parser.error(f"unknown change {unknown[0]}: see --list" if unknown else "--out is missing")
     names = options.changes or list(CHANGES)
-    facts = provenance(()) | {"command": shlex.join(["python", "benchmarks/ablation.py", *sys.argv[1:]])}
     until = time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     records = results(options.out, max(options.seeds, _KEPT_SEEDS))
@@ -283,7 +287,7 @@ def main() -> None:
                 name, seed = running.pop(future)
                 result = future.result()
                 records.append(result)
-                collect(options.out, records, facts)
+                collect(options.out, records)
                 shown = "  ".join(f"{key} {value:.3g}" for key, value in result["figures"].items() if value is not None)
                 print(f"{name} s{seed}  {sum(result['seconds'].values()):.0f} s  {shown}", flush=True)
 

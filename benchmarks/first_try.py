@@ -71,12 +71,25 @@ def lines(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
     yield "the same of copies, %", rate(memory, "coarse_copies_share")
 
 
+def answers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, bool]]:
+    """What a recipe must do at the first try, and whether it did."""
+    seen, memory = records["generation"]["recognition"], records["memorisation"]
+    half_used = records["codebook"]["visual_usage"] > 0.5
+    yield "no codebook collapses", half_used and not records["likelihood"]["collapsed"]
+    yield "the asked class is seen more often than by chance", seen["rate_low"] > 1 / records["generation"]["classes"]
+    yield (
+        "samples are no nearer to training images than chance allows",
+        (memory["coarse_share_low"] <= memory["coarse_share_expected"]),
+    )
+
+
 def table(records: dict[str, dict[str, Any]]) -> str:
-    """The figures and the notes, as Markdown."""
+    """The answers, the figures and the notes, as Markdown."""
+    answered = "".join(f"- {'Yes' if answer else 'No'}: {question}.\n" for question, answer in answers(records))
     rows = "\n".join(f"| {name} | {value} |" for name, value in lines(records))
     notes = dict.fromkeys(note for record in records.values() for note in record.get("notes", ()))
     said = "".join(f"\n- {note}" for note in notes)
-    return f"| figure | value |\n|---|---:|\n{rows}\n" + (f"\n{said.strip()}\n" if said else "")
+    return f"{answered}\n| figure | value |\n|---|---:|\n{rows}\n" + (f"\n{said.strip()}\n" if said else "")
 
 
 def slim(record: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ mkdir -p "$work" && cd "$work"
 
 # taken NAME: begin the study from its kept results.
 taken() {
-    if [ ! -e "$1" ] && [ -d "$here/results/study-$1" ]; then cp -r "$here/results/study-$1" "$1"; fi
+    if [ ! -e "$1" ] && [ -d "$here/results/study-$1" ]; then
+        rm -rf "$1.part" && cp -r "$here/results/study-$1" "$1.part" && mv "$1.part" "$1"
+    fi
 }
 
 shapes() {
@@ -45,7 +47,7 @@ icons() {
     if [ ! -d emoji ]; then
         npm pack emoji-datasource-twitter@16.0.0
         tar xzf emoji-datasource-twitter-16.0.0.tgz package/emoji.json package/img/twitter/64
-        "$python" "$here/lay_out.py" emoji package emoji
+        rm -rf emoji.part && "$python" "$here/lay_out.py" emoji package emoji.part && mv emoji.part emoji
     fi
     OMP_NUM_THREADS=2 "$python" "$here/first_try.py" emoji --out icons
 }

@@ -56,6 +56,9 @@ def study(folder: Path, name: str, root: Path) -> Iterator[str]:
 
 def keep(folder: Path, kept: Path) -> None:
     """Copy what a study can be continued from: its settings and the results of its finished runs."""
+    known, now = (path / "study.json" for path in (kept, folder))
+    if known.is_file() and known.read_bytes() != now.read_bytes():
+        raise SystemExit(f"{kept} keeps a study of other settings: delete it first")
     (kept / "results").mkdir(parents=True, exist_ok=True)
     for file in (folder / "study.json", *(folder / "results").glob("*.json")):
         shutil.copyfile(file, kept / file.relative_to(folder))

@@ -55,7 +55,7 @@ def test_results_of_other_settings_are_made_again(
          "made_with": ablation.made_with(name, 0)}
         for name in ("2d", "ce-3")
     )  # fmt: skip
-    ablation.collect(tmp_path, [late, early], {})
+    ablation.collect(tmp_path, [late, early])
     assert ablation.results(tmp_path, 1) == [early, late]
     # What was another change of another base is known again by its settings.
     monkeypatch.setattr(ablation, "CHANGES", {"base": ablation.CHANGES["ce-3"], "2d": {}})
@@ -109,6 +109,10 @@ def test_the_page_takes_a_study_with_its_pictures(tmp_path: Path, monkeypatch: p
     assert {str(file.relative_to(kept)) for file in kept.rglob("*.json")} == {
         "study.json", "results/2d-s7.json", "results/2d-s9.json",
     }  # fmt: skip
+    (study / "study.json").write_text("{ }", encoding="utf-8")
+    with pytest.raises(SystemExit, match="keeps a study of other settings"):
+        _script("benchmarks/study_page.py").main()
+    shutil.copyfile(kept / "study.json", study / "study.json")
     # Continued from what was kept, a study has no pictures of its first seed; the page keeps those it has.
     shutil.rmtree(study / "pictures")
     _script("benchmarks/study_page.py").main()
@@ -132,12 +136,14 @@ def test_a_first_try_tells_figures_beside_what_they_compare_with() -> None:
     near = {**_interval("coarse_share", 0.01), "coarse_share_expected": 0.02, **_interval("coarse_copies_share", 0.3)}
     records = {
         "reconstruction": {"n": 20, "psnr": 21.5, "notes": ["one"]},
-        "likelihood": {"cost": 4.0, "diversity": 12.0, **_interval("use", 30.0), "notes": ["one", "two"]},
-        "codebook": {"visual_usage": 1.0, "prologue_usage": 0.5},
+        "likelihood": {"collapsed": False, "cost": 4.0, "diversity": 12.0, **_interval("use", 30.0)},
+        "codebook": {"visual_usage": 1.0, "prologue_usage": 0.5, "notes": ["one", "two"]},
         "generation": {"classes": 8, "recognition": seen, **kid},
         "memorisation": {"n": 40, **near},
     }
     text = first_try.table(records)
+    assert text.startswith("- Yes: no codebook collapses.\n- No: the asked class is seen more often")
+    assert "- Yes: samples are no nearer to training images than chance allows.\n\n| figure | value |" in text
     assert "| asked class seen in samples, %, N = 40 | 25 (12.5 to 50) |\n| by chance, % | 12.5 |" in text
     assert "| class seen in held-out images by the same classifier, %, N = 20 | 40 (20 to 80) |" in text
     assert "| samples very near a training image, %, N = 40 | 1 (0.5 to 2) |" in text

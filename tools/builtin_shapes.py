@@ -83,9 +83,9 @@ def measured(run: RunFolder, pipeline: Pipeline, facts: dict[str, Any], progress
         )  # fmt: skip
         return {key: value for key, value in found.items() if not key.endswith("quantiles")}
 
-    for name, make in (("layout", layout), ("memorisation", memorisation)):
-        inputs = {"weights": weights, "seed": config.seed, "recipe": recipe.to_dict(), "images": LAYOUTS}
-        records[name] = ledger.get(f"builtin/{name}", inputs, make)
+    inputs = {"weights": weights, "seed": config.seed, "recipe": recipe.to_dict()}
+    records["layout"] = ledger.get("builtin/layout", {**inputs, "images": LAYOUTS, "per": PER}, layout)
+    records["memorisation"] = ledger.get("builtin/memorisation", {**inputs, "samples": SIZES.samples}, memorisation)
     return records
 
 

@@ -79,6 +79,7 @@ def test_reconstruction_is_judged_by_the_upper_end(make: Make, ratios: tuple[flo
     claim = claims["reconstruction"]
     assert claim.outcome == outcome
     assert claim.record()["threshold"] == pytest.approx(1.05)
+    assert claim.notes == ("distances of 2048 reconstructions, whose ratio lies nearer to 1 than that of many",)
 
 
 def test_the_effect_needs_both_parts(make: Make) -> None:

@@ -627,6 +627,23 @@ def test_models_that_a_moved_study_left_behind_are_made_again(tmp_path: Path) ->
     models = [out / "runs" / "2d-s0" / "tokenizer" / "model.safetensors" for out in (here, there)]
     assert file_hash(models[0]) == file_hash(models[1])
     assert _measures(here)["2d-s0"] == _measures(there)["2d-s0"]
+    # Where training again gives other weights, as on another machine, what was measured of the old ones is too.
+    result, weights = there / "results" / "2d-s0.json", load_json(there / "results" / "2d-s0.json")["weights"]
+    save_json(result, load_json(result) | {"weights": dict.fromkeys(weights, "other")})
+    shutil.rmtree(there / "runs")
+    (there / "results" / "prologue-post-s0.json").unlink()
+    assert reproduce(more, Silent()).finished
+    assert load_json(result)["weights"] == weights
+
+
+def test_the_state_needs_only_the_2d_that_is_next(tmp_path: Path, stub: _Stub) -> None:
+    packed = dataclasses.replace(TINY, packed=True)
+    request = _request(tmp_path, scale=packed, seeds=(0, 1), variants=("2d",))
+    reproduce(request, Silent())
+    at_work = Worker(request, open_bench(request, Silent()), Deadline(None), Silent())
+    needed, wanted = at_work._state_files(all_pieces(("2d", "prologue-post"), (0, 1)))
+    tokenizers = [[path.parent.name for path in paths if path.name == "tokenizer"] for paths in (needed, wanted)]
+    assert tokenizers == [["2d-s0"], ["2d-s1"]]
 
 
 def _returning(outcome: StudyOutcome | BaseException, asked: list[StudyRequest]) -> Callable[..., StudyOutcome]:

@@ -119,8 +119,8 @@ def test_markdown_has_one_line_for_each_row(make: Make) -> None:
     results = _results(make)
     claims = judge_claims(results)
     tables = make_tables(results, claims)
-    text = markdown(tables, ["said"])
-    assert text.startswith("- said\n")
+    text = markdown("The verdict.", tables, ["said"])
+    assert text.startswith("**The verdict.**\n\n- said\n")
     for title, table in tables.items():
         block = text.split(f"## {title}\n\n")[1].split("\n\n")[0].splitlines()
         assert len(block) == 2 + len(table.rows)
@@ -204,3 +204,21 @@ def test_many_runs_have_many_chances_to_seem_memorised(make: Make) -> None:
 
     assert "More than chance allows: 2d-s0." in said(2)
     assert "In no run" in said(4)
+
+
+def test_runs_whose_copies_would_not_be_found_are_named(make: Make) -> None:
+    share = "unguided__memorisation__coarse_copies_share"
+    results = dict([make("2d", 0, **{share: 0.8}), make("1d", 0, **{share: 0.02})])
+    assert "That says little of 1d-s0, where most copies" in make_tables(results, [])["Memorisation"].caption
+
+
+def test_reconstructions_are_told_beside_the_samples(make: Make) -> None:
+    results = dict(make("2d", seed, reconstruction__fd=4.0 + seed, unguided__fd=20.0) for seed in range(2))
+    table = make_tables(results, [])["Reconstruction"]
+    assert table.rows[0][table.head.index("rFD / unguided gFD")].startswith("0.22 (")
+
+
+def test_times_are_of_the_seeds_that_all_variants_have(make: Make) -> None:
+    results = dict([make("2d", 0), make("2d", 1), make("prologue", 0)])
+    next(result for piece, result in results.items() if piece.seed == 1)["seconds"]["tokenizer"] = 99.0
+    assert [row[5] for row in make_tables(results, [])["Budgets"].rows] == ["10 + 6", "10 + 6"]

@@ -25,15 +25,22 @@ class Figure:
     """Geometric mean, and ratios between variants."""
     named: str | None = None
     """Path of the measure's name, which stands for `{}` in the label."""
+    over: str | None = None
+    """Path of a figure that it is divided by."""
 
     def value(self, result: Result) -> float | None:
-        found = figure(result, self.path)
-        return None if found is None else self.factor * found
+        found, unit = figure(result, self.path), 1.0 if self.over is None else figure(result, self.over)
+        return None if found is None or not unit else self.factor * found / unit
+
+    @property
+    def share(self) -> bool:
+        """A rate, shown in per cent."""
+        return self.factor == 100
 
     @property
     def bounds(self) -> tuple[float, float] | None:
         """Where the figure cannot leave: of rates in per cent."""
-        return (0.0, 100.0) if self.factor == 100 else None
+        return (0.0, 100.0) if self.share else None
 
     def title(self, results: Results) -> str:
         """The label with the measure's own name."""
@@ -49,6 +56,7 @@ RECONSTRUCTION = (
     Figure("r{}", "reconstruction.kid", ".4f", named="reconstruction.kid_name"),
     Figure("class recognised, %", "recognition.rate", ".1f", 100),
     Figure("codes in use, %", "reconstruction.visual_usage", ".1f", 100),
+    Figure("rFD / unguided gFD", "reconstruction.fd", ".2f", logarithmic=True, over="unguided.fd"),
 )
 GENERATION = tuple(
     part
@@ -78,7 +86,8 @@ MEMORISED = (
     Figure("the same if they were like held-out images, %", "unguided.memorisation.coarse_share_expected", ".2f", 100),
     Figure("the same of copies, %", "unguided.memorisation.coarse_copies_share", ".1f", 100),
 )
-ALL = (*RECONSTRUCTION, *GENERATION, *CARRIED, *INSIDE, *MEMORISED)
+ALL = tuple(each for each in (*RECONSTRUCTION, *GENERATION, *CARRIED, *INSIDE, *MEMORISED) if each.over is None)
+"""All that were measured: none that follow from others."""
 
 
 def variants_of(results: Results) -> list[Name]:

@@ -52,8 +52,11 @@ def side_by_side(request: StudyRequest, pieces: Sequence[Piece], deadline: Deadl
                         late.add(piece)
                     if code in (0, _OUT_OF_TIME):
                         after()
-                    elif deadline.number is None:
-                        raise RunError(f"{piece.name} failed, for the reason above; the same command continues")
+                    elif deadline.number in (None, OVERTIME):
+                        raise RunError(
+                            f"{piece.name} failed with exit code {code}, for the reason above where it could give one; "
+                            "the same command continues"
+                        )
                 if deadline.number not in (None, OVERTIME):
                     break
         finally:

@@ -153,10 +153,13 @@ def _claims_table(claims: Sequence[Claim]) -> Table:
 
 def _budgets(results: Results) -> Table:
     rows = []
-    for name in variants_of(results):
+    names = variants_of(results)
+    shared = set.intersection(*({piece.seed for piece in results if piece.variant == name} for name in names))
+    for name in names:
         own = [result for piece, result in results.items() if piece.variant == name]
+        timed = [result for result in own if result["seed"] in shared] or own
         images, flops = own[0]["images"], own[0]["flops"]
-        seconds = {key: sum(result["seconds"][key] for result in own) / len(own) for key in own[0]["seconds"]}
+        seconds = {key: sum(result["seconds"][key] for result in timed) / len(timed) for key in own[0]["seconds"]}
         extra = f"\n+ {images['taken_over']} by its 2d" if images["taken_over"] else ""
         parameters = " + ".join(f"{own[0]['parameters'][part] / 1e6:.2f}" for part in ("tokenizer", "prior"))
         rows.append(
@@ -173,10 +176,11 @@ def _budgets(results: Results) -> Table:
         )
     caption = (
         "Images, batches and network sizes are the same in each stage, and so is the effort of choosing a recipe; "
-        "FLOPs (matrix products) and seconds (mean over seeds) are what that costs each variant. prologue-post has one "
-        "more encoder, and its figures leave out stage 1 of the 2d that it starts from. one-stage samples with the "
-        "prior of stage 1, which has a quarter of the blocks. The gain of prologue takes one more prior, which is not "
-        f"counted here, nor is the encoding of the images. {EDGE} marks values at an end of what was tried."
+        "FLOPs (matrix products) and seconds (mean over the seeds that all have) are what that costs each variant. "
+        "prologue-post has one more encoder, and its figures leave out stage 1 of the 2d that it starts from. "
+        "one-stage samples with the prior of stage 1, which has a quarter of the blocks. The gain of prologue takes "
+        "one more prior, which is not counted here, nor is the encoding of the images. "
+        f"{EDGE} marks values at an end of what was tried."
         f"{_versions(results)}"
     )
     head = ["variant", "images, stage 1", "images, stage 2", "parameters, M", "TFLOPs", "seconds", "measuring, s",
@@ -200,6 +204,9 @@ def _memorisation(results: Results) -> Table:
     )
     warned = [piece.name for piece, result in results.items() if _warns(result, len(results))]
     said = f"More than chance allows: {', '.join(warned)}." if warned else "In no run are they more than chance allows."
+    blind = [piece.name for piece, result in results.items() if _is_blind(result)]
+    if blind:
+        said += f" That says little of {', '.join(blind)}, where most copies would not be found either."
     return Table(table.head, table.rows, f"{table.caption} {said}", table.labels)
 
 
@@ -209,6 +216,12 @@ def _warns(result: Result, runs: int) -> bool:
         figure(result, f"unguided.memorisation.coarse_share{end}") for end in ("_low", "_expected", "_chance")
     )
     return low is not None and expected is not None and chance is not None and low > expected and chance < CHANCE / runs
+
+
+def _is_blind(result: Result) -> bool:
+    """Whether decoding hides what is copied."""
+    found = figure(result, "unguided.memorisation.coarse_copies_share")
+    return found is not None and found < 0.5
 
 
 def _against(results: Results, theirs: Name) -> Table:
@@ -228,7 +241,7 @@ def _against(results: Results, theirs: Name) -> Table:
             numbers = [None if value is None else math.exp(value) if shown.logarithmic else value
                        for value in (found.mean, found.low, found.high)]  # fmt: skip
             interval = "–" if numbers[1] is None else f"{numbers[1]:{style}} to {numbers[2]:{style}}"
-            what = "ratio" if shown.logarithmic else "difference"
+            what = "ratio" if shown.logarithmic else "points apart" if shown.share else "difference"
             rows.append([name, f"{shown.title(results)}, {what}", f"{numbers[0]:{style}}", interval, str(found.n)])
     head = ["variant", f"against {theirs}", "mean", "95 % interval", "seeds"]
     caption = "Below 10,000 images a Fréchet distance is indicative: it compares at the same number only."

@@ -48,6 +48,7 @@ class Worker:
             if not _finished(given, "prior"):  # a packed study took its result along, not its models
                 self.progress.say(f"{before.name} is trained again: {piece.name} starts from its models")
                 self._train(before, run_config(self.scale, before.variant, before.seed), given, None, None)
+                self._measure_again_if_changed(before)
         folder = piece.run_folder(self.out)
         ledger = Ledger(folder / "measures.json", self.request.provenance)
         config = run_config(self.scale, piece.variant, piece.seed)
@@ -74,6 +75,13 @@ class Worker:
         result |= {"prior_steps": run.config.prior_training.steps}
         result |= {"seconds": seconds, "measures": records, "provenance": dict(self.request.provenance)}
         save_json(piece.result_file(self.out), result)
+
+    def _measure_again_if_changed(self, piece: Piece) -> None:
+        """Measure again what was trained again, elsewhere or on other threads, to other weights than its result's."""
+        known = load_results(self.out).get(piece)
+        if known is not None and known["weights"] != model_hashes(piece.run_folder(self.out)):
+            self.progress.say(f"{piece.name} has other weights now, and is measured again")
+            self.do(piece)
 
     def _train(
         self, piece: Piece, config: RunConfig, folder: Path, given: Path | None, ledger: Ledger | None
@@ -148,14 +156,17 @@ class Worker:
         wanted = []
         todo = [piece for piece in pieces if not piece.result_file(self.out).is_file()]
         folders = [folder for piece in todo for folder in (piece.run_folder(self.out), piece.plain_folder(self.out))]
-        folders += [piece.starts_from.run_folder(self.out) for piece in todo if piece.starts_from is not None]
-        for folder in dict.fromkeys(folders):
+        begun = [piece.starts_from.run_folder(self.out) for piece in todo if piece.starts_from is not None]
+        later: list[Path] = []
+        for folder in dict.fromkeys([*folders, *begun]):
             if not (folder / "run.json").is_file():
                 continue
             names = ("run.json", "pipeline.json", "metrics.jsonl", "measures.json", "tokenizer", "prior")
-            needed += [folder / name for name in names if (folder / name).exists()]
+            files = [folder / name for name in names if (folder / name).exists()]
+            # What a later piece starts from can be trained again.
+            (later if folder in begun[1:] else needed).extend(files)
             wanted += sorted((folder / "checkpoints").glob("*/step-*"))
-        return needed, [*wanted, *sorted((self.out / PICTURES).glob("*.png"))]
+        return needed, [*wanted, *later, *sorted((self.out / PICTURES).glob("*.png"))]
 
 
 def _finished(folder: Path, stage: str) -> bool:

@@ -25,16 +25,17 @@ def write_tables(out: Path, results: Results, scale: Scale, provenance: Mapping[
     tables = make_tables(results, claims)
     sentences = [sentence(claim) for claim in claims]
     temporary = out / f"{MARKDOWN}.tmp"
-    temporary.write_text(markdown(tables, [*sentences, *notes_of(claims)]), encoding="utf-8")
+    line, _ = verdict_line(claims)
+    temporary.write_text(markdown(line, tables, [*sentences, *notes_of(claims)]), encoding="utf-8")
     temporary.replace(out / MARKDOWN)
     save_json(out / JSON, summary(results, claims, scale, provenance))
     _page(out, results, claims, tables, provenance).write(out / PAGE, beside=False)
     return sentences
 
 
-def markdown(tables: Mapping[str, Table], sentences: Sequence[str]) -> str:
-    """The tables for a Markdown page."""
-    lines = [*(f"- {text}" for text in sentences), ""] if sentences else []
+def markdown(line: str, tables: Mapping[str, Table], sentences: Sequence[str]) -> str:
+    """The verdict's line, what may be said, and the tables, for a Markdown page."""
+    lines = [f"**{line}**", "", *(f"- {text}" for text in sentences), ""]
     for title, table in tables.items():
         lines += [f"## {title}", "", *_markdown_table(table), ""]
     return "\n".join(lines)
