@@ -28,6 +28,7 @@ import torch
 from prologue.commands._options import provenance
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
+from prologue.data.source import Data
 from prologue.demo.measure import recognise_reconstructions
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import evaluate_generation
@@ -117,8 +118,6 @@ CHANGES: dict[str, Changes] = {
     "few-prior-dropout-0.3": few(0.3),
     "few-keep-best": few(0.1, keep_best_every=SCALE.prior_steps // 20),
     "few-keep-best-prior-dropout-0": few(0.0, keep_best_every=SCALE.prior_steps // 20),
-    "prior-lr-0.001": {"prior_training": {"optimizer": {"lr": 0.001}}},
-    "prior-lr-0.004": {"prior_training": {"optimizer": {"lr": 0.004}}},
     "2d": {},
     "2d-revive-never": stage1(revive_every=0),
     "2d-embeddings-0.5": embeddings(0.5),
@@ -126,8 +125,6 @@ CHANGES: dict[str, Changes] = {
     "2d-adversarial": stage1(gan=0.1),
     "2d-perceptual": stage1(perceptual="lite0", perceptual_weight=0.1),
     "2d-prior-dropout-0": {"prior": {"dropout": 0.0}},
-    "2d-prior-lr-0.001": {"prior_training": {"optimizer": {"lr": 0.001}}},
-    "2d-prior-lr-0.004": {"prior_training": {"optimizer": {"lr": 0.004}}},
 }
 """Each against `base`, those of few images against `few`. `2d` is the same without a prologue, and the rows after it
 are what of the recipe concerns it too, so that it is tuned as well."""
@@ -141,14 +138,36 @@ def changed(name: str, seed: int) -> RunConfig:
     return from_dict(RunConfig, CHANGES[name], base=dataclasses.replace(config, prior_training=last))
 
 
-def one(name: str, seed: int) -> dict[str, Any]:
-    """Train and measure one run; nothing but its figures stays."""
+def tokenizer_hash(name: str, seed: int) -> str:
+    """Of all that a tokenizer depends on."""
+    config = changed(name, seed)
+    settings = [to_dict(config.data), to_dict(config.tokenizer), to_dict(config.tokenizer_training), seed]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def trained_tokenizer(out: Path, name: str, seed: int, data: Data) -> Path:
+    """The run whose tokenizer this change has; changes of the prior alone share one."""
+    path = out / "tokenizers" / tokenizer_hash(name, seed)
+    if not path.is_dir():
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            request = TrainRequest(changed(name, seed), "shapes", Path(folder) / "run", "tokenizer", device="cpu")
+            run = train(request, Silent(), data=data)
+            path.parent.mkdir(exist_ok=True)
+            if not path.is_dir():
+                run.path.rename(path)
+    return path
+
+
+def one(name: str, seed: int, out: Path) -> dict[str, Any]:
+    """Train and measure one run; nothing but its figures stays, and its tokenizer for changes of the prior alone."""
     torch.set_num_threads(1)
     config = changed(name, seed)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         data = open_data("shapes", config.data, config.tokenizer.image_size)
-        run = train(TrainRequest(config, "shapes", Path(folder) / "run", device="cpu"), Silent(), data=data)
+        tokenizer_run = trained_tokenizer(out, name, seed, data)
+        request = TrainRequest(config, "shapes", Path(folder) / "run", tokenizer_from=tokenizer_run, device="cpu")
+        run = train(request, Silent(), data=data)
         trained = time.perf_counter()
         pipeline = Pipeline.from_pretrained(run.path, "cpu", "fp32")
     tokenizer, prior = pipeline.tokenizer, pipeline.prior
@@ -272,14 +291,14 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     records = results(options.out, max(options.seeds, _KEPT_SEEDS))
     made = {(each["change"], each["seed"]) for each in records}
-    todo = [(name, seed) for seed in range(options.seeds) for name in names if (name, seed) not in made]
+    todo = [(name, seed) for name in names for seed in range(options.seeds) if (name, seed) not in made]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.jobs, context, end_with_parent) as pool:
         running: dict[concurrent.futures.Future[dict[str, Any]], tuple[str, int]] = {}
         while todo or running:
             while todo and len(running) < options.jobs and time.monotonic() < until:
                 name, seed = todo.pop(0)
-                running[pool.submit(one, name, seed)] = (name, seed)
+                running[pool.submit(one, name, seed, options.out)] = (name, seed)
             if not running:
                 break
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)

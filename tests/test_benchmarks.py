@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -18,6 +19,10 @@ from PIL import Image
 from prologue.config import DataConfig, RunConfig
 from prologue.data.opening import open_data
 from prologue.presets import preset
+from prologue.reproduce.scales import SCALES
+from prologue.training.progress import Silent
+from prologue.training.train import TrainRequest, train
+from prologue.weights import WEIGHTS, file_hash
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,6 +67,26 @@ def test_results_of_other_settings_are_made_again(
     assert [each["change"] for each in ablation.results(tmp_path, 1)] == ["base", "2d"]
     monkeypatch.setattr(ablation, "SAMPLES", 100)
     assert ablation.results(tmp_path, 1) == []
+
+
+def test_changes_of_the_prior_share_a_tokenizer(
+    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = {name: ablation.tokenizer_hash(name, 0) for name in ablation.CHANGES}
+    assert hashes["base"] == hashes["prior-dropout-0"] != hashes["few"] == hashes["few-keep-best"] != hashes["2d"]
+    assert hashes["base"] != ablation.tokenizer_hash("base", 1)
+    assert hashes["embeddings-0.5"] != hashes["base"]
+
+    tiny = {"shapes_images": 64, "shapes_validation": 32, "tokenizer_steps": 12, "prior_steps": 6}
+    monkeypatch.setattr(ablation, "SCALE", dataclasses.replace(SCALES["minutes"], **tiny))
+    config = ablation.changed("prior-dropout-0", 3)
+    data = open_data("shapes", config.data, config.tokenizer.image_size)
+    alone = train(TrainRequest(config, "shapes", tmp_path / "alone", device="cpu"), Silent(), data=data)
+    shared = ablation.trained_tokenizer(tmp_path, "base", 3, data)
+    assert ablation.trained_tokenizer(tmp_path, "prior-dropout-0", 3, data) == shared
+    request = TrainRequest(config, "shapes", tmp_path / "run", tokenizer_from=shared, device="cpu")
+    run = train(request, Silent(), data=data)
+    assert file_hash(run.prior_folder / WEIGHTS) == file_hash(alone.prior_folder / WEIGHTS)
 
 
 def _record(change: str, seed: int, **figures: float) -> dict[str, Any]:
