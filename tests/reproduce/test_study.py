@@ -320,6 +320,10 @@ def test_a_last_piece_that_ends_late_is_finished(tmp_path: Path, monkeypatch: py
 
 def test_a_study_has_one_process_at_a_time(tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    # Not even its settings are written, or unpacked, beside another process.
+    with locks.alone_in(tmp_path), pytest.raises(RunError, match="another process is at work in"):
+        reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
+    assert [path.name for path in tmp_path.iterdir()] == [locks.LOCK]
     reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
     with locks.alone_in(tmp_path), pytest.raises(RunError, match="another process is at work in"):
         reproduce(_request(tmp_path, seeds=(1,), variants=("2d",)), Silent())

@@ -11,6 +11,7 @@ from prologue.device import pick_device, pick_precision
 from prologue.errors import EvaluationError, MissingExtraError, RunError
 from prologue.evaluation.kid import LEAST
 from prologue.evaluation.runs import Features
+from prologue.locks import LOCK
 from prologue.plain import load_json, save_json, to_dict
 from prologue.reproduce import state
 from prologue.reproduce.measures import Bench
@@ -29,12 +30,9 @@ _FREE = ("data", "precision", "scale.seeds")
 def open_bench(request: StudyRequest, progress: Progress) -> Bench:
     """The study's images and features, after its settings were found to be those of the folder."""
     out, scale = request.out, request.scale
-    if not (out / STUDY).is_file():
-        if state.is_packed(out):
-            progress.say(f"restoring the study from {out / state.FOLDER}")
-            state.unpack(out)
-        elif not _is_vacant(out):
-            raise RunError(f"{out} exists and is not a study: choose another --out, or empty it")
+    if not (out / STUDY).is_file() and state.is_packed(out):
+        progress.say(f"restoring the study from {out / state.FOLDER}")
+        state.unpack(out)
     size = (scale.image_size, scale.image_size)
     data = open_data(request.data, run_config(scale, "2d", 0).data, size)
     for note in data.notes:
@@ -68,9 +66,15 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
     return Bench(scale, data, features, request.data, out / PICTURES, precision)
 
 
+def require_study_folder(out: Path) -> None:
+    """A `RunError` where `out` holds something else than a study, whole or packed."""
+    if not _is_vacant(out) and not (out / STUDY).is_file() and not state.is_packed(out):
+        raise RunError(f"{out} exists and is not a study: choose another --out, or empty it")
+
+
 def _is_vacant(out: Path) -> bool:
-    """Whether a study can begin here; what a kill leaves of its very first write does not count."""
-    return not out.exists() or (out.is_dir() and all(file.name == f"{STUDY}.tmp" for file in out.iterdir()))
+    """Whether a study can begin here; what a kill leaves of its very first steps does not count."""
+    return not out.exists() or (out.is_dir() and all(file.name in (f"{STUDY}.tmp", LOCK) for file in out.iterdir()))
 
 
 def _require_same(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:

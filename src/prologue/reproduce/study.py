@@ -10,7 +10,7 @@ from prologue.reproduce.jobs import side_by_side
 from prologue.reproduce.measures import Bench
 from prologue.reproduce.pieces import Piece, all_pieces, load_results, seconds_left
 from prologue.reproduce.request import OVERTIME, Deadline, OutOfTime, StudyRequest
-from prologue.reproduce.setting import open_bench
+from prologue.reproduce.setting import open_bench, require_study_folder
 from prologue.reproduce.worker import Worker
 from prologue.reproduce.written import write_tables
 from prologue.training.loop import Stopped
@@ -34,9 +34,10 @@ def reproduce(request: StudyRequest, progress: Progress) -> StudyOutcome:
     Raises `Stopped` on a signal; a call that runs out of its minutes returns as not finished. Other
     settings than the folder's, but for more seeds and variants, are a `RunError`.
     """
-    bench = open_bench(request, progress)
+    require_study_folder(request.out)
+    request.out.mkdir(parents=True, exist_ok=True)
     with alone_in(request.out):
-        return _reproduce(request, bench, progress)
+        return _reproduce(request, open_bench(request, progress), progress)
 
 
 def _reproduce(request: StudyRequest, bench: Bench, progress: Progress) -> StudyOutcome:
