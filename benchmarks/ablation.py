@@ -123,7 +123,7 @@ CHANGES: dict[str, Changes] = {
     "2d-prior-dropout-0": {"prior": {"dropout": 0.0}},
 }
 """Each against `base`, those of few images against `few`. `2d` is the same without a prologue, and the rows after it
-are what of the recipe concerns it too, so that it is tuned as well."""
+are some of what concerns it too."""
 
 
 def changed(name: str, seed: int) -> RunConfig:
@@ -137,8 +137,7 @@ def changed(name: str, seed: int) -> RunConfig:
 def tokenizer_hash(name: str, seed: int) -> str:
     """Of all that a tokenizer depends on."""
     config = changed(name, seed)
-    settings = [to_dict(config.data), to_dict(config.tokenizer), to_dict(config.tokenizer_training), seed]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return _hash([to_dict(config.data), to_dict(config.tokenizer), to_dict(config.tokenizer_training), seed])
 
 
 def trained_tokenizer(out: Path, name: str, seed: int, data: Data) -> Path:
@@ -155,7 +154,7 @@ def trained_tokenizer(out: Path, name: str, seed: int, data: Data) -> Path:
 
 
 def one(name: str, seed: int, out: Path) -> dict[str, Any]:
-    """Train and measure one run; nothing but its figures stays, and its tokenizer for changes of the prior alone."""
+    """Train and measure one run; its figures and its tokenizer stay. The seconds of a shared tokenizer count once."""
     torch.set_num_threads(1)
     config = changed(name, seed)
     begin = time.perf_counter()
@@ -202,7 +201,10 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
 
 def made_with(name: str, seed: int) -> str:
     """A hash of everything that a result depends on: results of other settings are made again."""
-    settings = [to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, UNGUIDED.to_dict(), GUIDED.to_dict()]
+    return _hash([to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, UNGUIDED.to_dict(), GUIDED.to_dict()])
+
+
+def _hash(settings: list[Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

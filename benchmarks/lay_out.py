@@ -1,7 +1,9 @@
 """Lay out Twitter's emoji (CC-BY 4.0) as `prologue` reads images: a folder for each group of the Unicode standard.
 
-npm pack emoji-datasource-twitter@16.0.0 && tar xzf emoji-datasource-twitter-16.0.0.tgz
-python benchmarks/lay_out.py package emoji
+    npm pack emoji-datasource-twitter@16.0.0 && tar xzf emoji-datasource-twitter-16.0.0.tgz
+    python benchmarks/lay_out.py package emoji
+
+Pictures that occur twice are laid out once.
 """
 
 from __future__ import annotations
