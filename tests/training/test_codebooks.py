@@ -59,6 +59,19 @@ def test_kmeans_finds_the_centres() -> None:
     assert torch.equal(found, spherical_kmeans(points, 6, generator(2)))
 
 
+def test_kmeans_of_outputs_whose_cosines_round_to_one() -> None:
+    """Before the prologue depends on the image, all its outputs lie within some 1e-4 of each other."""
+    middle, offsets = torch.randn(5, generator=generator()), torch.randn(2, 5, generator=generator(1))
+    noise = 1e-5 * torch.randn(300, 5, generator=generator(2))
+    points = F.normalize(middle + 1e-4 * offsets.repeat(150, 1) + noise, dim=-1)
+    kinds = torch.arange(2).repeat(150)
+    for seed in range(5):
+        found = spherical_kmeans(points, 2, generator(seed)).double()
+        distances = (points.double()[:, None] - found).norm(dim=-1)
+        assert distances.argmin(1).tolist() in (kinds.tolist(), (1 - kinds).tolist())
+        assert float(distances.amin(1).max()) < 3e-5
+
+
 def test_kmeans_with_copies_and_with_few_points() -> None:
     same = F.normalize(torch.ones(20, 4), dim=-1)
     assert torch.isfinite(spherical_kmeans(same, 3, generator())).all()

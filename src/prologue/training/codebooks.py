@@ -70,14 +70,21 @@ def spherical_kmeans(
         copies = -(-count // len(points))
         noise = torch.randn(copies * len(points), points.shape[1], generator=generator).to(points)
         points = F.normalize(points.repeat(copies, 1) + 0.01 * noise, dim=-1)
+    # Outputs that hardly depend on the image yet lie so close together that their cosines round to the same number.
+    # Seen from their mean they do not, and of unit vectors the nearest is the one of largest cosine.
+    mean = points.mean(0)
+    offsets = points - mean
     centres = points[torch.randperm(len(points), generator=generator)[:count].to(points.device)]
     for _ in range(rounds):
-        similarity, owner = (points @ centres.T).max(dim=1)
-        sums = torch.zeros_like(centres).index_add_(0, owner, points)
-        empty = torch.bincount(owner, minlength=count) == 0
-        centres = F.normalize(sums, dim=-1)
+        shifted = centres - mean
+        nearness, owner = (offsets @ shifted.T - shifted.square().sum(-1) / 2).max(dim=1)
+        sums = torch.zeros_like(centres).index_add_(0, owner, offsets)
+        sizes = torch.bincount(owner, minlength=count)
+        centres = F.normalize(sums / sizes.clamp(min=1)[:, None] + mean, dim=-1)
+        empty = sizes == 0
         if bool(empty.any()):
-            farthest = similarity.argsort(stable=True)[: int(empty.sum())]
+            distance = offsets.square().sum(-1) / 2 - nearness
+            farthest = distance.argsort(stable=True, descending=True)[: int(empty.sum())]
             centres[empty] = points[farthest]
     return centres
 
