@@ -4,8 +4,8 @@
     python benchmarks/ablation.py --list
 
 Every run trains a tokenizer and a prior on the embedded shapes as `prologue reproduce --scale hours` does, but with
-dropout in the prior, and measures them with fixed recipes. Each run's figures are added at once to
-`DIR/ablation.json`, and the table in `DIR/ablation.md` is written anew; the same command continues from that file
+dropout in the prior, and measures them with fixed recipes; some are of `digits`. Each run's figures are added at once
+to `DIR/ablation.json`, and the table in `DIR/ablation.md` is written anew; the same command continues from that file
 alone.
 """
 
@@ -30,8 +30,8 @@ from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.data.source import Data
 from prologue.demo.measure import recognise_reconstructions
-from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import evaluate_generation
+from prologue.evaluation.judge import fit_judge, shipped_judge
 from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.reconstruction import evaluate_reconstruction
@@ -80,10 +80,19 @@ def embeddings(std: float) -> Changes:
     return {"prior": {"embedding_std": std}, "tokenizer_training": {"prior_model": {"embedding_std": std}}}
 
 
+KEEP_BEST = SCALE.prior_steps // 20
+"""Steps between the priors of which the best is kept, where it is."""
+
+
 def few(dropout: float, keep_best_every: int = 0) -> Changes:
     """So few images that each of them is seen twenty times as often."""
     prior = {"prior": {"dropout": dropout}, "prior_training": {"keep_best_every": keep_best_every}}
     return {"data": {"shapes_images": SCALE.shapes_images // 20}, **prior}
+
+
+def digits(changes: Changes | None = None) -> Changes:
+    """Of handwritten digits, which are few."""
+    return {"prior_training": {"keep_best_every": KEEP_BEST}, **(changes or {})}
 
 
 CHANGES: dict[str, Changes] = {
@@ -114,16 +123,24 @@ CHANGES: dict[str, Changes] = {
     "few": few(0.1),
     "few-prior-dropout-0": few(0.0),
     "few-prior-dropout-0.3": few(0.3),
-    "few-keep-best": few(0.1, keep_best_every=SCALE.prior_steps // 20),
-    "few-keep-best-prior-dropout-0": few(0.0, keep_best_every=SCALE.prior_steps // 20),
+    "few-keep-best": few(0.1, keep_best_every=KEEP_BEST),
+    "few-keep-best-prior-dropout-0": few(0.0, keep_best_every=KEEP_BEST),
     "2d": {},
     "2d-beta1-0": stage1(autoencoder={"betas": [0.0, 0.99]}),
     "2d-adversarial": stage1(gan=0.1),
     "2d-perceptual": stage1(perceptual="lite0", perceptual_weight=0.1),
     "2d-prior-dropout-0": {"prior": {"dropout": 0.0}},
+    "digits": digits(),
+    "digits-ce-prologue-0.03": digits(ce(0.03, 0.1, shared_prior_pass=False)),
+    "digits-ce-prologue-0": digits(ce(0.0, 0.1, shared_prior_pass=False)),
 }
-"""Each against `base`, those of few images against `few`. `2d` is the same without a prologue, and the rows after it
-are some of what concerns it too."""
+"""Each against `base`, those of other images against the first of theirs. `2d` is the same without a prologue, and the
+rows after it are some of what concerns it too."""
+
+
+def source(name: str) -> str:
+    """The images of a change."""
+    return "digits" if name.startswith("digits") else "shapes"
 
 
 def changed(name: str, seed: int) -> RunConfig:
@@ -137,7 +154,8 @@ def changed(name: str, seed: int) -> RunConfig:
 def tokenizer_hash(name: str, seed: int) -> str:
     """Of all that a tokenizer depends on."""
     config = changed(name, seed)
-    return _hash([to_dict(config.data), to_dict(config.tokenizer), to_dict(config.tokenizer_training), seed])
+    settings = [to_dict(config.data), to_dict(config.tokenizer), to_dict(config.tokenizer_training), seed]
+    return _hash(settings, source(name))
 
 
 def trained_tokenizer(out: Path, name: str, seed: int, data: Data) -> Path:
@@ -145,7 +163,7 @@ def trained_tokenizer(out: Path, name: str, seed: int, data: Data) -> Path:
     path = out / "tokenizers" / tokenizer_hash(name, seed)
     if not path.is_dir():
         with tempfile.TemporaryDirectory(dir=out) as folder:
-            request = TrainRequest(changed(name, seed), "shapes", Path(folder) / "run", "tokenizer", device="cpu")
+            request = TrainRequest(changed(name, seed), source(name), Path(folder) / "run", "tokenizer", device="cpu")
             run = train(request, Silent(), data=data)
             path.parent.mkdir(exist_ok=True)
             if not path.is_dir():
@@ -159,16 +177,15 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
     config = changed(name, seed)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        data = open_data("shapes", config.data, config.tokenizer.image_size)
+        data = open_data(source(name), config.data, config.tokenizer.image_size)
         tokenizer_run = trained_tokenizer(out, name, seed, data)
-        request = TrainRequest(config, "shapes", Path(folder) / "run", tokenizer_from=tokenizer_run, device="cpu")
+        request = TrainRequest(config, source(name), Path(folder) / "run", tokenizer_from=tokenizer_run, device="cpu")
         run = train(request, Silent(), data=data)
         trained = time.perf_counter()
         pipeline = Pipeline.from_pretrained(run.path, "cpu", "fp32")
     tokenizer, prior = pipeline.tokenizer, pipeline.prior
-    features = Features.open("shapes", "shapes")
-    classifier = features.extractor
-    assert isinstance(classifier, ShapesExtractor)
+    features = Features.open("shapes" if source(name) == "shapes" else "auto", source(name))
+    classifier = shipped_judge(source(name), data.class_names) or fit_judge(features.extractor, data)
     indices = choose_images(len(data.validation), MEASURED, 0, "ablation")
     tokens = encode_images(tokenizer, data.validation, indices)
     labels = torch.from_numpy(data.validation.labels[indices])
@@ -201,11 +218,14 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
 
 def made_with(name: str, seed: int) -> str:
     """A hash of everything that a result depends on: results of other settings are made again."""
-    return _hash([to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, UNGUIDED.to_dict(), GUIDED.to_dict()])
+    settings = [to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, UNGUIDED.to_dict(), GUIDED.to_dict()]
+    return _hash(settings, source(name))
 
 
-def _hash(settings: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+def _hash(settings: list[Any], images: str) -> str:
+    """Of settings and, where they are not `shapes`, what the images are."""
+    told = settings if images == "shapes" else [*settings, images]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def results(out: Path, seeds: int) -> list[dict[str, Any]]:
@@ -238,14 +258,14 @@ COLUMNS: dict[str, tuple[str, str]] = {
 def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Markdown: means over seeds, and the range of the differences to the base of the same seed.
 
-    `few` has none: its distances are to fewer images, and it is the base of the rows after it.
+    `few` and `digits` have none: their distances are to other images, and they are the bases of the rows after them.
     """
     found = {(each["change"], each["seed"]): each["figures"] for each in records}
     yield "| change | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " | seeds |"
     yield "|---|" + "---:|" * (len(COLUMNS) + 1)
     for name in dict.fromkeys(name for name, _ in found):
         seeds = [seed for other, seed in found if other == name]
-        base = next((group for group in ("few", "2d") if name.startswith(f"{group}-")), "base")
+        base = next((group for group in ("few", "2d", "digits") if name.startswith(f"{group}-")), "base")
         cells = []
         for column, (_, form) in COLUMNS.items():
             values = {seed: found[name, seed].get(column) for seed in seeds}
@@ -255,7 +275,7 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
                 continue
             cell = f"{sum(known.values()) / len(known):{form}}"
             beside = [value - found[base, seed][column] for seed, value in known.items() if (base, seed) in found]
-            if name not in (base, "few") and len(beside) > 1:
+            if name not in (base, "few", "digits") and len(beside) > 1:
                 cell += f"<br>{min(beside):+{form}} … {max(beside):+{form}}"
             cells.append(cell)
         yield f"| `{name}` | " + " | ".join(cells) + f" | {len(seeds)} |"

@@ -72,7 +72,7 @@ def test_changes_of_the_prior_share_a_tokenizer(
     hashes = {name: ablation.tokenizer_hash(name, 0) for name in ablation.CHANGES}
     assert hashes["base"] == hashes["prior-dropout-0"] != hashes["few"] == hashes["few-keep-best"] != hashes["2d"]
     assert hashes["base"] != ablation.tokenizer_hash("base", 1)
-    assert hashes["embeddings-0.5"] != hashes["base"]
+    assert len({hashes[name] for name in ("embeddings-0.5", "base", "digits")}) == 3
 
     tiny = {"shapes_images": 64, "shapes_validation": 32, "tokenizer_steps": 12, "prior_steps": 6}
     monkeypatch.setattr(ablation, "SCALE", dataclasses.replace(SCALES["minutes"], **tiny))
@@ -99,6 +99,15 @@ def test_the_table_compares_within_a_seed(ablation: ModuleType) -> None:
     assert other.startswith("| `ce-3` | 21.75<br>+0.50 … +1.00 | – | – | 5.0<br>-1.0 … +1.0 |")
     assert plain.startswith("| `2d` | 19.00 | – | – | – |")
     assert plain.endswith("| 1 |")
+
+
+def test_rows_of_other_images_have_their_own_base(ablation: ModuleType) -> None:
+    records = [_record("base", seed, psnr=10.0 + seed) for seed in (0, 1)]
+    records += [_record("digits", seed, psnr=20.0 + seed) for seed in (0, 1)]
+    records += [_record("digits-ce-prologue-0", seed, psnr=30.0) for seed in (0, 1)]
+    *_, own, other = ablation.table(records)
+    assert own.startswith("| `digits` | 20.50 |")
+    assert other.startswith("| `digits-ce-prologue-0` | 30.00<br>+9.00 … +10.00 |")
 
 
 def test_the_page_takes_what_commands_wrote() -> None:
