@@ -6,7 +6,7 @@
 #
 # WORK is a folder of its own. icons takes the network (npm). Then put the results into the page:
 #   python benchmarks/study_page.py shapes=WORK/shapes digits=WORK/digits \
-#     ablation=WORK/ablation/ablation.md icons=WORK/icons/first-try.md
+#     ablation=WORK/ablation/ablation.md icons=WORK/icons
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:?a folder to work in}

@@ -5,6 +5,7 @@
 A Markdown file goes in as it is, its headings one level down. Of the folder of a study (`prologue reproduce`) the
 tables go in, with pictures of the first seed, which are copied to docs/images. Its settings and the results of its runs
 are copied to benchmarks/results/study-NAME, from where the same study can be continued and its tables be written again.
+Of the folder of a first try (benchmarks/first_try.py) the table goes in, with its pictures, and its figures are kept.
 `<!-- NAME -->` and `<!-- end of NAME -->` stand alone in their lines.
 """
 
@@ -14,7 +15,7 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,11 @@ PICTURES = {
     ("prologue", "unguided"): "The first unguided samples of prologue, not picked",
     ("prologue", "resampled"): "Images drawn again from one prologue each",
 }
+FIRST_TRY_PICTURES = (
+    ("samples/grid.png", "samples", "The first unguided samples, not picked, by class"),
+    ("run/evaluations/memorisation-*-closest.png", "closest",
+     "The samples nearest to a training image, and the held-out images nearest to one, decoded"),
+)  # fmt: skip
 
 
 def filled(page: str, name: str, content: str) -> str:
@@ -50,8 +56,26 @@ def study(folder: Path, name: str, root: Path) -> Iterator[str]:
             pictures[file.name] = f"{PICTURES[variant, kind]}, seed {seed}"
     if pictures:
         yield "\n\n## Pictures"
+    yield from shown(pictures)
+
+
+def shown(pictures: Mapping[str, str]) -> Iterator[str]:
+    """Pictures of docs/images, with their captions."""
     for file_name, caption in pictures.items():
         yield f"\n\n![{caption}](images/{file_name})\n*{caption}.*"
+
+
+def first_try(folder: Path, name: str, root: Path) -> Iterator[str]:
+    """The table of a first try and its pictures; they and its figures are copied below `root`."""
+    shutil.copyfile(folder / "first-try.json", root / "benchmarks" / "results" / f"first-try-{name}.json")
+    yield (folder / "first-try.md").read_text(encoding="utf-8").strip()
+    pictures = {}
+    for pattern, kind, caption in FIRST_TRY_PICTURES:
+        (source,) = folder.glob(pattern)
+        file_name = f"study-{name}-{kind}.png"
+        shutil.copyfile(source, root / "docs" / "images" / file_name)
+        pictures[file_name] = caption
+    yield from shown(pictures)
 
 
 def keep(folder: Path, kept: Path) -> None:
@@ -74,7 +98,12 @@ def main() -> None:
     for part in options.parts:
         name, _, where = part.partition("=")
         path = Path(where)
-        content = "".join(study(path, name, options.root)) if path.is_dir() else path.read_text(encoding="utf-8")
+        if (path / "first-try.md").is_file():
+            content = "".join(first_try(path, name, options.root))
+        elif path.is_dir():
+            content = "".join(study(path, name, options.root))
+        else:
+            content = path.read_text(encoding="utf-8")
         page = filled(page, name, content)
     file.write_text(page, encoding="utf-8")
 

@@ -150,6 +150,29 @@ def test_the_page_takes_a_study_with_its_pictures(tmp_path: Path, monkeypatch: p
     assert (root / "docs" / "study.md").read_text(encoding="utf-8") == page
 
 
+def test_the_page_takes_a_first_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, root = tmp_path / "tried", tmp_path / "root"
+    for folder in (
+        tried / "samples",
+        tried / "run" / "evaluations",
+        root / "docs" / "images",
+        root / "benchmarks/results",
+    ):
+        folder.mkdir(parents=True)
+    (tried / "first-try.json").write_text("{}", encoding="utf-8")
+    (tried / "first-try.md").write_text("| figure |\n", encoding="utf-8")
+    (tried / "samples" / "grid.png").write_bytes(b"grid")
+    (tried / "run" / "evaluations" / "memorisation-0a-closest.png").write_bytes(b"closest")
+    (root / "docs" / "study.md").write_text("<!-- x -->\n<!-- end of x -->\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["study_page.py", f"x={tried}", "--root", str(root)])
+    _script("benchmarks/study_page.py").main()
+    page = (root / "docs" / "study.md").read_text(encoding="utf-8")
+    assert "| figure |\n\n![The first unguided samples, not picked, by class](images/study-x-samples.png)" in page
+    assert (root / "docs" / "images" / "study-x-samples.png").read_bytes() == b"grid"
+    assert (root / "docs" / "images" / "study-x-closest.png").read_bytes() == b"closest"
+    assert (root / "benchmarks" / "results" / "first-try-x.json").read_text(encoding="utf-8") == "{}"
+
+
 def test_the_preset_of_the_model_in_the_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["builtin_shapes.py"])
     maker = _script("tools/builtin_shapes.py")
