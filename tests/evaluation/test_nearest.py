@@ -199,7 +199,7 @@ def test_copies_between_the_splits_are_told_and_no_held_out_images_are_refused(t
     leaking = Data(data.train, Pictures(data.train.pixels[:4]), data.class_names, "f")
     record, _ = evaluate_memorisation(tokenizer, prior, Recipe(), leaking, Features(), count=4)
     assert record["notes"] == [
-        "4 of the validation images have the coarse pixels of a training image: the split may hold copies"
+        "validation images with the coarse pixels of a training image: 4; the split may hold copies"
     ]
     assert (record["features_share"], record["validation_kid"], record["reason"]) == (None, None, Features().reason)
     empty = Data(data.train, pictures(0, 0), data.class_names, "f")

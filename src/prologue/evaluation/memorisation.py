@@ -125,7 +125,7 @@ def evaluate_memorisation(
     others = list(_through(tokenizer, center_batch(data.validation, held_out[_first(held)]).images))
     closest = Closest(_pairs(own, coarse, data.train), _pairs(others, held, data.train))
     same = int((found["coarse"].distance[-len(held_out) :] == 0).sum())
-    note = f"{same} of the validation images have the coarse pixels of a training image: the split may hold copies"
+    note = f"validation images with the coarse pixels of a training image: {same}; the split may hold copies"
     return record | {"notes": [note] * (same > 0)}, closest
 
 
