@@ -90,9 +90,9 @@ def few(dropout: float, keep_best_every: int = 0) -> Changes:
     return {"data": {"shapes_images": SCALE.shapes_images // 20}, **prior}
 
 
-def digits(changes: Changes | None = None) -> Changes:
+def digits(changes: Changes) -> Changes:
     """Of handwritten digits, which are few."""
-    return {"prior_training": {"keep_best_every": KEEP_BEST}, **(changes or {})}
+    return {"prior_training": {"keep_best_every": KEEP_BEST}, **changes}
 
 
 CHANGES: dict[str, Changes] = {
@@ -130,12 +130,14 @@ CHANGES: dict[str, Changes] = {
     "2d-adversarial": stage1(gan=0.1),
     "2d-perceptual": stage1(perceptual="lite0", perceptual_weight=0.1),
     "2d-prior-dropout-0": {"prior": {"dropout": 0.0}},
-    "digits": digits(),
+    "digits": digits({}),
     "digits-ce-prologue-0.03": digits(ce(0.03, 0.1, shared_prior_pass=False)),
     "digits-ce-prologue-0": digits(ce(0.0, 0.1, shared_prior_pass=False)),
 }
 """Each against `base`, those of other images against the first of theirs. `2d` is the same without a prologue, and the
 rows after it are some of what concerns it too."""
+OTHER_IMAGES = ("few", "digits")
+"""Distances of these rows are to other images than those of `base`."""
 
 
 def source(name: str) -> str:
@@ -258,14 +260,14 @@ COLUMNS: dict[str, tuple[str, str]] = {
 def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Markdown: means over seeds, and the range of the differences to the base of the same seed.
 
-    `few` and `digits` have none: their distances are to other images, and they are the bases of the rows after them.
+    `OTHER_IMAGES` have none, and are the bases of the rows after them.
     """
     found = {(each["change"], each["seed"]): each["figures"] for each in records}
     yield "| change | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " | seeds |"
     yield "|---|" + "---:|" * (len(COLUMNS) + 1)
     for name in dict.fromkeys(name for name, _ in found):
         seeds = [seed for other, seed in found if other == name]
-        base = next((group for group in ("few", "2d", "digits") if name.startswith(f"{group}-")), "base")
+        base = next((group for group in (*OTHER_IMAGES, "2d") if name.startswith(f"{group}-")), "base")
         cells = []
         for column, (_, form) in COLUMNS.items():
             values = {seed: found[name, seed].get(column) for seed in seeds}
@@ -275,7 +277,7 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
                 continue
             cell = f"{sum(known.values()) / len(known):{form}}"
             beside = [value - found[base, seed][column] for seed, value in known.items() if (base, seed) in found]
-            if name not in (base, "few", "digits") and len(beside) > 1:
+            if name not in (base, *OTHER_IMAGES) and len(beside) > 1:
                 cell += f"<br>{min(beside):+{form}} … {max(beside):+{form}}"
             cells.append(cell)
         yield f"| `{name}` | " + " | ".join(cells) + f" | {len(seeds)} |"
