@@ -160,10 +160,10 @@ hardly depend on the image, and the prologue falls back to one code while the pr
 the prologue says half as much, and samples lie farther from the images (docs/study.md)."""
 
 _SMALL_CE = 0.1
-"""Weight of the cross-entropy, a thirtieth of the paper's: without perceptual and adversarial terms beside it, 3
-outweighs the reconstruction in the encoder's clipped gradient. What only the cross-entropy trains, queries and codebook
-of the prologue, learns as fast, since Adam does not care for the size of gradients. At 0.3 reconstructions are worse
-and guided samples lie farther from the images, by the ablation in docs/study.md; 0.03 is not clearly better."""
+"""Weight of the cross-entropy, a thirtieth of the paper's: without perceptual and adversarial terms beside it, 3 costs
+half a decibel, and samples lie farther from the images. What only the cross-entropy trains, queries and codebook of the
+prologue, learns as fast, since Adam does not care for the size of gradients. At 0.3 reconstructions are worse and
+guided samples lie farther too, by the ablation in docs/study.md; 0.03 is not clearly better."""
 
 
 def small(
