@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from prologue import builtin
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.presets import preset
@@ -177,6 +178,10 @@ def test_the_preset_of_the_model_in_the_package_is_there(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["builtin_shapes.py"])
     maker = _script("tools/builtin_shapes.py")
     assert preset(maker.PRESET).tokenizer.variant == "prologue"
+    # The card for readers is made from the figures beside it.
+    shipped = Path(builtin.__file__).parent / "models" / "shapes"
+    known = json.loads((shipped / builtin.CARD).read_text(encoding="utf-8"))
+    assert (shipped / "README.md").read_text(encoding="utf-8") == "\n".join(maker.card_text(known)) + "\n"
 
 
 def _interval(name: str, value: float) -> dict[str, float]:

@@ -9,6 +9,7 @@ command; the finished folder replaces `src/prologue/models/shapes`, and its pict
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -54,11 +55,15 @@ def export(run: RunFolder, folder: Path) -> Pipeline:
     return Pipeline.from_pretrained(folder, "auto", "fp32")
 
 
-def measured(run: RunFolder, pipeline: Pipeline, facts: dict[str, Any], progress: Terminal) -> dict[str, Record]:
+def measured(
+    run: RunFolder, folder: Path, pipeline: Pipeline, facts: dict[str, Any], progress: Terminal
+) -> dict[str, Record]:
     """What the card states: the demo's measures with more images, and what a prologue keeps."""
     config = run.config
     data = open_data(DATA, config.data, config.tokenizer.image_size)
-    ledger = Ledger(run.path / "card-measures.json", facts)
+    # Of the shipped weights: those of another export are measured anew.
+    shipped = hashlib.sha256("".join(model_hashes(folder).values()).encode()).hexdigest()[:12]
+    ledger = Ledger(run.path / f"card-measures-{shipped}.json", facts)
     subject = Subject("builtin", run, pipeline, data)
     records: dict[str, Record] = dict(measure(subject, SIZES, ledger, progress))
     features = Features.open("shapes", "shapes")
@@ -197,7 +202,7 @@ def main() -> None:
     folder = options.out / "shipped"
     pipeline = export(run, folder)
     facts = provenance(["train", "--preset", PRESET, "--data", DATA])
-    records = measured(run, pipeline, facts, progress)
+    records = measured(run, folder, pipeline, facts, progress)
     pipeline.manifest.save(folder)
     known = card(run, folder, records, facts)
     save_json(folder / builtin.CARD, known)

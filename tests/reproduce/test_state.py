@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from prologue.config import PriorConfig, RunConfig
 from prologue.errors import RunError
-from prologue.prior import Prior
 from prologue.reproduce import state
-from prologue.reproduce.scales import SCALES, plain_config, run_config
-from prologue.sequence import SequenceLayout
-from prologue.tokenizer import Tokenizer
+from prologue.reproduce.state import Share
 
 
 def _study(out: Path) -> None:
@@ -63,36 +61,70 @@ def test_the_limits_are_those_asked_for() -> None:
     assert parts + 1 <= 8
 
 
-def test_the_models_that_a_packed_scale_needs_fit() -> None:
-    """At most those of two runs: a post-hoc one and its 2d, or `prologue` and the one its gain is measured against."""
-    scale = SCALES["gpu"]
-    assert [name for name, each in SCALES.items() if each.packed] == ["gpu"]
-
-    def size(config: RunConfig) -> int:
-        tokenizer = Tokenizer(config.tokenizer)
-        layout = SequenceLayout.of(config.tokenizer, config.prior.prologue).config
-        prior = Prior(PriorConfig(layout, 10, config.prior.transformer))
-        return sum(4 * tensor.numel() for model in (tokenizer, prior) for tensor in model.parameters())
-
-    sizes = {name: size(run_config(scale, name, 0)) for name in ("2d", "prologue", "prologue-post")}
-    plain = size(plain_config(scale, 0))
-    room = state.MOST_BYTES - 2 * 2**20  # for results and metrics
-    assert sizes["2d"] + sizes["prologue-post"] < room
-    assert sizes["prologue"] + plain < room
-
-
-def test_checkpoints_that_do_not_fit_are_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _study(tmp_path)
     monkeypatch.setattr(state, "MOST_BYTES", state._SLACK + 60_000)
-    small, large = tmp_path / "small", tmp_path / "large"
+    small, large, less = tmp_path / "small", tmp_path / "large", tmp_path / "less"
     small.write_bytes(b"x" * 1000)
     large.write_bytes(b"x" * 60_000)
+    less.write_bytes(b"x" * 500)
     weights = tmp_path / "runs/2d-s0/tokenizer"
-    assert state.pack(tmp_path, [tmp_path / "study.json", weights], [large, small]) == [large]
-    packed = sum(path.stat().st_size for path in (tmp_path / "state").iterdir())
-    assert packed < state.MOST_BYTES
+
+    def packed() -> set[str]:
+        parts = sorted((tmp_path / "state").glob("*.part"))
+        assert sum(part.stat().st_size for part in parts) < state.MOST_BYTES
+        with zipfile.ZipFile(io.BytesIO(b"".join(part.read_bytes() for part in parts))) as archive:
+            return {Path(name).name for name in archive.namelist()}
+
+    settings = [tmp_path / "study.json"]
+    assert state.pack(tmp_path, settings, [Share([weights], [large]), Share([small])]) == [large]
+    assert packed() == {"study.json", "model.safetensors", "small"}
+    # A share is of use as a whole only, and what lies beside it only with it.
+    assert state.pack(tmp_path, settings, [Share([small, large], [weights]), Share([less])]) == [small, large]
+    assert packed() == {"study.json", "less"}
     with pytest.raises(RunError, match="MiB, more than"):
         state.pack(tmp_path, [large, weights], [])
+
+
+def test_parts_that_a_kill_left_behind_go_before_more_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _study(tmp_path)
+    state.pack(tmp_path, [tmp_path / "study.json"], [])
+    (kept,) = (tmp_path / "state").glob("*.part")
+    orphan = tmp_path / "state" / "0123456789ab-0.part"
+    orphan.write_bytes(b"x")
+
+    def killed(path: Path, data: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "save_json", killed)
+    (tmp_path / "study.json").write_text('{"changed": 1}')
+    with pytest.raises(KeyboardInterrupt):
+        state.pack(tmp_path, [tmp_path / "study.json"], [])
+    assert kept.is_file()
+    assert not orphan.exists()
+
+
+def test_a_restoration_that_was_killed_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    _study(there)
+    state.pack(there, [there / "study.json", there / "runs/2d-s0/run.json"], [])
+    here.mkdir()
+    (there / "state").rename(here / "state")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(state, "_forget_tokens", killed)
+        with pytest.raises(KeyboardInterrupt):
+            state.unpack(here)
+    # As long as tokens count as finished that are not there, the study is not restored.
+    assert not (here / "study.json").exists()
+    state.unpack(here)
+    assert (here / "study.json").is_file()
+    assert list(json.loads((here / "runs/2d-s0/run.json").read_text())["stages"]) == ["tokenizer"]
 
 
 @pytest.mark.parametrize("harm", ["missing", "changed"])

@@ -257,17 +257,19 @@ def test_a_measurement_ends_on_a_signal_and_in_time(tmp_path: Path) -> None:
         deadline = Deadline.of(request)
         deadline.number = number
         worker = Worker(request, cast(Any, None), deadline, Silent())
-        worker.before("unguided")
-        worker._measuring_since -= ran
+        worker._measuring_since = time.monotonic() - ran
         return list(worker._watch(range(3), "samples"))
 
     assert watched() == [0, 1, 2]
     with pytest.raises(Stopped, match=r"stopped while measuring \(samples\)"):
         watched(number=15)
+    assert watched(3.0) == [0, 1, 2]
     with pytest.raises(OutOfTime):
-        watched(1.0, number=OVERTIME)
+        watched(1.0, ran=29)
     # Half a call went into it, so the next call would not have more to give.
-    assert watched(3.0, ran=91, number=OVERTIME) == [0, 1, 2]
+    assert watched(1.0, ran=31) == [0, 1, 2]
+    with pytest.raises(Stopped, match="while measuring"):
+        watched(1.0, ran=31, number=15)
 
 
 class _Process:
@@ -341,6 +343,21 @@ def test_a_deadline_stops_as_a_signal_does() -> None:
     asked = Deadline(time.monotonic() + 60)
     asked.number = 15
     assert asked.asked() == 15
+
+
+def test_a_signal_counts_after_the_time_is_up(tmp_path: Path) -> None:
+    deadline = Deadline(time.monotonic() - 1)
+    with deadline.listening():
+        assert deadline.asked() == OVERTIME
+        signal.raise_signal(signal.SIGTERM)
+        assert deadline.asked() == signal.SIGTERM
+
+
+def test_what_takes_half_a_call_is_begun_in_what_is_left_of_one(tmp_path: Path) -> None:
+    """Else a call that takes a while to start would put it off for ever."""
+    worker = Worker(_request(tmp_path, minutes=4.0), cast(Any, None), Deadline(None), Silent())
+    assert worker._within([30.0, 110.0]) == 110.0
+    assert worker._within([30.0, 130.0]) == 0.0
 
 
 def test_a_real_training_stops_in_time_and_goes_on(tmp_path: Path) -> None:
@@ -501,10 +518,11 @@ def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_damaged_result_is_named(tmp_path: Path, stub: _Stub) -> None:
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 0, "seed": 0, "variant": "2d"}'])
+def test_a_damaged_result_is_named(tmp_path: Path, stub: _Stub, content: str) -> None:
     reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
-    (tmp_path / "results" / "2d-s0.json").write_text("{}")
-    with pytest.raises(RunError, match=r"2d-s0\.json is not a result"):
+    (tmp_path / "results" / "2d-s0.json").write_text(content)
+    with pytest.raises(RunError, match=r"2d-s0\.json is not a result of this version: delete it"):
         load_results(tmp_path)
 
 
@@ -631,13 +649,42 @@ def test_models_that_a_moved_study_left_behind_are_made_again(tmp_path: Path) ->
     models = [out / "runs" / "2d-s0" / "tokenizer" / "model.safetensors" for out in (here, there)]
     assert file_hash(models[0]) == file_hash(models[1])
     assert _measures(here)["2d-s0"] == _measures(there)["2d-s0"]
-    # Where training again gives other weights, as on another machine, what was measured of the old ones is too.
+    # Where training again gives other weights, as on another machine, what was measured of the old ones is too,
+    # also where a call ends between the two.
     result, weights = there / "results" / "2d-s0.json", load_json(there / "results" / "2d-s0.json")["weights"]
     save_json(result, load_json(result) | {"weights": dict.fromkeys(weights, "other")})
     shutil.rmtree(there / "runs")
     (there / "results" / "prologue-post-s0.json").unlink()
+    with pytest.raises(_Killed):
+        reproduce(more, _KilledAt("samples", 1))
+    assert set(load_json(result)["weights"].values()) == {"other"}
     assert reproduce(more, Silent()).finished
     assert load_json(result)["weights"] == weights
+
+
+def test_checkpoints_of_every_stage_fit_into_the_state_of_a_packed_scale(tmp_path: Path) -> None:
+    """Beside all that a run takes: the models of the 2d that it starts from, or of the run that its gain is against."""
+    assert [name for name, each in SCALES.items() if each.packed] == ["gpu"]
+    scale = dataclasses.replace(
+        SCALES["gpu"], tokenizer_steps=4, prior_steps=4, checkpoint_every=1, tokenizer_batch=2, prior_batch=2,
+        shapes_images=48, shapes_validation=32, sweep_samples=8, samples=16, temperatures=(1.0,),
+        guidance_scales=(2.0,), guided_temperatures=(1.0,), measured_images=32, probe_images=48, layout_images=16,
+    )  # fmt: skip
+    said: list[str] = []
+    for variants, killed in (
+        (("2d", "prologue-post"), ("tokenizer", "prior", "tokenizer", "prior")),
+        (("prologue",), ("tokenizer", "prior", "prior")),
+        (("1d",), ("prior",)),
+    ):
+        request = _request(tmp_path / variants[-1], scale=scale, seeds=(0,), variants=variants)
+        for stage in killed:
+            progress = _KilledAt(stage, 3)
+            progress.say = said.append  # type: ignore[method-assign]
+            with pytest.raises(_Killed):
+                reproduce(request, progress)
+            index = load_json(request.out / "state" / "state.json")
+            assert index["bytes"] <= state.MOST_BYTES - 2 * 2**20  # the rest is for results, metrics and pictures
+    assert not [text for text in said if "does not fit" in text]
 
 
 def test_the_state_needs_only_the_2d_that_is_next(tmp_path: Path, stub: _Stub) -> None:
@@ -645,9 +692,29 @@ def test_the_state_needs_only_the_2d_that_is_next(tmp_path: Path, stub: _Stub) -
     request = _request(tmp_path, scale=packed, seeds=(0, 1), variants=("2d",))
     reproduce(request, Silent())
     at_work = Worker(request, open_bench(request, Silent()), Deadline(None), Silent())
-    needed, wanted = at_work._state_files(all_pieces(("2d", "prologue-post"), (0, 1)))
-    tokenizers = [[path.parent.name for path in paths if path.name == "tokenizer"] for paths in (needed, wanted)]
-    assert tokenizers == [["2d-s0"], ["2d-s1"]]
+    _, shares = at_work._state_files(all_pieces(("2d", "prologue-post"), (0, 1)))
+    assert [share.whole[0].parent.name for share in shares] == ["2d-s0", "2d-s1"]
+
+
+def test_the_piece_under_way_comes_first_into_the_state(tmp_path: Path, stub: _Stub) -> None:
+    packed = dataclasses.replace(TINY, packed=True)
+    request = _request(tmp_path, scale=packed, seeds=(0, 1), variants=("2d", "prologue-post", "prologue"))
+    reproduce(request, Silent())
+    for name in ("2d-s0", "prologue-post-s1", "prologue-s1"):
+        (tmp_path / "results" / f"{name}.json").unlink()
+    shutil.rmtree(tmp_path / "runs" / "2d-s0")
+    checkpoint = tmp_path / "runs" / "prologue-post-s1" / "checkpoints" / "prior" / "step-00000003"
+    checkpoint.mkdir(parents=True)
+    at_work = Worker(request, open_bench(request, Silent()), Deadline(None), Silent())
+    needed, shares = at_work._state_files(all_pieces(("2d", "prologue-post"), (0, 1)))
+    assert {path.stem for path in needed} == {
+        "study", "2d-s1", "prologue-post-s0", "prologue-s0",
+    }  # fmt: skip
+    # Runs that this call was not asked for come last; 2d-s0 has none any more.
+    assert [share.whole[0].parent.name for share in shares] == [
+        "2d-s1", "prologue-post-s1", "prologue-s1", "prologue-s1-plain",
+    ]  # fmt: skip
+    assert [list(share.beside) for share in shares] == [[], [checkpoint], [], []]
 
 
 def _returning(outcome: StudyOutcome | BaseException, asked: list[StudyRequest]) -> Callable[..., StudyOutcome]:

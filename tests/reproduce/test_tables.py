@@ -52,7 +52,7 @@ def test_every_table_has_its_rows(make: Make) -> None:
     assert set(tables) == {
         "Claims", "Budgets", "Reconstruction", "Generation", "What the prologue carries", "Inside the tokens",
         "Against 2d, seed by seed",
-    } | ({"Memorisation"} if "Memorisation" in tables else set())  # fmt: skip
+    }  # fmt: skip
     generation = tables["Generation"]
     assert generation.head[1:3] == ["gFD-X, unguided", "gKID-X, unguided"]
     assert [row[0] for row in generation.rows] == ["2d", "prologue"]

@@ -51,7 +51,7 @@ class Further:
 
 
 def further_seed(results: Results, variant: Name) -> int:
-    """The variant's seed that was asked for last; of several asked for together, the highest."""
+    """The variant's seed that was made last; of several made by one call, the highest."""
 
     def order(piece: Piece) -> tuple[str, int]:
         return str(results[piece]["provenance"].get("time", "")), piece.seed
@@ -103,7 +103,7 @@ def further_table(results: Results, claims: Sequence[Claim]) -> Table:
         seeds = f"{each.seed}, from {each.others} others"
         rows.append([each.of, seeds, each.what, inside, f"{each.found_text}, predicted {each.predicted_text}"])
     caption = (
-        "The seed that was asked for last, and the 95 % prediction intervals from the others alone. One figure in "
+        "The seed that was made last, and the 95 % prediction intervals from the others alone. One figure in "
         "twenty lies outside by chance; figures of one run move together."
     )
     return Table(["of", "seed", "figure", "where it lies", "found"], rows, caption, labels=5)

@@ -52,16 +52,16 @@ def side_by_side(request: StudyRequest, pieces: Sequence[Piece], deadline: Deadl
                         late.add(piece)
                     if code in (0, _OUT_OF_TIME):
                         after()
-                    elif deadline.number in (None, OVERTIME):
+                    elif deadline.number is None:
                         raise RunError(
                             f"{piece.name} failed with exit code {code}, for the reason above where it could give one; "
                             "the same command continues"
                         )
-                if deadline.number not in (None, OVERTIME):
+                if deadline.number is not None:
                     break
         finally:
             _stop(running.values())
-    if deadline.number not in (None, OVERTIME):
+    if deadline.number is not None:
         raise Stopped("after checkpoints of the runs under way", deadline.number)
     if not all(piece.result_file(request.out).is_file() for piece in pieces):
         raise OutOfTime

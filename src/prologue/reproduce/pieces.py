@@ -64,10 +64,14 @@ def load_results(out: Path) -> dict[Piece, Result]:
     """All finished pieces in the folder; a damaged file is a `RunError` that names it."""
     found = {}
     for path in sorted((out / "results").glob("*.json")):
-        data = load_json(path)
-        if not isinstance(data, dict) or data.get("format") != RESULT_FORMAT:
-            raise RunError(f"{path} is not a result of this version: delete it, and the piece is measured again")
-        found[Piece(data["seed"], data["variant"])] = data
+        try:
+            data = load_json(path)
+            if data["format"] != RESULT_FORMAT:
+                raise KeyError(data["format"])
+            found[Piece(data["seed"], data["variant"])] = data
+        except (ConfigError, KeyError, TypeError) as error:
+            told = "is not a result of this version: delete it, and the piece is measured again"
+            raise RunError(f"{path} {told}") from error
     return dict(sorted(found.items(), key=lambda item: (item[0].seed, VARIANTS.index(item[0].variant))))
 
 

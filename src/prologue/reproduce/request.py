@@ -53,9 +53,8 @@ class Deadline(StopRequest):
         return cls(None if request.minutes is None else request.began + 60 * request.minutes)
 
     def alone(self) -> int | None:
-        if self.number is None and self.left() <= 0:
-            self.number = OVERTIME
-        return super().alone()
+        # Not kept as the number: a signal after the time is up still counts.
+        return OVERTIME if self.number is None and self.left() <= 0 else self.number
 
     def left(self) -> float:
         """Seconds."""

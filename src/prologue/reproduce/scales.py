@@ -110,9 +110,9 @@ _HOURS = Scale(
     samples=10_000, measured_images=2048, probe_images=8000, layout_images=64, layout_per=4, checkpoint_every=500,
 )  # fmt: skip
 
-# To be tuned: small enough that the finished models of two runs fit into the packed state.
+# To be tuned: small enough that a checkpoint fits into the packed state beside the models that its run takes.
 _GPU = dataclasses.replace(
-    _HOURS, seeds=3, image_size=32, patch_size=4, width=128, depth=4, prior_width=160, prior_depth=6,
+    _HOURS, seeds=3, image_size=32, patch_size=4, width=128, depth=3, prior_width=128, prior_depth=4,
     codebook_size=1024, code_dim=12, prologue_codebook_size=128, tokenizer_steps=10_000, tokenizer_batch=64,
     prior_steps=10_000, prior_batch=128, prior_dropout=FEW_IMAGES_DROPOUT, shapes_images=50_000,
     shapes_validation=10_000, sweep_samples=1024, measured_images=10_000, probe_images=20_000,

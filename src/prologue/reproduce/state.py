@@ -10,6 +10,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prologue.errors import ConfigError, RunError
@@ -22,30 +23,39 @@ MOST_BYTES = 40 * 2**20
 _SLACK = 2**16
 
 
-def pack(out: Path, needed: Sequence[Path], wanted: Sequence[Path]) -> list[Path]:
-    """Write the state: all of `needed`, and of `wanted` (files or folders) what fits; what was left out comes back.
+@dataclass(frozen=True)
+class Share:
+    """Files or folders that are of use together only, and others that are of use beside them."""
+
+    whole: Sequence[Path]
+    beside: Sequence[Path] = ()
+
+
+def pack(out: Path, needed: Sequence[Path], shares: Sequence[Share]) -> list[Path]:
+    """Write the state: all of `needed`, then of the shares in their order what fits; what was left out comes back.
 
     Paths lie in `out`. A reader sees the old state or the new one. A `RunError` where not even the needed files fit.
     """
     files = [file for path in needed for file in _files(path)]
-    total = sum(file.stat().st_size + _SLACK // 64 for file in files) + _SLACK
+    total = _size(files) + _SLACK
     if total > MOST_BYTES:
         raise RunError(
-            f"the state of {out} takes {total / 2**20:.0f} MiB, more than the {MOST_BYTES // 2**20} it may: "
-            "continue in the folder itself, or choose smaller networks"
+            f"settings and results of {out} take {total / 2**20:.0f} MiB, more than the {MOST_BYTES // 2**20} that the "
+            "packed state may: begin another study for more seeds"
         )
-    left = []
-    for path in wanted:
-        more = _files(path)
-        size = sum(file.stat().st_size + _SLACK // 64 for file in more)
-        if total + size > MOST_BYTES:
-            left.append(path)
-            continue
-        total, files = total + size, [*files, *more]
+    left: list[Path] = []
+    for share in shares:
+        for group in (share.whole, share.beside):
+            more = [file for path in group for file in _files(path)]
+            if total + _size(more) > MOST_BYTES:
+                left.extend(group)
+                break
+            total, files = total + _size(more), [*files, *more]
     content = _zipped(out, files)
     digest = hashlib.sha256(content).hexdigest()
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    _forget_parts(folder, load_json(folder / INDEX)["parts"] if is_packed(out) else [])
     parts = []
     for number, start in enumerate(range(0, len(content), PART_BYTES)):
         part = folder / f"{digest[:12]}-{number}.part"
@@ -55,10 +65,15 @@ def pack(out: Path, needed: Sequence[Path], wanted: Sequence[Path]) -> list[Path
             temporary.replace(part)
         parts.append(part.name)
     save_json(folder / INDEX, {"parts": parts, "sha256": digest, "bytes": len(content)})
-    for old in (*folder.glob("*.part"), *folder.glob("*.tmp")):
-        if old.name not in parts:
-            old.unlink()
+    _forget_parts(folder, parts)
     return left
+
+
+def _forget_parts(folder: Path, but: Sequence[str]) -> None:
+    """Remove the parts that belong to no state: of the one before, or of one whose writing was killed."""
+    for old in (*folder.glob("*.part"), *folder.glob("*.tmp")):
+        if old.name not in but:
+            old.unlink()
 
 
 def is_packed(out: Path) -> bool:
@@ -76,8 +91,10 @@ def unpack(out: Path) -> None:
         raise RunError(f"the state in {out / FOLDER} differs from its checksum: copy its files again")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         # The settings come last: a restoration that was killed begins anew.
-        names = sorted(archive.namelist(), key=lambda name: name == "study.json")
-        for name in names:
+        for name in sorted(archive.namelist(), key=lambda name: name == "study.json"):
+            if name == "study.json":
+                for path in (out / "runs").glob("*/run.json"):
+                    _forget_tokens(path)
             target = (out / name).resolve()
             if not target.is_relative_to(out.resolve()):
                 raise RunError(f"the state in {out / FOLDER} names a file outside of it: {name}")
@@ -85,8 +102,6 @@ def unpack(out: Path) -> None:
             temporary = target.with_name(target.name + ".tmp")
             temporary.write_bytes(archive.read(name))
             temporary.replace(target)
-    for path in (out / "runs").glob("*/run.json"):
-        _forget_tokens(path)
 
 
 def _forget_tokens(path: Path) -> None:
@@ -99,6 +114,11 @@ def _forget_tokens(path: Path) -> None:
             save_json(path, record)
     except (ConfigError, KeyError):
         return  # the run itself says what is wrong
+
+
+def _size(files: Sequence[Path]) -> int:
+    """Bytes that the files take in the state, at most."""
+    return sum(file.stat().st_size + _SLACK // 64 for file in files)
 
 
 def _files(path: Path) -> list[Path]:

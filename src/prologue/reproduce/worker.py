@@ -48,7 +48,7 @@ class Worker:
             if not _finished(given, "prior"):  # a packed study took its result along, not its models
                 self.progress.say(f"{before.name} is trained again: {piece.name} starts from its models")
                 self._train(before, run_config(self.scale, before.variant, before.seed), given, None, None)
-                self._measure_again_if_changed(before)
+            self._measure_again_if_changed(before)
         folder = piece.run_folder(self.out)
         ledger = Ledger(folder / "measures.json", self.request.provenance)
         config = run_config(self.scale, piece.variant, piece.seed)
@@ -93,6 +93,8 @@ class Worker:
         request = TrainRequest(config, self.request.data, folder, tokenizer_from=given, device=self.request.device)
         one_stage = config.tokenizer_training.one_stage
         stages: list[StageName] = ["tokenizer"] if one_stage else ["tokenizer", "tokens", "prior"]
+        if _finished(folder, stages[-1]):  # also where its tokens did not go along
+            return RunFolder.load(folder)
         for stage in stages:
             known = _finished(folder, stage)
             if not known:
@@ -137,36 +139,39 @@ class Worker:
         return time.monotonic() - self._measuring_since < 30 * (self.request.minutes or 0.0)
 
     def _within(self, seconds: Sequence[float]) -> float:
-        """What something will take that took so long before; 0 for what takes longer than a whole call anyway."""
+        """What something will take that took so long before; 0 for what may not fit into the next call either."""
         expected, whole = max(seconds, default=0.0), 60 * (self.request.minutes or 0.0)
-        return expected if expected < 0.9 * whole else 0.0
+        return expected if expected < 0.5 * whole else 0.0
 
     def keep_state(self) -> None:
         """Write what is needed to go on elsewhere, where the scale asks for it."""
         if not self.scale.packed:
             return
-        needed, wanted = self._state_files(all_pieces(self.request.variants, self.request.seeds))
-        left = state.pack(self.out, needed, wanted)
-        for path in left:
-            self.progress.say(f"{path} does not fit into the packed state: elsewhere, its stage begins anew")
+        needed, shares = self._state_files(all_pieces(self.request.variants, self.request.seeds))
+        for path in state.pack(self.out, needed, shares):
+            self.progress.say(f"{path} does not fit into the packed state: elsewhere it is made anew")
 
-    def _state_files(self, pieces: Sequence[Piece]) -> tuple[list[Path], list[Path]]:
-        """Settings, results and finished models that are still needed; and checkpoints."""
+    def _state_files(self, pieces: Sequence[Piece]) -> tuple[list[Path], list[state.Share]]:
+        """Settings and results; and the runs of pieces that have none, the piece under way first."""
         needed = [self.out / STUDY, *sorted((self.out / "results").glob("*.json"))]
-        wanted = []
         todo = [piece for piece in pieces if not piece.result_file(self.out).is_file()]
-        folders = [folder for piece in todo for folder in (piece.run_folder(self.out), piece.plain_folder(self.out))]
-        begun = [piece.starts_from.run_folder(self.out) for piece in todo if piece.starts_from is not None]
-        later: list[Path] = []
-        for folder in dict.fromkeys([*folders, *begun]):
-            if not (folder / "run.json").is_file():
-                continue
-            names = ("run.json", "pipeline.json", "metrics.jsonl", "measures.json", "tokenizer", "prior")
-            files = [folder / name for name in names if (folder / name).exists()]
-            # What a later piece starts from can be trained again.
-            (later if folder in begun[1:] else needed).extend(files)
-            wanted += sorted((folder / "checkpoints").glob("*/step-*"))
-        return needed, [*wanted, *later, *sorted((self.out / PICTURES).glob("*.png"))]
+        folders = []
+        for piece in todo:
+            before = [] if piece.starts_from is None else [piece.starts_from.run_folder(self.out)]
+            folders += [*before, piece.run_folder(self.out), piece.plain_folder(self.out)]
+        results = {file.stem for file in needed}
+        # Of pieces that this call was not asked for, too.
+        runs = (self.out / "runs").glob("*")
+        folders += sorted(run for run in runs if run.name.removesuffix("-plain") not in results)
+        shares = [_share(folder) for folder in dict.fromkeys(folders) if (folder / "run.json").is_file()]
+        return needed, [*shares, *(state.Share([file]) for file in sorted((self.out / PICTURES).glob("*.png")))]
+
+
+def _share(folder: Path) -> state.Share:
+    """A run's finished models; and its checkpoints, which are of no use without its settings."""
+    names = ("run.json", "pipeline.json", "metrics.jsonl", "measures.json", "tokenizer", "prior")
+    files = [folder / name for name in names if (folder / name).exists()]
+    return state.Share(files, sorted((folder / "checkpoints").glob("*/step-*")))
 
 
 def _finished(folder: Path, stage: str) -> bool:
