@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ from prologue.processes import end_with_parent
 from prologue.reproduce.scales import FEW_IMAGES_DROPOUT, SCALES, run_config
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
+from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
 
@@ -218,6 +220,14 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
     return record | {"made_with": made_with(name, seed), "provenance": facts}
 
 
+def one_of_many(name: str, seed: int, out: Path) -> dict[str, Any]:
+    """`one` in a process of a pool, which ends on a signal: it would wait for more work, of nobody."""
+    try:
+        return one(name, seed, out)
+    except Stopped:
+        os._exit(1)
+
+
 def made_with(name: str, seed: int) -> str:
     """A hash of everything that a result depends on: results of other settings are made again."""
     settings = [to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, UNGUIDED.to_dict(), GUIDED.to_dict()]
@@ -318,7 +328,7 @@ def main() -> None:
         while todo or running:
             while todo and len(running) < options.jobs and time.monotonic() < until:
                 name, seed = todo.pop(0)
-                running[pool.submit(one, name, seed, options.out)] = (name, seed)
+                running[pool.submit(one_of_many, name, seed, options.out)] = (name, seed)
             if not running:
                 break
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
