@@ -99,6 +99,7 @@ def digits(changes: Changes) -> Changes:
 
 CHANGES: dict[str, Changes] = {
     "base": {},
+    "again": {},
     "ce-3": ce(3.0, 3.0),
     "ce-0.3": ce(0.3, 0.3),
     "ce-0.03": ce(0.03, 0.03),
@@ -112,10 +113,7 @@ CHANGES: dict[str, Changes] = {
     "visual-dropout-0.8": stage1(visual_dropout=0.8),
     "visual-dropout-late": stage1(visual_dropout_start=at(0.2)[0], visual_dropout_ramp=at(0.2)[0]),
     "tau-0.03": {"tokenizer": {"prologue_temperature": 0.03}},
-    "tau-0.3": {"tokenizer": {"prologue_temperature": 0.3}},
-    "kp-16": {"tokenizer": {"prologue_codebook_size": 16}},
     "kp-256": {"tokenizer": {"prologue_codebook_size": 256}},
-    "p-4": {"tokenizer": {"prologue_tokens": 4}},
     "p-16": {"tokenizer": {"prologue_tokens": 16}},
     "embeddings-0.5": embeddings(0.5),
     "beta1-0": stage1(autoencoder={"betas": [0.0, 0.99]}),
@@ -124,20 +122,14 @@ CHANGES: dict[str, Changes] = {
     "prior-dropout-0": {"prior": {"dropout": 0.0}},
     "few": few(0.1),
     "few-prior-dropout-0": few(0.0),
-    "few-prior-dropout-0.3": few(0.3),
     "few-keep-best": few(0.1, keep_best_every=KEEP_BEST),
-    "few-keep-best-prior-dropout-0": few(0.0, keep_best_every=KEEP_BEST),
     "2d": {},
-    "2d-beta1-0": stage1(autoencoder={"betas": [0.0, 0.99]}),
-    "2d-adversarial": stage1(gan=0.1),
-    "2d-perceptual": stage1(perceptual="lite0", perceptual_weight=0.1),
     "2d-prior-dropout-0": {"prior": {"dropout": 0.0}},
     "digits": digits({}),
-    "digits-ce-prologue-0.03": digits(ce(0.03, 0.1, shared_prior_pass=False)),
     "digits-ce-prologue-0": digits(ce(0.0, 0.1, shared_prior_pass=False)),
 }
-"""Each against `base`, those of other images against the first of theirs. `2d` is the same without a prologue, and the
-rows after it are some of what concerns it too."""
+"""Each against `base`, which `again` repeats; those of other images against the first of theirs; and
+`2d-prior-dropout-0` against `2d`, which is the same without a prologue."""
 OTHER_IMAGES = ("few", "digits")
 """Distances of these rows are to other images than those of `base`."""
 
@@ -159,7 +151,7 @@ def tokenizer_hash(name: str, seed: int) -> str:
     """Of all that a tokenizer depends on."""
     config = changed(name, seed)
     settings = [to_dict(config.data), to_dict(config.tokenizer), to_dict(config.tokenizer_training), seed]
-    return _hash(settings, source(name))
+    return _hash(settings, name)
 
 
 def trained_tokenizer(out: Path, name: str, seed: int, data: Data) -> Path:
@@ -216,6 +208,7 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
         figures["layout_ratio"] = layout["coarse_ratio"]
     seconds = {"training": round(trained - begin, 1), "measuring": round(time.perf_counter() - trained, 1)}
     record = {"change": name, "seed": seed, "changes": CHANGES[name], "figures": figures, "seconds": seconds}
+    record["precision"] = run.config.precision
     facts = provenance(()) | {"command": f"python benchmarks/ablation.py --seeds {seed + 1} {name}"}
     return record | {"made_with": made_with(name, seed), "provenance": facts}
 
@@ -231,12 +224,13 @@ def one_of_many(name: str, seed: int, out: Path) -> dict[str, Any]:
 def made_with(name: str, seed: int) -> str:
     """A hash of everything that a result depends on: results of other settings are made again."""
     settings = [to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, UNGUIDED.to_dict(), GUIDED.to_dict()]
-    return _hash(settings, source(name))
+    return _hash(settings, name)
 
 
-def _hash(settings: list[Any], images: str) -> str:
-    """Of settings and, where they are not `shapes`, what the images are."""
-    told = settings if images == "shapes" else [*settings, images]
+def _hash(settings: list[Any], name: str) -> str:
+    """Of settings and what they do not tell: images that are not `shapes`, and that `base` is made again."""
+    others = ["digits"] if source(name) == "digits" else ["again"] if name == "again" else []
+    told = [*settings, *others]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

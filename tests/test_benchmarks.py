@@ -42,7 +42,11 @@ def ablation() -> ModuleType:
 def test_every_change_is_one(ablation: ModuleType) -> None:
     configs = {name: ablation.changed(name, 1) for name in ablation.CHANGES}
     assert all(isinstance(config, RunConfig) and config.seed == 1 for config in configs.values())
+    # All but one: `again` is `base` once more, which shares nothing with it.
+    assert configs.pop("again") == configs["base"]
     assert len({repr(config) for config in configs.values()}) == len(configs)
+    hashes = [(hash_of("base", 1), hash_of("again", 1)) for hash_of in (ablation.made_with, ablation.tokenizer_hash)]
+    assert all(first != second for first, second in hashes)
     assert configs["2d"].tokenizer.prologue_tokens == 0
     images = {config.tokenizer_training.steps * config.tokenizer_training.batch for config in configs.values()}
     images |= {config.prior_training.steps * config.prior_training.batch for config in configs.values()}
