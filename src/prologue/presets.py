@@ -157,7 +157,7 @@ def _paper_training(
 _KMEANS_PARTS = (0.05, 0.16, 0.3)
 """Parts of stage 1 after which the prologue codebook is set to the encoder's own outputs. Once is too few: early they
 hardly depend on the image, and the prologue falls back to one code while the prior has not learnt to read it. Without,
-the prologue says half as much, and samples lie farther from the images (docs/study.md)."""
+the prologue says half as much, and guided samples lie farther from the images (docs/study.md)."""
 
 _SMALL_CE = 0.1
 """Weight of the cross-entropy, a thirtieth of the paper's: without perceptual and adversarial terms beside it, 3 costs
