@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All that docs/study.md shows: about ten hours on two CPU cores. Every part continues where it was; with an empty WORK
-# what is in benchmarks/results counts as done, but for icons (to make it anew, use a checkout without these files).
+# All that docs/study.md shows: about thirteen hours on two CPU cores. Every part continues where it was; with an empty
+# WORK what is in benchmarks/results counts as done, but for icons (to make it anew, use a checkout without these files).
 #
 #   bash benchmarks/study.sh WORK [shapes] [digits] [ablation] [icons]      all parts where none is named
 #
