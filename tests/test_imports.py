@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "allocator",
         "builtin",
         "config",
+        "files",
         "plain",
         "presets",
         "device",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from prologue.errors import ConfigError
+from prologue.files import write_whole
 
 T = TypeVar("T")
 
@@ -84,14 +84,8 @@ def _convert_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 
 def save_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part, also after a machine was lost."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(data, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write JSON, whole or not at all."""
+    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def load_json(path: Path) -> Any:

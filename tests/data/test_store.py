@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prologue.data import store as store_module
+from prologue import files
 from prologue.data.store import StoreLayout, TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, DataError, RunError
 from prologue.sequence import TokenIds
@@ -164,7 +164,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     fill(tmp_path, 4, 8)
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(RunError, match=r"shard-00002\.bin cannot be written \(No space left on device\): make room"):
         fill(tmp_path, 4)
     monkeypatch.undo()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from prologue.errors import CheckpointError, ConfigError, DataError, RunError
+from prologue.files import write_whole
 from prologue.plain import from_dict, load_json, save_json
 from prologue.sequence import TokenIds
 
@@ -174,14 +174,8 @@ class TokenStoreWriter:
     def _write(self, records: np.ndarray) -> None:
         file = f"shard-{len(self._index.shards):05d}.bin"
         content = records.tobytes()
-        temporary = self.folder / (file + ".tmp")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as out:
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(self.folder / file)
+            write_whole(self.folder / file, content)
         except OSError as error:
             raise self._no_room(file, error) from error
         shard = _Shard(file, len(records), hashlib.sha256(content).hexdigest())

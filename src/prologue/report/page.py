@@ -13,6 +13,7 @@ from typing import ClassVar
 from PIL import Image
 
 from prologue.errors import ConfigError
+from prologue.files import write_whole
 
 PICTURES = "pictures"
 
@@ -146,13 +147,9 @@ class Report:
         )
         environment.filters["uri"] = lambda name: data_uri(self.pictures[name])
         page = environment.get_template("report.html.j2").render(report=self, folder=PICTURES if beside else "")
-        folder = path.parent / PICTURES
-        (folder if beside else path.parent).mkdir(parents=True, exist_ok=True)
         for name, content in self.pictures.items() if beside else ():
-            (folder / f"{name}.png").write_bytes(content)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
+            write_whole(path.parent / PICTURES / f"{name}.png", content)
+        write_whole(path, page.encode())
 
     def _all_blocks(self) -> Iterator[Block]:
         waiting = [block for section in reversed(self.sections) for block in reversed(section.blocks)]

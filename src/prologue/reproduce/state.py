@@ -1,7 +1,7 @@
 """What is needed to continue a study elsewhere, in a few small files: `state/state.json` and its parts.
 
-Finished pieces are their results alone. Of the piece that was under way there are its finished models and, where they
-fit, its newest checkpoint; tokens are encoded again.
+Finished pieces are their results alone. Of the others, the one under way first, there are finished models and
+checkpoints, where they fit; tokens are encoded again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prologue.errors import ConfigError, RunError
+from prologue.files import write_whole
 from prologue.plain import load_json, save_json
 
 FOLDER = "state"
@@ -54,15 +55,12 @@ def pack(out: Path, needed: Sequence[Path], shares: Sequence[Share]) -> list[Pat
     content = _zipped(out, files)
     digest = hashlib.sha256(content).hexdigest()
     folder = out / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     _forget_parts(folder, load_json(folder / INDEX)["parts"] if is_packed(out) else [])
     parts = []
     for number, start in enumerate(range(0, len(content), PART_BYTES)):
         part = folder / f"{digest[:12]}-{number}.part"
         if not part.is_file():  # what the index names already is not touched again
-            temporary = part.with_suffix(".tmp")
-            temporary.write_bytes(content[start : start + PART_BYTES])
-            temporary.replace(part)
+            write_whole(part, content[start : start + PART_BYTES])
         parts.append(part.name)
     save_json(folder / INDEX, {"parts": parts, "sha256": digest, "bytes": len(content)})
     _forget_parts(folder, parts)
@@ -91,17 +89,20 @@ def unpack(out: Path) -> None:
         raise RunError(f"the state in {out / FOLDER} differs from its checksum: copy its files again")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         # The settings come last: a restoration that was killed begins anew.
-        for name in sorted(archive.namelist(), key=lambda name: name == "study.json"):
-            if name == "study.json":
-                for path in (out / "runs").glob("*/run.json"):
-                    _forget_tokens(path)
-            target = (out / name).resolve()
-            if not target.is_relative_to(out.resolve()):
-                raise RunError(f"the state in {out / FOLDER} names a file outside of it: {name}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(target.name + ".tmp")
-            temporary.write_bytes(archive.read(name))
-            temporary.replace(target)
+        settings = [name for name in archive.namelist() if name == "study.json"]
+        others = [name for name in archive.namelist() if name not in settings]
+        _restore(archive, others, out)
+        for path in (out / "runs").glob("*/run.json"):
+            _forget_tokens(path)
+        _restore(archive, settings, out)
+
+
+def _restore(archive: zipfile.ZipFile, names: Sequence[str], out: Path) -> None:
+    for name in names:
+        target = (out / name).resolve()
+        if not target.is_relative_to(out.resolve()):
+            raise RunError(f"the state in {out / FOLDER} names a file outside of it: {name}")
+        write_whole(target, archive.read(name))
 
 
 def _forget_tokens(path: Path) -> None:

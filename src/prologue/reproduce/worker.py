@@ -136,20 +136,25 @@ class Worker:
 
     def _has_had_less_than_half(self) -> bool:
         """Whether the measurement under way had less than half of this call; else it may never fit, and goes on."""
-        return time.monotonic() - self._measuring_since < 30 * (self.request.minutes or 0.0)
+        return time.monotonic() - self._measuring_since < self._half_a_call
 
     def _within(self, seconds: Sequence[float]) -> float:
         """What something will take that took so long before; 0 for what may not fit into the next call either."""
-        expected, whole = max(seconds, default=0.0), 60 * (self.request.minutes or 0.0)
-        return expected if expected < 0.5 * whole else 0.0
+        expected = max(seconds, default=0.0)
+        return expected if expected < self._half_a_call else 0.0
+
+    @property
+    def _half_a_call(self) -> float:
+        """Seconds. What takes longer is begun in what is left of a call: it gets no more of the next one."""
+        return 30 * (self.request.minutes or 0.0)
 
     def keep_state(self) -> None:
         """Write what is needed to go on elsewhere, where the scale asks for it."""
         if not self.scale.packed:
             return
         needed, shares = self._state_files(all_pieces(self.request.variants, self.request.seeds))
-        for path in state.pack(self.out, needed, shares):
-            self.progress.say(f"{path} does not fit into the packed state: elsewhere it is made anew")
+        for folder in dict.fromkeys(path.parent for path in state.pack(self.out, needed, shares)):
+            self.progress.say(f"{folder} does not fit into the packed state: elsewhere it is made anew")
 
     def _state_files(self, pieces: Sequence[Piece]) -> tuple[list[Path], list[state.Share]]:
         """Settings and results; and the runs of pieces that have none, the piece under way first."""

@@ -14,6 +14,7 @@ import torch
 from prologue._version import __version__
 from prologue.config import RunConfig
 from prologue.errors import CheckpointError, ConfigError, RunError
+from prologue.files import write_whole
 from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.training.checkpoint import Checkpoints
 
@@ -169,9 +170,7 @@ class RunFolder:
         if not self.metrics_file.exists():
             return
         kept = [r for r in self._records() if r.get("stage") != stage or r.get("step", 0) <= done]
-        temporary = self.metrics_file.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        temporary.replace(self.metrics_file)
+        write_whole(self.metrics_file, "".join(json.dumps(r) + "\n" for r in kept).encode())
 
     def _records(self) -> Iterator[dict[str, Any]]:
         if not self.metrics_file.exists():
