@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import signal
 import subprocess
@@ -516,6 +517,13 @@ def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a study"):
         reproduce(_request(tmp_path), Silent())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_state_without_its_folder_is_told_where_to_lie(tmp_path: Path) -> None:
+    (tmp_path / state.INDEX).write_text("{}")
+    with pytest.raises(RunError, match=rf"packed state: move them into {re.escape(str(tmp_path / 'state'))}$"):
+        reproduce(_request(tmp_path), Silent())
+    assert [path.name for path in tmp_path.iterdir()] == [state.INDEX]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 0, "seed": 0, "variant": "2d"}'])

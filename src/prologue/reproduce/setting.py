@@ -69,6 +69,8 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
 def require_study_folder(out: Path) -> None:
     """A `RunError` where `out` holds something else than a study, whole or packed."""
     if not _is_vacant(out) and not (out / STUDY).is_file() and not state.is_packed(out):
+        if (out / state.INDEX).is_file():
+            raise RunError(f"{out} holds the files of a packed state: move them into {out / state.FOLDER}")
         raise RunError(f"{out} exists and is not a study: choose another --out, or empty it")
 
 
