@@ -19,6 +19,7 @@ from prologue.commands._options import plain, write_measurement
 from prologue.commands.kinds.base import Prepared
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
+from prologue.files import whole
 from prologue.plain import load_json
 
 FOLDER = "evaluations"
@@ -75,12 +76,9 @@ def place(run: Path, kind: str, key: str) -> Path:
 
 def keep(path: Path, provenance: Mapping[str, Any], record: Record, pictures: Mapping[str, Image.Image]) -> Evaluation:
     """Write pictures, then figures: where the figures are, everything is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        file = path.with_name(f"{path.stem}-{name}.png")
-        temporary = file.with_suffix(".tmp")
-        picture.save(temporary, format="PNG")
-        temporary.replace(file)
+        with whole(path.with_name(f"{path.stem}-{name}.png")) as file:
+            picture.save(file, format="PNG")
     write_measurement(path, provenance, [record])
     return Evaluation.read(path)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from prologue._version import __version__
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.frechet import GaussianStatistics, Moments
+from prologue.files import whole
 from prologue.images import SampleArchive
 from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.processes import Processes
@@ -179,10 +180,8 @@ def write_reference(
     arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy()}
     card_path(path).unlink(missing_ok=True)  # it would describe another file until the new one is written
     if images is None:
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with whole(path) as file:
             np.savez(file, mu=arrays["mu"], sigma=arrays["sigma"])
-        temporary.replace(path)
     else:
         with SampleArchive(path, len(images), image_size) as archive:
             for index in range(len(images)):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from prologue.device import out_of_memory
 from prologue.errors import SamplingError
+from prologue.files import whole
 from prologue.images import class_grid, file_name, read_images
 from prologue.pipeline import Pipeline, SamplingOptions
 from prologue.processes import Processes
@@ -201,9 +202,8 @@ class Drawing:
                     self._assemble(plan, shard)
         shown = range(min(plan.count, _GRID_IMAGES))
         names = [self.class_name(index) or "" for index in shown]
-        temporary = self.output.folder / "grid.png.tmp"
-        class_grid(self._pictures(plan, len(shown)), names).save(temporary, format="PNG")
-        temporary.replace(self.output.folder / "grid.png")
+        with whole(self.output.folder / "grid.png") as file:
+            class_grid(self._pictures(plan, len(shown)), names).save(file, format="PNG")
         self.output.finish(state)
 
     def _pictures(self, plan: Plan, count: int) -> list[Image.Image]:
