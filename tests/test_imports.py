@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "device",
         "locks",
         "processes",
+        "cpu_threads",
         "weights",
         "nn",
     ),

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from prologue._version import __version__
+from prologue.cpu_threads import limit_spinning
 from prologue.errors import ConfigError, PrologueError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -87,6 +88,7 @@ def _dispatch(argv: list[str]) -> int:
         near = get_close_matches(first, COMMANDS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown {kind} {first!r}: {hint} (`prologue --help` lists them)")
+    limit_spinning()
     module = import_module(f"prologue.commands.{COMMANDS[first][0]}")
     code: int = module.run(rest)
     return code
