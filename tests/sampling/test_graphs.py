@@ -45,29 +45,23 @@ class Whole(Compiler):
 
 
 class Replayed(Whole):
-    """As recorded graphs are: results lie in the same memory at every call, and the next position spoils them."""
+    """As recorded graphs are: what they returned is spoilt when the next position begins."""
 
     def __init__(self) -> None:
         super().__init__(fixed=True)
-        self.memory: list[torch.Tensor] = []
+        self.returned: list[torch.Tensor] = []
 
     @torch.inference_mode()
     def begin(self) -> None:
-        for result in self.memory:
+        for result in self.returned:
             result.fill_(torch.nan if result.is_floating_point() else 0)
+        self.returned.clear()
 
     def whole(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        kept: list[torch.Tensor] = []
-
         def call(*args: Any) -> Any:
             out = function(*args)
-            results = out if isinstance(out, tuple) else (out,)
-            if not kept:
-                kept.extend(result.clone() for result in results)
-                self.memory.extend(kept)
-            for memory, result in zip(kept, results, strict=True):
-                memory.copy_(result)
-            return tuple(kept) if isinstance(out, tuple) else kept[0]
+            self.returned.extend(out if isinstance(out, tuple) else (out,))
+            return out
 
         return call
 
