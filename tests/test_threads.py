@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from prologue import Guidance, Pipeline, TokenIds
+from prologue.evaluation.features import ShapesExtractor
 from prologue.manifest import Manifest
 from prologue.sampling.compiling import Compiler
 from prologue.sampling.recipe import Recipe
+from prologue.tokenizer import to_model_range
 
 NAMES = ("ring", "star", "cross")
 SPLIT = Guidance.split(prologue=("constant", 0.7), visual=("cosine", 3.75, 0.2))
@@ -60,12 +63,12 @@ def jobs(pipe: Pipeline) -> list[Callable[[], object]]:
     return calls
 
 
-def in_threads(calls: list[Callable[[], object]]) -> list[object]:
+def in_threads(calls: Sequence[Callable[[], object]], by: Callable[[object], object] = plain) -> list[object]:
     start = threading.Barrier(THREADS)
 
     def run(first: int) -> dict[int, object]:
         start.wait()
-        return {number: plain(calls[number]()) for number in range(first, len(calls), THREADS)}
+        return {number: by(calls[number]()) for number in range(first, len(calls), THREADS)}
 
     with ThreadPoolExecutor(THREADS) as pool:
         found = [done.result() for done in [pool.submit(run, first) for first in range(THREADS)]]
@@ -78,6 +81,24 @@ def test_threads_get_what_one_alone_gets(tiny_models) -> None:
     assert len({str(each) for each in alone}) == len(calls) - 3  # three calls ask for what another asks for
     for _ in range(3):
         assert in_threads(calls) == alone
+
+
+def test_models_and_features_keep_nothing_between_calls(tiny_models) -> None:
+    tokenizer, prior = tiny_models()
+    extractor = ShapesExtractor()
+    stream = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, 3, 8, 12), dtype=torch.uint8, generator=stream)
+    scenes = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=stream)
+
+    @torch.no_grad()
+    def job(first: int) -> bytes:
+        tokens = tokenizer.encode(to_model_range(images[first : first + 2]))
+        logits = prior(prior.layout.pack(tokens), torch.tensor([0, 1]))
+        features = extractor(scenes[first : first + 2])
+        return b"".join(part.numpy().tobytes() for part in (tokenizer.decode(tokens.visual), logits, features))
+
+    calls = [functools.partial(job, first) for first in range(7)]
+    assert in_threads(calls, by=lambda value: value) == [call() for call in calls]
 
 
 def test_threads_may_share_compiled_graphs(tiny_models, monkeypatch: pytest.MonkeyPatch) -> None:
