@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Final, Literal, Self, TypedDict, Unpack
 
-import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from PIL import Image
@@ -22,6 +19,7 @@ from torch import Tensor
 
 from prologue.arguments import Images, check_options, folder_path, image_tensor, seeds_of, whole_number
 from prologue.builtin import locate
+from prologue.class_names import Classes, ClassLike, ClassNames
 from prologue.device import pick_device
 from prologue.errors import CheckpointError, ConfigError, SamplingError
 from prologue.images import to_pil
@@ -38,12 +36,6 @@ from prologue.sampling.recipe import Recipe, check_recipe
 from prologue.sequence import SequenceLayout, TokenIds
 from prologue.tokenizer import Tokenizer
 
-ClassLike = str | int | None
-"""A name, an id, or None for the null class."""
-Classes = ClassLike | Sequence[ClassLike] | Tensor
-"""One class, several, or an int64 tensor of ids."""
-
-_NAMES_SHOWN = 20
 _RECIPE = tuple(field.name for field in fields(Recipe))
 _OPTIONS = (*_RECIPE, "count", "seed", "batch")
 
@@ -138,6 +130,10 @@ class Pipeline:
         return self.manifest.class_names or tuple(str(index) for index in range(self.prior.num_classes))
 
     @property
+    def _classes(self) -> ClassNames:
+        return ClassNames(self.class_names)
+
+    @property
     def recipe(self) -> Recipe:
         """The stored recipe: what options come from that a call leaves out. Set it to have it saved."""
         return self.manifest.recipe or Recipe()
@@ -192,33 +188,11 @@ class Pipeline:
 
     def class_id(self, value: ClassLike) -> int:
         """The id of a name, an id or None. An unknown one is a `SamplingError` with the nearest name and the list."""
-        if value is None:
-            return self.prior.null_class
-        if isinstance(value, str):
-            if value in self.class_names:
-                return self.class_names.index(value)
-            near = get_close_matches(value, self.class_names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise SamplingError(f"unknown class {value!r}: {hint}{self._known_classes()}")
-        try:
-            index = -1 if isinstance(value, bool) else operator.index(value)
-        except TypeError:
-            index = -1
-        if not 0 <= index <= self.prior.num_classes:
-            raise SamplingError(f"unknown class {value!r}: {self._known_classes()}")
-        return index
-
-    def _known_classes(self) -> str:
-        names = self.class_names
-        if not names:
-            return "this model has no classes; leave the class out, or give None"
-        rest = f", … ({len(names)} in all)" if len(names) > _NAMES_SHOWN else ""
-        return f"classes are {', '.join(names[:_NAMES_SHOWN])}{rest}, their ids 0…{len(names) - 1}, or None"
+        return self._classes.id(value)
 
     def class_name(self, class_id: int) -> str:
         """The name of an id; `null` for the null class. An unknown id is a `SamplingError`."""
-        known = self.class_id(class_id)
-        return "null" if known == self.prior.null_class else self.class_names[known]
+        return self._classes.name(class_id)
 
     def deal(self, classes: Classes | Literal[InTurn.IN_TURN] = IN_TURN, count: int | None = None) -> list[int]:
         """The class id of each image that `generate` with these arguments makes."""
@@ -226,7 +200,7 @@ class Pipeline:
         if isinstance(classes, InTurn):
             ids, count = list(range(max(1, self.prior.num_classes))), count or 1
         else:
-            ids = self._class_ids(classes)
+            ids = self._classes.ids(classes)
         if not ids:
             raise SamplingError("the list of classes is empty: name at least one, or leave it out")
         return [ids[index % len(ids)] for index in range(len(ids) if count is None else count)]
@@ -287,7 +261,7 @@ class Pipeline:
         count = whole_number("count", count)
         tokens = source if isinstance(source, TokenIds) else self.encode(source, batch)
         layout.check(tokens)
-        ids = self._class_ids(classes)
+        ids = self._classes.ids(classes)
         if len(ids) not in (1, len(tokens)):
             raise SamplingError(f"{len(tokens)} images take one class, or one each, not {len(ids)}")
         each = ids * len(tokens) if len(ids) == 1 else ids
@@ -340,7 +314,7 @@ class Pipeline:
         `compiled` is what `compiles` said of all the chunks together; left out, each decides for itself.
         """
         check_options(options, _RECIPE)
-        ids, rows = self._class_ids(class_ids), whole_number("rows", rows)
+        ids, rows = self._classes.ids(class_ids), whole_number("rows", rows)
         if not 0 < len(ids) <= rows:
             raise SamplingError(f"a chunk of {rows} rows takes 1…{rows} images, not {len(ids)}")
         tokens = self._draw(self._ids(ids), seeds_of(list(seeds), len(ids)), None, rows, True, options, compiled)
@@ -391,13 +365,6 @@ class Pipeline:
         if rows not in decoders:
             decoders[rows] = compiler.compile(Pixels(self.tokenizer), f"decoder of {rows} images")
         return decoders[rows]
-
-    def _class_ids(self, classes: Classes) -> list[int]:
-        if isinstance(classes, Tensor | np.ndarray):
-            classes = classes.reshape(-1).tolist()
-        if classes is None or isinstance(classes, str) or not isinstance(classes, Sequence):
-            return [self.class_id(classes)]
-        return [self.class_id(value) for value in classes]
 
     def _draw(
         self,
