@@ -17,7 +17,7 @@ from prologue.nn.layers import Dropout
 from prologue.prior import Prior
 from prologue.rng import torch_stream
 from prologue.sequence import TokenIds
-from prologue.tokenizer import Tokenizer
+from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
 from prologue.training.losses import cross_entropy_terms
 from prologue.weights import read_tensors, write_tensors
 
@@ -301,6 +301,16 @@ def test_what_a_tokenizer_cannot_take_is_named(tiny_models) -> None:
     for wrong in (-1, size):
         with pytest.raises(SamplingError, match=f"visual id {wrong} lies outside its codebook 0…{size - 1}"):
             tokenizer.decode(torch.full((1, count), wrong))
+
+
+def test_images_are_converted_from_one_form_alone() -> None:
+    assert torch.equal(to_uint8(to_model_range(torch.arange(256, dtype=torch.uint8))), torch.arange(256))
+    for images in (torch.zeros(2), torch.zeros(2, dtype=torch.int64)):
+        with pytest.raises(DataError, match=f"uint8 images of 0…255, not {images.dtype}"):
+            to_model_range(images)
+    for images in (torch.zeros(2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)):
+        with pytest.raises(DataError, match=f"floating-point images in .*, not {images.dtype}"):
+            to_uint8(images)
 
 
 def test_what_a_prior_cannot_take_is_named(tiny_models) -> None:

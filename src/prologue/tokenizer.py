@@ -25,12 +25,16 @@ from prologue.weights import WEIGHTS, load_exactly, read_config, read_tensors, s
 
 
 def to_model_range(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """uint8 to model range: `u / 127.5 − 1` (METHOD §2)."""
+    """uint8 to model range: `u / 127.5 − 1` (METHOD §2). Another number format is a `DataError`."""
+    if images.dtype != torch.uint8:
+        raise DataError(f"to_model_range converts uint8 images of 0…255, not {images.dtype}")
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
-    """Model range to uint8: `clamp(127.5·x + 128, 0, 255)`, truncated (METHOD §2)."""
+    """Model range to uint8: `clamp(127.5·x + 128, 0, 255)`, truncated (METHOD §2). Integers are a `DataError`."""
+    if not images.is_floating_point():
+        raise DataError(f"to_uint8 converts floating-point images in [-1, 1], not {images.dtype}")
     return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
 
 
