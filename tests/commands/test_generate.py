@@ -265,4 +265,6 @@ def test_seeds_beyond_64_bits_are_refused_before_anything_is_written(
             r"2\*\*63 - 1, not 9223372036854775808",
             capsys,
         )
+    for command in ("demo", "reproduce"):
+        refused([command, "--out", str(tmp_path / "run"), "--seed", "-1"], "--seed must not be negative, is -1", capsys)
     assert not (tmp_path / "run").exists()

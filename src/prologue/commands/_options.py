@@ -31,6 +31,7 @@ __all__ = [
     "DeviceOption",
     "JsonOption",
     "SeedOption",
+    "check_run_seed",
     "fields_help",
     "parse",
     "plain",
@@ -75,6 +76,13 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, epilo
     if seed is not None:
         check_seeds(seed, count or 1)
     return options
+
+
+def check_run_seed(seed: int, count: int = 1) -> None:
+    """Raise `ConfigError` where a run or a study of so many seeds cannot begin with this one."""
+    if seed < 0:
+        raise ConfigError(f"--seed must not be negative, is {seed}")
+    check_seeds(seed, count)
 
 
 def _spell_booleans(kind: type, argv: Sequence[str]) -> list[str]:
