@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sequence", "tokenizer", "prior", "precision"),
     ("sampling", "data", "images", "manifest"),
     ("training", "evaluation", "interop"),
-    ("pipeline",),
+    ("pipeline", "arguments", "class_names"),
     ("report", "demo", "bench", "throughput"),
     ("reproduce",),
     ("commands", "cli", "__main__"),

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Literal
 
 from prologue.errors import ConfigError
+from prologue.rng import SEEDS
 
 Variant = Literal["2d", "1d", "prologue", "prologue-post"]
 Perceptual = Literal["none", "lpips", "convnext", "lite0"]
@@ -481,6 +482,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _positive(self, "checkpoint_every", "keep_checkpoints", "log_every")
         _not_negative(self, "sample_every", "seed")
+        _require(self.seed in SEEDS, f"seed must be at most 2**63 - 1, not {self.seed}")
         _require(
             self.precision in typing.get_args(Precision),
             f"precision must be one of {list(typing.get_args(Precision))}, not {self.precision!r}",

@@ -28,6 +28,10 @@ class SamplingError(PrologueError):
     """A sampling request that cannot be satisfied: guidance, filters, classes, given tokens."""
 
 
+class UnknownOptionError(SamplingError, TypeError):
+    """An option that a call does not have; a `TypeError` too, as of any Python function."""
+
+
 class EvaluationError(PrologueError):
     """A measurement that cannot be made on what was given."""
 

@@ -239,3 +239,32 @@ def test_an_archive_given_up_leaves_nothing(tmp_path: Path) -> None:
     with SampleArchive(tmp_path / "samples.npz", 2, (4, 8)) as archive:
         archive.add([Image.new("RGB", (8, 4))])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_beyond_64_bits_are_refused_before_anything_is_written(
+    run_folder: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, last = tmp_path / "out", 2**63 - 1
+    named = r"seeds are whole numbers from -2\*\*63 to 2\*\*63 - 1, not 9223372036854775806…9223372036854775808"
+    sampling = ["--seed", str(last - 1), "--device", "cpu", "--out", str(out)]
+    for argv in (
+        ["generate", run_folder, "--count", "3", *sampling],
+        ["generate", run_folder, "--classes", "0,1,7", *sampling],
+        ["resample", run_folder, str(picture), "--count", "3", *sampling],
+        ["evaluate", "generation", run_folder, "--data", "shapes", "--count", "3", "--seed", str(last - 1)],
+    ):
+        refused(argv, named, capsys)
+    refused(["resample", run_folder, *[str(picture)] * 3, "--count", "1", *sampling], named, capsys)
+    assert not out.exists()
+    for argv in (["generate", run_folder, "--count", "2"], ["resample", run_folder, str(picture), "--count", "2"]):
+        assert main([*argv, *sampling, "--overwrite"]) == 0
+        assert np.load(out / "samples.npz")["seeds"].tolist() == [last - 1, last]
+    for argv in (["train", "--preset", "shapes-smoke", "--data", "shapes"], ["reproduce"]):
+        refused(
+            [*argv, "--out", str(tmp_path / "run"), "--seed", str(2**63)],
+            r"2\*\*63 - 1, not 9223372036854775808",
+            capsys,
+        )
+    for command in ("demo", "reproduce"):
+        refused([command, "--out", str(tmp_path / "run"), "--seed", "-1"], "--seed must not be negative, is -1", capsys)
+    assert not (tmp_path / "run").exists()

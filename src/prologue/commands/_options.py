@@ -25,11 +25,13 @@ from prologue._version import __version__
 from prologue.commands._overrides import fields_help, resolve_run_config, split_overrides
 from prologue.errors import ConfigError
 from prologue.plain import save_json
+from prologue.rng import check_seeds
 
 __all__ = [
     "DeviceOption",
     "JsonOption",
     "SeedOption",
+    "check_run_seed",
     "fields_help",
     "parse",
     "plain",
@@ -43,7 +45,9 @@ DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     tyro.conf.arg(help="Where to compute; auto takes the first of cuda, mps, cpu that is there."),
 ]
-SeedOption = Annotated[int, tyro.conf.arg(help="Everything random descends from this number.")]
+SeedOption = Annotated[
+    int, tyro.conf.arg(help="Everything random descends from this number, which has at most 64 bits with its sign.")
+]
 JsonOption = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="Also write the figures, with their provenance, to this file.")
 ]
@@ -54,19 +58,31 @@ T = TypeVar("T")
 def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, epilog: str = "") -> T:
     """Build the options dataclass `kind` from argv; a mistake in argv is a `ConfigError` of one sentence.
 
-    `--help` prints the options, then `epilog`, and leaves with `SystemExit(0)`.
+    A `--seed` from which `--count` seeds leave the range of seeds is a `SamplingError`. `--help` prints the options,
+    then `epilog`, and leaves with `SystemExit(0)`.
     """
     arguments = _spell_booleans(kind, argv)
     refused = io.StringIO()
     try:
         with contextlib.redirect_stderr(refused):
-            return tyro.cli(kind, args=arguments, prog=prog, description=description)
+            options = tyro.cli(kind, args=arguments, prog=prog, description=description)
     except SystemExit as stop:
         if stop.code == 0:
             if epilog:
                 print(f"\n{epilog}")
             raise
         raise ConfigError(f"{_sentence(refused.getvalue())}; see `{prog} --help`") from None
+    seed, count = getattr(options, "seed", None), getattr(options, "count", None)
+    if seed is not None:
+        check_seeds(seed, count or 1)
+    return options
+
+
+def check_run_seed(seed: int, count: int = 1) -> None:
+    """Raise `ConfigError` where a run or a study of so many seeds cannot begin with this one."""
+    if seed < 0:
+        raise ConfigError(f"--seed must not be negative, is {seed}")
+    check_seeds(seed, count)
 
 
 def _spell_booleans(kind: type, argv: Sequence[str]) -> list[str]:

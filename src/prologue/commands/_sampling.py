@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import arg
 
+from prologue.class_names import ClassLike
 from prologue.commands._options import DeviceOption, JsonOption, SeedOption
 from prologue.errors import ConfigError, RunError
 from prologue.images import WRITTEN_NAME
-from prologue.pipeline import ClassLike, Pipeline, SamplingOptions
+from prologue.pipeline import Pipeline, SamplingOptions
 from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
 from prologue.sampling.recipe import Recipe
 

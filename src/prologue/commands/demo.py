@@ -9,7 +9,15 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance, write_measurement
+from prologue.commands._options import (
+    DeviceOption,
+    JsonOption,
+    SeedOption,
+    check_run_seed,
+    parse,
+    provenance,
+    write_measurement,
+)
 from prologue.errors import ConfigError
 
 DEFAULT_MINUTES = 10.0
@@ -37,6 +45,7 @@ def run(argv: list[str]) -> int:
     description = "Train a tokenizer and its prior on embedded scenes, draw images, measure them, and write a report."
     options = parse(DemoOptions, argv, "prologue demo", description)
     minutes = _minutes(options)
+    check_run_seed(options.seed)
     from prologue.allocator import keep_freed_memory
     from prologue.commands._stopping import stops
     from prologue.demo.story import DemoRequest, tell

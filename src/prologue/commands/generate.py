@@ -20,6 +20,7 @@ from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, notes_on_s
 from prologue.errors import ConfigError
 from prologue.pipeline import IN_TURN, Pipeline
 from prologue.processes import Processes
+from prologue.rng import check_seeds
 from prologue.throughput.drawing import Drawing, Job, Write
 from prologue.throughput.output import Output
 from prologue.throughput.plan import Plan
@@ -89,6 +90,7 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
     if count is None and options.classes is None:
         count = _DEFAULT_COUNT
     class_ids = pipeline.deal(IN_TURN if named is None else named, count)
+    check_seeds(options.seed, len(class_ids))
     # What is dealt in turn, repetitions included: `ring,ring,7` are other images than `ring,7`.
     dealt = list(dict.fromkeys(class_ids)) if named is None else pipeline.deal(named)[: len(class_ids)]
     write: Write = "both" if len(class_ids) <= options.shard_size else "npz"

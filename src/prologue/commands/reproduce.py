@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance
+from prologue.commands._options import DeviceOption, JsonOption, SeedOption, check_run_seed, parse, provenance
 from prologue.errors import ConfigError
 
 UNFINISHED = 3
@@ -105,8 +105,7 @@ def _seeds(options: ReproduceOptions) -> int | None:
         raise ConfigError(f"--seeds must be at least 1, not {options.seeds}")
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {options.jobs}")
-    if options.seed < 0:
-        raise ConfigError(f"--seed must not be negative, is {options.seed}")
+    check_run_seed(options.seed, options.seeds or 1)
     if options.minutes is not None and not 0 < options.minutes < float("inf"):
         raise ConfigError(f"--minutes must be positive, not {options.minutes:g}")
     return options.seeds

@@ -26,6 +26,7 @@ from prologue.commands._sampling import (
 from prologue.errors import ConfigError, SamplingError
 from prologue.images import SampleArchive, file_name, fit, labelled_grid, open_image, to_pil
 from prologue.pipeline import Pipeline
+from prologue.rng import check_seeds
 from prologue.sequence import TokenIds
 
 _GRID_ROWS = 16
@@ -53,6 +54,7 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--count must be at least 1, not {options.count}")
     if not options.images:
         raise ConfigError("no image was given: `prologue resample RUN IMAGE… --out DIR`")
+    check_seeds(options.seed, options.count * len(options.images))
     pipeline = options.open(options.run)
     pipeline.check_resamples()
     originals = _read(options.images, pipeline)

@@ -73,8 +73,7 @@ class Drawing:
         first: Chunk | None = None
         if state is None:
             if self.processes.main:
-                batch, first = self._try()
-                compiled = self.pipeline.prepare(len(self.job.class_ids), batch)
+                batch, compiled, first = self._try()
                 found = {"batch": batch, "compiled": compiled, "threads": torch.get_num_threads()}
                 self.output.start({"request": dict(self.job.request), **found})
             self.processes.wait()
@@ -82,7 +81,7 @@ class Drawing:
             assert state is not None
         plan = Plan(len(self.job.class_ids), state["batch"], self.job.shard_size)
         with self._as_begun(state):
-            self._draw(plan, first, begin)
+            self._draw(plan, state["compiled"], first, begin)
         self.processes.wait()
         if self.processes.main:
             self._finish(plan, state)
@@ -91,27 +90,25 @@ class Drawing:
 
     @contextmanager
     def _as_begun(self, state: Mapping[str, Any]) -> Iterator[None]:
-        """Compute as whoever began did: products round otherwise compiled, and on a CPU with other threads."""
-        compiles, threads = self.pipeline.compile, torch.get_num_threads()
-        self.pipeline.compile = state["compiled"]
+        """Compute with as many threads as whoever began: on a CPU products round otherwise with others."""
+        threads = torch.get_num_threads()
         torch.set_num_threads(state["threads"] if self.pipeline.device.type == "cpu" else threads)
         try:
             yield
         finally:
-            self.pipeline.compile = compiles
             torch.set_num_threads(threads)
 
-    def _try(self) -> tuple[int, Chunk]:
-        """The largest batch that fits, halving the one asked for, and its first chunk.
+    def _try(self) -> tuple[int, bool, Chunk]:
+        """The largest batch that fits, halving the one asked for, whether it is compiled, and its first chunk.
 
         No larger than the count: a chunk is filled up to the batch, and what fills it is computed for nothing.
         """
         batch = min(self.job.batch, len(self.job.class_ids))
         while True:
             plan = Plan(len(self.job.class_ids), batch, self.job.shard_size)
-            self.pipeline.prepare(plan.count, batch)
+            compiled = self.pipeline.compiles(plan.count, batch)
             try:
-                return batch, self._chunk(plan, 0)
+                return batch, compiled, self._chunk(plan, 0, compiled)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -125,7 +122,7 @@ class Drawing:
             self.say(f"a batch of {batch} does not fit into memory, going on with {smaller} ({_first_line(reason)})")
             batch = smaller
 
-    def _draw(self, plan: Plan, first: Chunk | None, begin: float) -> None:
+    def _draw(self, plan: Plan, compiled: bool, first: Chunk | None, begin: float) -> None:
         """This process's share of the chunks, less those that are done."""
         drawn, before = 0, self.output.done(plan)
         pending: list[Future[None]] = []
@@ -133,7 +130,7 @@ class Drawing:
             for number in plan.share(self.processes.rank, self.processes.world):
                 if self.output.has(plan, number):
                     continue
-                chunk = first if number == 0 and first is not None else self._guarded(plan, number)
+                chunk = first if number == 0 and first is not None else self._guarded(plan, number, compiled)
                 pending.append(writer.submit(self._write, plan, number, chunk))
                 while len(pending) > _QUEUED or (pending and pending[0].done()):
                     pending.pop(0).result()
@@ -146,9 +143,9 @@ class Drawing:
             for future in pending:
                 future.result()
 
-    def _guarded(self, plan: Plan, number: int) -> Chunk:
+    def _guarded(self, plan: Plan, number: int, compiled: bool) -> Chunk:
         try:
-            return self._chunk(plan, number)
+            return self._chunk(plan, number, compiled)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -157,11 +154,11 @@ class Drawing:
                 f"free memory and run the same again, or start anew with a --batch below {plan.batch}"
             ) from error
 
-    def _chunk(self, plan: Plan, number: int) -> Chunk:
+    def _chunk(self, plan: Plan, number: int, compiled: bool) -> Chunk:
         images = plan.images(number)
         seeds = [self.job.seed + index for index in images]
         class_ids = [self.job.class_ids[index] for index in images]
-        tokens, pixels = self.pipeline.chunk(class_ids, seeds, plan.batch, **self.job.options)
+        tokens, pixels = self.pipeline.chunk(class_ids, seeds, plan.batch, compiled=compiled, **self.job.options)
         tokens = tokens.to("cpu")
         return {
             "images": pixels.permute(0, 2, 3, 1).contiguous().numpy(),
