@@ -77,6 +77,10 @@ def test_images_that_changed_are_named(kit: SimpleNamespace, short: RunConfig, t
     info = RunInfo(run.path, SimpleNamespace(data=str(data)), run.config, run.record["facts"]["data_fingerprint"])  # type: ignore[arg-type]
     (note,) = [note for note in info.open_data(None, (24, 24)).notes if "not those of the training" in note]
     assert "2 image files differ: cat/new.png (added)" in note
+    other = fill(tmp_path / "other", "cat")
+    (other / "cat" / "0.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"--data\.skip-damaged .* \(Those flags belong to `prologue train`"):
+        info.open_data(str(other), (24, 24))
     (run.path / "data-files.jsonl.gz").unlink()
     with pytest.raises(RunError, match=r"data_fingerprint: images were added, removed or changed"):
         kit.run_training(tmp_path / "run", short, data=str(data), stage="tokens")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from prologue.data.names import natural_key, readable
+from prologue.data.names import counted, natural_key, readable
 from prologue.data.source import FileRecord
 from prologue.files import write_whole
 
@@ -38,7 +38,7 @@ def changed_files(run: Path, files: Sequence[FileRecord]) -> str | None:
     if not changes:
         return None
     more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
-    count = "1 image file differs" if len(changes) == 1 else f"{len(changes)} image files differ"
+    count = counted(len(changes), "image file differs", "image files differ")
     return f"{count}: {', '.join(changes[:_SHOWN])}{more}"
 
 

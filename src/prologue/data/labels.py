@@ -98,6 +98,8 @@ def _read(
             if posixpath.basename(table).lower() != LABELS_FILE:
                 return None
             raise DataError(f"{shown} lacks the column '{column}': its first line must be 'file,label', not {header}")
+        if header.count(column) > 1:
+            raise DataError(f"{shown} has the column '{column}' twice: remove one")
     places = [header.index(column) for column in (file_column, _LABEL_COLUMN)]
     spellings = _Spellings(images)
     labelled: dict[str, str] = {}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prologue.data.labels import LABELS_FILE, Table, find_table
-from prologue.data.names import natural_key, parents, readable, same_letters, some, valid_text
+from prologue.data.names import counted, natural_key, parents, readable, same_letters, some, valid_text
 from prologue.data.rules import FileRule
 from prologue.data.storage import Storage
 from prologue.errors import DataError
@@ -151,7 +151,7 @@ def _take_splits(
     everything = [name for _, images in splits.values() for name in images]
     if "test" in splits:
         folder, images = splits.pop("test")
-        listing.left_out.append(f"{len(images)} test images in {folder}/")
+        listing.left_out.append(f"{counted(len(images), 'test image')} in {folder}/")
         if not splits:
             raise DataError(
                 f"{readable(where)} holds only test images ({folder}/): put training images into train/, "
@@ -241,7 +241,7 @@ def _tell_empty(storage: Storage, folder: str, classes: set[str], listing: Listi
     written = {output.removeprefix(folder).partition("/")[0] for output in listing.outputs if output.startswith(folder)}
     empty = {name for name in beside if "/" not in name} - classes - written
     if empty:
-        listing.left_out.append(f"{len(empty)} folders without an image ({some(map(readable, empty))})")
+        listing.left_out.append(f"{counted(len(empty), 'folder')} without an image ({some(map(readable, empty))})")
 
 
 def _class_name(label: str, rule: FileRule) -> str:

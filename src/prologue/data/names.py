@@ -54,3 +54,8 @@ def parents(name: str) -> Iterator[str]:
     while "/" in name:
         name = name.rpartition("/")[0]
         yield name
+
+
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from prologue.config import DataConfig
-from prologue.data.names import readable
+from prologue.data.names import counted, readable
 
 
 class ImageSet(Protocol):
@@ -78,7 +78,7 @@ class Data:
         """The line with which a command that opens `where` begins: images, classes, what is held and left out."""
         held, total = len(self.validation), len(self.train) + len(self.validation)
         left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return f"{readable(where)}: {total:,} images {self._classes()}, {held:,} held out{left_out}"
+        return f"{readable(where)}: {counted(total, 'image')} {self._classes()}, {held:,} held out{left_out}"
 
     def _classes(self) -> str:
         if not self.class_names:
@@ -86,6 +86,8 @@ class Data:
         labels = np.concatenate([self.train.labels, self.validation.labels])
         counts = np.bincount(labels, minlength=self.num_classes)
         few, many = int(counts.argmin()), int(counts.argmax())
+        if self.num_classes == 1:
+            return f"in 1 class ({self.class_names[0]})"
         if counts[few] == counts[many]:
             return f"in {self.num_classes} classes of {counts[few]:,} each"
         smallest, largest = (f"{self.class_names[each]} with {counts[each]:,}" for each in (few, many))

@@ -191,6 +191,10 @@ class RunInfo:
         try:
             data = open_data(source, config, image_size)
         except DataError as error:
+            if where is not None and "--data." in str(error):
+                raise DataError(
+                    f"{error}. (Those flags belong to `prologue train`: a run is measured with its own options)"
+                ) from error
             if where is not None:
                 raise
             raise DataError(f"{error}. These are the run's own images; give other ones with --data WHERE") from error
