@@ -17,6 +17,11 @@ Variant = Literal["2d", "1d", "prologue", "prologue-post"]
 Perceptual = Literal["none", "lpips", "convnext", "lite0"]
 Precision = Literal["auto", "fp32", "bf16"]
 
+FILE_RULE = 2
+"""The newest of the rules that say which files of a folder or zip are images, and how they are labelled and split."""
+MAX_PIXELS = 179_000_000
+"""Larger pictures are refused unless `data.max_pixels` allows them: a small file may expand to fill the memory."""
+
 _VARIANTS = typing.get_args(Variant)
 
 
@@ -262,6 +267,12 @@ class DataConfig:
     """Part of each class of a folder or zip that is held out."""
     skip_damaged: bool = False
     """Skip (and list) files that cannot be decoded instead of stopping."""
+    max_pixels: int = MAX_PIXELS
+    """Largest number of pixels of an image file. Raise it for larger scans: decoding takes about 8 bytes per pixel."""
+    file_rule: int | None = None
+    """Which files of a folder or zip are images, and how they are labelled and split. 2 is the current rule; 1 is that
+    of the first versions (PNG, JPEG and WebP, no splits, only labels.csv). none: the rule that the run was begun with,
+    2 for a new run."""
     shapes_images: int = 20000
     """Training scenes of the embedded `shapes`."""
     shapes_validation: int = 2000
@@ -283,7 +294,11 @@ class DataConfig:
             0 <= self.validation_fraction < 1,
             f"data.validation_fraction must lie in [0, 1), not {self.validation_fraction}",
         )
-        _positive(self, "shapes_images", "shapes_validation")
+        _positive(self, "shapes_images", "shapes_validation", "max_pixels")
+        _require(
+            self.file_rule in (None, *range(1, FILE_RULE + 1)),
+            f"data.file_rule must be none or 1 to {FILE_RULE}, not {self.file_rule}",
+        )
         _not_negative(self, "cache_mb")
 
 

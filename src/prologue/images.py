@@ -14,11 +14,13 @@ from typing import Self
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
+from prologue.config import MAX_PIXELS
 from prologue.data.crops import center_crop, pixels
-from prologue.data.decode import to_rgb
+from prologue.data.decode import to_rgb, upright_rgb
+from prologue.data.pillow import OpenPicture
 from prologue.errors import DataError
 
 _WHITE = (255, 255, 255)
@@ -34,17 +36,25 @@ def open_image(path: Path, background: tuple[int, int, int] = _WHITE) -> Image.I
     if not path.is_file():
         raise DataError(f"{path} is not a file: give the path of an image")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return upright(image, background)
+        return _decoded(path, background)
     except Exception as error:  # damaged files make the decoders raise nearly everything
         reason = str(error).split("<_io")[0].strip() or type(error).__name__
         raise DataError(f"{path} cannot be read as an image ({reason}): give a whole PNG, JPEG or WebP file") from error
 
 
+def _decoded(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    try:
+        picture = OpenPicture(path.read_bytes(), MAX_PIXELS)
+    except UnidentifiedImageError:  # Pillow reads more formats than data sets may have
+        with Image.open(path) as image:
+            return upright(image, background)
+    with picture.image:
+        return picture.upright(to_rgb(picture.load(), background))
+
+
 def upright(image: Image.Image, background: tuple[int, int, int] = _WHITE) -> Image.Image:
     """Turned as its EXIF data say, transparency composited on the background colour, RGB."""
-    return to_rgb(ImageOps.exif_transpose(image), background)
+    return upright_rgb(image, background)
 
 
 def fit(image: Image.Image, size: tuple[int, int], background: tuple[int, int, int] = _WHITE) -> UInt8[Tensor, "3 H W"]:

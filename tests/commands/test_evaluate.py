@@ -68,7 +68,8 @@ def refused(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["evaluate", *argv]) == 2
     message = capsys.readouterr().err
     assert re.search(named, message), message
-    assert message.count("\n") == 1
+    assert message.splitlines()[-1].startswith("error: ")
+    assert message.count("error: ") == 1
 
 
 def measure(argv: list[str], tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -337,6 +338,18 @@ def test_images_that_the_run_was_not_trained_on_are_measured_whole(
         assert "N = 59 given images" in capsys.readouterr().out
     measure(["generation", str(run), "--data", str(others), "--features", means, "--count", "8"], tmp_path)
     assert "against 8 given images" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_lite0")
+def test_the_first_line_says_which_images_are_opened(
+    saved: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "cat" / "note.heic").write_bytes(b"x")
+    argv = ["evaluate", "reconstruction", str(saved / "photos"), "--count", "4", "--device", "cpu"]
+    assert main(argv) == 0
+    (photos / "cat" / "note.heic").unlink()
+    line = rf"{photos}: 60 images in 2 classes of 30 each, \d+ held out; left out: 1 \.heic\n"
+    assert re.match(line, capsys.readouterr().err)
 
 
 def test_samples_are_measured_against_a_reference_alone(

@@ -53,7 +53,8 @@ def refused(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["evaluate", *argv]) == 2
     message = capsys.readouterr().err
     assert re.search(named, message), message
-    assert message.count("\n") == 1
+    assert message.splitlines()[-1].startswith("error: ")
+    assert message.count("error: ") == 1
 
 
 def test_a_reference_is_written_found_again_and_measured_against(

@@ -141,7 +141,8 @@ def test_mistakes_are_named(options: list[str], named: str, run: Path, capsys: p
     assert swept(run, *options) == 2
     message = capsys.readouterr().err
     assert named in message
-    assert message.count("\n") == 1
+    assert message.splitlines()[-1].startswith("error: ")
+    assert message.count("error: ") == 1
     assert not (run / "evaluations").exists()
 
 

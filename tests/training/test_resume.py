@@ -244,7 +244,8 @@ def test_finished_stages_are_skipped(kit: SimpleNamespace, uninterrupted: Path, 
     before = everything(out)
     heard = kit.Heard()
     kit.run_training(out, kit.tiny_config(), heard)
-    assert heard.said == [f"{stage}: finished already" for stage in ("tokenizer", "tokens", "prior")]
+    assert heard.said[0].startswith("shapes: 16 images in 8 classes ")
+    assert heard.said[1:] == [f"{stage}: finished already" for stage in ("tokenizer", "tokens", "prior")]
     assert everything(out) == before
 
 

@@ -114,13 +114,24 @@ class Reference:
         count, *size = self.images_shape
         each = size[0] * size[1] * 3
         with _member(self.path, "arr_0") as file:
-            _read_header(file)
+            _, fortran, _ = _read_header(file)
+            if fortran:  # the pixels of an image lie all over the file
+                yield from self._batches_of(_whole_images(self.path), batch, processes)
+                return
             begin = file.tell()
             for start in processes.share(range(0, count, batch)):
                 file.seek(begin + start * each)
                 rows = min(batch, count - start)
                 pixels = np.frombuffer(file.read(rows * each), dtype=np.uint8).reshape(rows, *size, 3)
                 yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
+
+    @staticmethod
+    def _batches_of(
+        images: UInt8[np.ndarray, "n h w 3"], batch: int, processes: Processes
+    ) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
+        for start in processes.share(range(0, len(images), batch)):
+            pixels = np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2))
+            yield torch.from_numpy(pixels)
 
     def facts(self) -> dict[str, Any]:
         """What the provenance of a figure against it states."""
@@ -247,10 +258,33 @@ def _moments(mean: np.ndarray, covariance: np.ndarray, path: Path) -> Moments:
 
 def _images_shape(path: Path) -> tuple[int, int, int]:
     with _member(path, "arr_0") as file:
-        shape, fortran, dtype = _read_header(file)
-    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3:
-        raise EvaluationError(f"{path}: arr_0 must be uint8 of shape (N, H, W, 3), and it is {dtype} {shape}")
-    return shape[0], shape[1], shape[2]
+        shape, _, dtype = _read_header(file)
+    if dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and 0 not in shape:
+        return shape[0], shape[1], shape[2]
+    raise EvaluationError(
+        f"{path}: arr_0 must be uint8 images of shape (N, H, W, 3), and {_image_fault(shape, dtype)}: write it again"
+    )
+
+
+def _image_fault(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """What is wrong with an array that should hold images."""
+    if dtype != np.uint8:
+        return f"its values are {dtype}, not whole numbers 0 to 255 (uint8)"
+    if len(shape) == 4 and shape[1] == 3:
+        return f"its shape {shape} has the channels before rows and columns"
+    if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
+        return f"its shape {shape} is that of grey images, or of a single one"
+    if len(shape) == 4 and shape[3] == 4:
+        return f"its shape {shape} has a channel of transparency"
+    if 0 in shape:
+        return f"its shape {shape} holds no pixels"
+    return f"its shape is {shape}"
+
+
+def _whole_images(path: Path) -> UInt8[np.ndarray, "n h w 3"]:
+    with np.load(path, allow_pickle=False) as archive:
+        images: UInt8[np.ndarray, "n h w 3"] = archive["arr_0"]
+    return images
 
 
 @contextmanager

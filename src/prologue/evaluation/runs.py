@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from prologue.config import DataConfig, RunConfig
+from prologue.data.inventory import changed_files
 from prologue.data.joined import JoinedSet
 from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
@@ -190,13 +191,18 @@ class RunInfo:
         try:
             data = open_data(source, config, image_size)
         except DataError as error:
+            if where is not None and "--data." in str(error):
+                raise DataError(
+                    f"{error}. (Those flags belong to `prologue train`: a run is measured with its own options)"
+                ) from error
             if where is not None:
                 raise
             raise DataError(f"{error}. These are the run's own images; give other ones with --data WHERE") from error
         same = self.fingerprint in (None, data.fingerprint)
         notes = list(data.notes)
         if where is None and not same:
-            notes.append(f"the images in {source} are not those of the training any more: files or labels have changed")
+            changed = changed_files(self.path, data.files) or "files or labels have changed"
+            notes.append(f"the images in {source} are not those of the training any more: {changed}")
         own = where is None or source == self.manifest.data or (self.fingerprint is not None and same)
         return RunImages(source, data, own, tuple(notes))
 

@@ -89,7 +89,8 @@ class Worker:
         stopwatch: Progress = self.progress
         if ledger is not None:
             stopwatch = Stopwatch(self.progress, partial(_keep_time, ledger))
-        config = dataclasses.replace(config, precision=self.bench.precision)
+        data = dataclasses.replace(config.data, file_rule=self.bench.data.file_rule)
+        config = dataclasses.replace(config, precision=self.bench.precision, data=data)
         request = TrainRequest(config, self.request.data, folder, tokenizer_from=given, device=self.request.device)
         one_stage = config.tokenizer_training.one_stage
         stages: list[StageName] = ["tokenizer"] if one_stage else ["tokenizer", "tokens", "prior"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.training.checkpoint import Checkpoints
 
 RUN_FORMAT = 1
-FREE_FIELDS = ("checkpoint_every", "keep_checkpoints", "log_every", "sample_every", "data.cache_mb", "data")
+FREE_FIELDS = (
+    *("checkpoint_every", "keep_checkpoints", "log_every", "sample_every"),
+    *("data.cache_mb", "data.max_pixels", "data"),
+)
 """Fields that change no result, and so may differ between the commands that continue a run.
 
 The last is the fact that says where the images are: they may have moved, and their fingerprint tells whether they are
@@ -45,8 +48,16 @@ class RunFolder:
         self.config = config
 
     @classmethod
-    def open(cls, path: Path, config: RunConfig, facts: Mapping[str, Any]) -> RunFolder:
+    def open(
+        cls,
+        path: Path,
+        config: RunConfig,
+        facts: Mapping[str, Any],
+        changed_data: Callable[[], str | None] = lambda: None,
+    ) -> RunFolder:
         """Create the run, or continue it. `facts` are JSON values that must not change either (data, tokenizer).
+
+        `changed_data` says which image files differ from those of the run, where that is known.
 
         Changed settings, a folder that is no run, or one of another format are a `RunError`; nothing is touched.
         """
@@ -67,7 +78,7 @@ class RunFolder:
         if changed and not run.record["stages"]:  # nothing was begun: there is nothing to lose
             return cls._create(path, config, plain_facts)
         if changed:
-            listed = "\n  ".join(f"{name}: {there!r} in the run, {now!r} now" for name, there, now in changed)
+            listed = "\n  ".join(_told(*each, changed_data) for each in changed)
             raise RunError(
                 f"{path} was begun with other settings:\n  {listed}\n"
                 "Repeat the settings it was begun with to continue it, or choose another --out"
@@ -103,9 +114,11 @@ class RunFolder:
                 "use the version that wrote it, or choose another folder"
             )
         try:
+            _add_first_rule(record["config"])
             config = from_dict(RunConfig, record["config"], "config")
         except (ConfigError, KeyError) as error:
             raise CheckpointError(f"{path / 'run.json'} does not fit this version: {error}") from error
+        record["config"] = to_dict(config)  # fields that its version did not have stand at their defaults
         return cls(path, record, config)
 
     def reload(self) -> None:
@@ -180,6 +193,20 @@ class RunFolder:
                 yield json.loads(line)
             except json.JSONDecodeError:  # the last line of a run that was killed while writing it
                 continue
+
+
+def _add_first_rule(config: Any) -> None:
+    """Runs that name no rule for the files of a data folder were begun before there was a second one."""
+    if isinstance(config, dict) and isinstance(config.get("data"), dict):
+        config["data"].setdefault("file_rule", 1)
+
+
+def _told(name: str, there: Any, now: Any, changed_data: Callable[[], str | None]) -> str:
+    """One changed setting, in words."""
+    if name != "data_fingerprint":
+        return f"{name}: {there!r} in the run, {now!r} now"
+    files = changed_data() or "images were added, removed or changed, or they are cropped or labelled in another way"
+    return f"{name}: {files} ({there} in the run, {now} now)"
 
 
 def differences(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

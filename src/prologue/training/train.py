@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import torch
 
-from prologue.config import Precision, RunConfig, TokenizerConfig
+from prologue.config import FILE_RULE, DataConfig, Precision, RunConfig, TokenizerConfig
+from prologue.data.inventory import changed_files, keep_inventory
 from prologue.data.opening import open_data
 from prologue.data.source import Data
 from prologue.data.store import TokenStore
 from prologue.device import pick_device, pick_precision
-from prologue.errors import ConfigError, RunError
+from prologue.errors import ConfigError, DataError, RunError
 from prologue.locks import alone_in
 from prologue.manifest import Manifest
 from prologue.tokenizer import Tokenizer
@@ -60,18 +61,25 @@ def train(
 
     Under `accelerate launch` or `torchrun` every process calls this; the main one writes.
     """
-    config = dataclasses.replace(request.config, precision=_precision(request))
+    config = dataclasses.replace(request.config, precision=_precision(request), data=_data_config(request))
     accelerator = make_accelerator(config.precision, request.device)
     given = _given_tokenizer(request, config)
     if given is not None:
         config = dataclasses.replace(config, tokenizer=adopted_config(config.tokenizer, given.config))
-    data = open_data(request.data, config.data, config.tokenizer.image_size) if data is None else data
+    if data is None:
+        data = open_data(request.data, config.data, config.tokenizer.image_size)
+        if accelerator.is_main_process:
+            progress.say(data.summary(request.data))
+    if not len(data.train):
+        raise DataError(f"{request.data} holds no training images: put them into a folder train/ beside the others")
     facts = {"data": request.data, "data_fingerprint": data.fingerprint, "class_names": list(data.class_names)}
     if request.tokenizer_from is not None:
         facts["tokenizer"] = file_hash(request.tokenizer_from / "tokenizer" / WEIGHTS)
     progress = progress if accelerator.is_main_process else Silent()
     with _main_first(accelerator):
-        run = RunFolder.open(request.out, config, facts | dict(request.facts))
+        run = RunFolder.open(
+            request.out, config, facts | dict(request.facts), lambda: changed_files(request.out, data.files)
+        )
     for note in (*data.notes, *schedule_notes(config)):
         progress.say(note)
     stop = StopRequest() if stop is None else stop
@@ -104,6 +112,8 @@ class _Trainer:
             if self.run.finished(name):
                 self.progress.say(f"{name}: finished already")
             else:
+                if self.context.main:
+                    keep_inventory(self.run.path, self.context.data.files)
                 stages[name]()
             # Only the main process writes run.json: the others read it once it says how the stage ended.
             self.context.accelerator.wait_for_everyone()
@@ -200,6 +210,14 @@ def _precision(request: TrainRequest) -> Precision:
     if request.config.precision == "auto" and (request.out / "run.json").is_file():
         return RunFolder.load(request.out).config.precision
     return pick_precision(request.config.precision, pick_device(request.device))
+
+
+def _data_config(request: TrainRequest) -> DataConfig:
+    """How the files of a data folder are read: as asked, else as the run began, else by the newest rule."""
+    rule = request.config.data.file_rule
+    if rule is None and (request.out / "run.json").is_file():
+        rule = RunFolder.load(request.out).config.data.file_rule
+    return dataclasses.replace(request.config.data, file_rule=FILE_RULE if rule is None else rule)
 
 
 _UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")

@@ -44,7 +44,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
     if not pipeline.prior.layout.has_prologue:
         raise EvaluationError(f"{options.run} has no prologue to look at: give a run whose prior has prologue tokens")
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "attention")
     class_ids, said = true_classes(

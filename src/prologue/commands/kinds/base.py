@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,13 @@ class Options:
     again: bool = False
     """Measure anew what the run's folder already holds."""
     json: JsonOption = None
+
+    def open_data(self, info: RunInfo, image_size: tuple[int, int]) -> RunImages:
+        """The images to measure on; one process of a group says what they are. Errors as `RunInfo.open_data`."""
+        opened = info.open_data(self.data, image_size)
+        if os.environ.get("RANK", "0") == "0":
+            print(opened.data.summary(opened.source), file=sys.stderr, flush=True)
+        return opened
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     if asked is not None:
         require_prologue(tokenizer)
         check_code(*asked, config.prologue_tokens, config.prologue_codebook_size)
-    opened = info.open_data(options.data, config.image_size)
+    opened = options.open_data(info, config.image_size)
     split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "codebook")
 

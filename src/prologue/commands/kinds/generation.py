@@ -141,7 +141,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
 def _images(options: GenerationOptions, info: RunInfo, size: tuple[int, int]) -> RunImages | None:
     """The images; None where a reference stands for them and they are not at hand."""
     try:
-        return info.open_data(options.data, size)
+        return options.open_data(info, size)
     except (DataError, EvaluationError):
         if options.reference is None or options.judge or options.data is not None:
             raise

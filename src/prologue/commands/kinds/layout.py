@@ -56,7 +56,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     features = Features.open(
         options.features, info.data_name(options.data), pipeline.device, pipeline.manifest.trained_on
     )
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "layout")
     class_ids, said = true_classes(

@@ -49,7 +49,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     info = RunInfo.load(options.run)
     pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
     baseline = None if options.baseline is None else _baseline(options, pipeline)
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "likelihood")
     labels = split.images.labels[indices]

@@ -51,7 +51,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     features = Features.open(
         options.features, info.data_name(options.data), pipeline.device, pipeline.manifest.trained_on
     )
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     if not len(opened.data.validation):
         raise EvaluationError(
             f"{opened.source} has no held-out images, and nothing else says how near to the training images a "

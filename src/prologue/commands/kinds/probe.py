@@ -63,7 +63,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     device = pick_device(options.device)
     tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
     first_tokens(tokenizer.config, options.tokens)
-    opened = info.open_data(options.data, tokenizer.config.image_size)
+    opened = options.open_data(info, tokenizer.config.image_size)
     sides = _sides(opened, options)
     labels = sides.train.labels[sides.train_indices], sides.test.labels[sides.test_indices]
     check_classes(*labels, opened.data.class_names)

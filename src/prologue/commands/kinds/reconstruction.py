@@ -50,7 +50,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     device = processes.device
     features = options.open_features(info, device, info.manifest.trained_on)
     tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
-    opened = info.open_data(options.data, tokenizer.config.image_size)
+    opened = options.open_data(info, tokenizer.config.image_size)
     split = opened.measured()
     asked = "train" if split.name == "train" else "validation"
     statistics = options.open_reference(features, tokenizer.config.image_size, asked)

@@ -72,7 +72,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     info = RunInfo.load(options.run)
     processes = Processes.join(options.device)
     size = read_config(options.run / "tokenizer", TokenizerConfig).image_size
-    opened = info.open_data(options.data, size)
+    opened = options.open_data(info, size)
     features = Features.open(options.features, opened.source, processes.device, (), options.inception_weights)
     if features.extractor is None:
         raise EvaluationError(f"a reference is of features: {features.reason}")

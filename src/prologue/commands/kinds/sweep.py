@@ -125,7 +125,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     if features.extractor is None:
         raise EvaluationError(f"a sweep needs a distance, and there is none: {features.reason}")
     extractor = features.extractor
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     real = opened.reference()
 
     def measure() -> Measurement:
