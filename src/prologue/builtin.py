@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import gettempdir
 
 from prologue.errors import CheckpointError
 
@@ -47,5 +48,8 @@ def notes_folder(run: Path) -> Path:
     """Where what is found out about a run is kept: its own folder, and for a model of the package the user's cache."""
     if not is_builtin(run):
         return run
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "prologue" / f"builtin-{run.name}"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # By the standard of these folders a relative path is to be ignored; without a home the cache is a temporary one.
+    home = Path(os.path.expanduser("~"))
+    base = Path(cache) if os.path.isabs(cache) else home / ".cache" if home.is_absolute() else Path(gettempdir())
+    return base / "prologue" / f"builtin-{run.name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from prologue.commands._options import plain, provenance, write_measurement
 from prologue.commands.kinds.base import Measurement, Prepared, last_sentences
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
+from prologue.launcher import launched
 
 KINDS: dict[str, str] = {
     "reconstruction": "PSNR, SSIM, distances to the originals, use of the codebook",
@@ -51,7 +51,7 @@ def run(argv: list[str]) -> int:
         print(f"found in {path}, measured {found.provenance['time']}; --again measures anew", file=sys.stderr)
     else:
         found = _measured(argv, prepared, path)
-    if not _speaks():
+    if not launched().main:
         return 0
     if options.json is not None:
         write_measurement(options.json, found.provenance, [found.record])
@@ -69,18 +69,13 @@ def _measured(argv: list[str], prepared: Prepared, path: Path) -> Evaluation:
     found: Measurement = prepared.measure()
     seconds = round(time.perf_counter() - begin, 2)
     origin = provenance(["evaluate", *argv], **prepared.facts, seconds=seconds)
-    if not _speaks():
+    if not launched().main:
         return Evaluation(path, plain(origin), plain(found.record))
     try:
         return keep(path, origin, found.record, found.pictures)
     except OSError as error:
         print(f"note: the figures are not kept in {path.parent}: {error}", file=sys.stderr)
         return Evaluation(path, plain(origin), plain(found.record))
-
-
-def _speaks() -> bool:
-    """Launchers (torchrun, accelerate) number the processes of a group: one of them writes and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _usage() -> str:

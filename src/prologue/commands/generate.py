@@ -22,7 +22,6 @@ from prologue.pipeline import IN_TURN, Pipeline
 from prologue.processes import Processes
 from prologue.throughput.drawing import Drawing, Job, Write
 from prologue.throughput.output import Output
-from prologue.throughput.plan import Plan
 from prologue.weights import model_hashes
 
 _DEFAULT_COUNT = 16
@@ -118,12 +117,9 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
 def _records(drawing: Drawing) -> list[dict[str, Any]]:
     """One for each image: where it is, its class and its seed."""
     job = drawing.job
-    state = drawing.output.state(job.request, overwrite=False)
-    assert state is not None
-    plan = Plan(len(job.class_ids), state["batch"], job.shard_size)
     records = []
     for index, class_id in enumerate(job.class_ids):
-        shard, place = plan.place(index)
+        shard, place = drawing.plan.place(index)
         where = {"shard": shard, "index": place} if job.write == "npz" else {"file": drawing.file(index)}
         seed = job.seed + index
         records.append({**where, "class": drawing.class_name(index), "class_id": class_id, "seed": seed})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from tyro.conf import arg
 
 from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance
 from prologue.errors import ConfigError
+from prologue.launcher import launched
 
 UNFINISHED = 3
 """Exit code of a call whose minutes were up: the same call continues."""
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
     """Do, or continue, a study."""
     began = time.monotonic()
     description = "Train all variants under equal budgets over several seeds, and judge the paper's claims."
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched().world > 1:
         raise ConfigError("`prologue reproduce` works in one process: start it without a launcher")
     options = parse(ReproduceOptions, argv, "prologue reproduce", description)
     seeds, variants = _seeds(options), options.variants

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +18,7 @@ from prologue.commands._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
 from prologue.device import pick_device
 from prologue.errors import ConfigError
+from prologue.launcher import launched
 from prologue.plain import to_dict
 from prologue.presets import preset
 from prologue.training.progress import Progress, Silent, Terminal
@@ -86,7 +86,7 @@ def run(argv: list[str]) -> int:
     if pick_device(options.device).type == "cpu":
         keep_freed_memory()
     # Launchers (torchrun, accelerate) number the processes of a group: one of them speaks.
-    progress: Progress = Terminal() if int(os.environ.get("RANK", "0")) == 0 else Silent()
+    progress: Progress = Terminal() if launched().main else Silent()
     with stops(progress):
         finished = train(request, progress)
     if (finished.prior_folder / WEIGHTS).is_file():

@@ -171,7 +171,6 @@ def _check_archive(options: GenerationOptions, processes: Processes) -> None:
 def _archived(evaluated: Callable[[Keep], Record], keep: Keep, file: Path, count: int, size: tuple[int, int]) -> Record:
     """The figures, with the samples that they are of written as they are drawn."""
     class_ids: list[torch.Tensor] = []
-    file.parent.mkdir(parents=True, exist_ok=True)
     with SampleArchive(file, count, size) as archive:
 
         def write(samples: Samples) -> None:
