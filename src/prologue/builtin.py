@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from prologue.errors import CheckpointError
+from prologue.files import expand
 
 SCHEME = "builtin:"
 DEFAULT = "builtin:shapes"
@@ -21,13 +22,13 @@ def names() -> list[str]:
 
 
 def locate(run: str | Path) -> Path:
-    """The folder of a run: `builtin:NAME` is the package's own, anything else is a path as it stands.
+    """The folder of a run: `builtin:NAME` is the package's own, anything else is a path, whose `~` is a home folder.
 
     Such a name is looked up nowhere else; an unknown one is a `CheckpointError` with the list.
     """
     text = str(run)
     if not text.startswith(SCHEME):
-        return Path(run)
+        return Path(expand(text))
     if text not in names():
         known = ", ".join(names()) or "none"
         raise CheckpointError(f"no model {text!r} comes with this package: there is {known}")

@@ -77,7 +77,8 @@ def is_stdout(path: Path) -> bool:
     if end == STDOUT or not is_stream(path):
         return end == STDOUT
     try:
-        return os.path.samestat(os.fstat(end) if isinstance(end, int) else end.stat(), os.fstat(STDOUT))
+        found = os.fstat(end) if isinstance(end, int) else end.stat()
+        return stat.S_ISFIFO(found.st_mode) and os.path.samestat(found, os.fstat(STDOUT))
     except OSError:
         return False
 

@@ -81,8 +81,12 @@ def is_whole_png(path: Path) -> bool:
 
 
 def file_name(index: int, name: str | None, seed: int) -> str:
-    """`00000_ring_seed0.png`; what a file name cannot hold is replaced by a dash."""
+    """`00000_ring_seed0.png`; what a file name cannot hold here is replaced by a dash."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60] if name is not None else ""
+    try:
+        os.fsencode(plain)
+    except UnicodeEncodeError:  # a file system of another time, which knows ASCII alone
+        plain = re.sub(r"[^\w.-]+", "-", plain, flags=re.ASCII).strip(".-")
     return f"{index:05d}_{plain}_seed{seed}.png" if plain else f"{index:05d}_seed{seed}.png"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance, write_measurement
+from prologue.commands._options import DeviceOption, JsonOption, SeedOption, export_measurement, parse, provenance
 from prologue.errors import ConfigError
 
 DEFAULT_MINUTES = 10.0
@@ -48,10 +48,9 @@ def run(argv: list[str]) -> int:
     request = DemoRequest(minutes, options.compare, options.out, options.seed, options.device, source, began)
     with stops(progress):
         result = tell(request, progress)
-    if options.json is not None:
-        write_measurement(options.json, source, result.records)
     print(*result.lines, sep="\n")
     print(f"report: {result.report}")
+    export_measurement(options.json, source, result.records, f"kept in {options.out}")
     return 0
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from prologue.builtin import shown
 from prologue.commands._evaluations import Evaluation, keep, key_of, place
-from prologue.commands._options import plain, provenance, write_measurement
+from prologue.commands._options import export_measurement, plain, provenance
 from prologue.commands.kinds.base import Measurement, Prepared, last_sentences
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
@@ -53,13 +53,13 @@ def run(argv: list[str]) -> int:
         found = _measured(argv, prepared, path)
     if not launched().main:
         return 0
-    if options.json is not None:
-        write_measurement(options.json, found.provenance, [found.record])
     _show(kind, name, found.record, shown(options.run))
     for picture in found.pictures.values():
         print(f"Picture: {picture}")
     if prepared.after is not None:
         prepared.after(found.record)
+    kept = f"kept in {path}" if path.is_file() else "printed above"
+    export_measurement(options.json, found.provenance, [found.record], kept)
     return 0
 
 

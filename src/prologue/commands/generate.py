@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 
 from prologue import builtin
 from prologue._version import __version__
-from prologue.commands._options import parse, provenance, write_measurement
+from prologue.commands._options import LOCATION, export_measurement, parse, provenance
 from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, notes_on_stderr, parse_classes
 from prologue.errors import ConfigError
 from prologue.pipeline import IN_TURN, Pipeline
@@ -31,7 +31,7 @@ _SECONDS_PER_LINE = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(SamplingFlags):
-    run: Annotated[Positional[str], arg(metavar="RUN")] = builtin.DEFAULT
+    run: Annotated[Positional[str], arg(metavar="RUN"), LOCATION] = builtin.DEFAULT
     """A finished run's folder, an imported one, or builtin:NAME."""
     classes: Annotated[str | None, arg(metavar="A,B,…")] = None
     """Names or ids; `null` for no class. Left out: all classes in turn."""
@@ -68,9 +68,6 @@ def run(argv: list[str]) -> int:
     if not processes.main:
         return 0
     seconds = time.perf_counter() - begin
-    if options.json is not None:
-        extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
-        write_measurement(options.json, provenance(["generate", *argv], **extra, seconds=seconds), _records(drawing))
     count = len(job.class_ids)
     made = {"png": "PNG files", "npz": "NPZ", "both": "PNG files and NPZ"}[job.write]
     if not drew:
@@ -78,6 +75,9 @@ def run(argv: list[str]) -> int:
     else:
         rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # none where only the files were to be finished
         print(f"{count} images ({made}) and grid.png are in {options.out}{rate}")
+    extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
+    origin = provenance(["generate", *argv], **extra, seconds=seconds)
+    export_measurement(options.json, origin, _records(drawing), f"of the images in {options.out}")
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance
+from prologue.commands._options import LOCATION, DeviceOption, JsonOption, SeedOption, parse, provenance
 from prologue.errors import ConfigError
 from prologue.launcher import launched
 
@@ -21,7 +21,7 @@ UNFINISHED = 3
 class ReproduceOptions:
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder of the study. The same command on the same folder continues it; more seeds and variants may be added."""
-    data: Annotated[str, arg(metavar="WHERE")] = "shapes"
+    data: Annotated[str, arg(metavar="WHERE"), LOCATION] = "shapes"
     """Images: the embedded `shapes` or `digits`, a folder or a zip."""
     scale: Literal["minutes", "hours", "gpu"] = "minutes"
     """minutes shows that everything runs; hours makes the tables on two CPU cores; gpu on one GPU."""
@@ -86,10 +86,10 @@ def run(argv: list[str]) -> int:
     progress = Terminal()
     with stops(progress):
         outcome = reproduce(request, progress)
-    if options.json is not None and (options.out / JSON).is_file():
-        save_json(options.json, load_json(options.out / JSON))
     if outcome.done:
         print(*outcome.lines, *(f"{name}: {options.out / name}" for name in (MARKDOWN, JSON, PAGE)), sep="\n")
+    if options.json is not None and (options.out / JSON).is_file():
+        save_json(options.json, load_json(options.out / JSON))
     if not outcome.finished:
         progress.say(
             f"the time is up: {outcome.done} of {outcome.wanted} runs are finished. "

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tyro.conf import Positional, arg
 
-from prologue.commands._options import parse, provenance, write_measurement
+from prologue.commands._options import LOCATION, export_measurement, parse, provenance
 from prologue.commands._sampling import (
     GUIDANCE_HELP,
     SamplingFlags,
@@ -34,7 +34,7 @@ _GRID_SAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ResampleOptions(SamplingFlags):
-    run: Annotated[Positional[str], arg(metavar="RUN")]
+    run: Annotated[Positional[str], arg(metavar="RUN"), LOCATION]
     """A finished run's folder, an imported one, or builtin:NAME, whose tokenizer has a prologue."""
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE…")]
     """Image files of any size; they are covered and center-cropped to the model's."""
@@ -61,11 +61,11 @@ def run(argv: list[str]) -> int:
     begin = time.perf_counter()
     with notes_on_stderr():
         records = _draw(pipeline, originals, class_ids, options)
-    if options.json is not None:
-        extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
-        seconds = time.perf_counter() - begin
-        write_measurement(options.json, provenance(["resample", *argv], **extra, seconds=seconds), records)
+    seconds = time.perf_counter() - begin
     print(f"{len(records)} images, grid.png and samples.npz are in {folder}")
+    extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
+    origin = provenance(["resample", *argv], **extra, seconds=seconds)
+    export_measurement(options.json, origin, records, f"of the images in {folder}")
     return 0
 
 

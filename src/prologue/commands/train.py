@@ -12,7 +12,7 @@ from tyro.conf import arg
 
 from prologue.allocator import keep_freed_memory
 from prologue.builtin import locate
-from prologue.commands._options import DeviceOption, fields_help, parse, resolve_run_config, split_overrides
+from prologue.commands._options import LOCATION, DeviceOption, fields_help, parse, resolve_run_config, split_overrides
 from prologue.commands._overrides import parse_overrides
 from prologue.commands._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
@@ -31,7 +31,7 @@ DEFAULT_PRESET = "small-32"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    data: Annotated[str, arg(metavar="WHERE")]
+    data: Annotated[str, arg(metavar="WHERE"), LOCATION]
     """Images: a folder, a zip, or the embedded `shapes` or `digits`."""
     out: Annotated[Path, arg(metavar="RUN")]
     """Run folder. The same command on the same folder continues the run."""

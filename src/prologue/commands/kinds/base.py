@@ -13,7 +13,7 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from prologue import builtin
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption
+from prologue.commands._options import LOCATION, DeviceOption, JsonOption, SeedOption
 from prologue.config import RunConfig
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record, RunImages, RunInfo
@@ -28,7 +28,7 @@ class Options:
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run's folder, an imported one, or builtin:NAME."""
-    data: Annotated[str | None, arg(metavar="WHERE")] = None
+    data: Annotated[str | None, arg(metavar="WHERE"), LOCATION] = None
     """Images to measure on, as `prologue train` takes them; of others than those of the training all are measured.
     Left out: those of the training."""
     seed: SeedOption = 0
