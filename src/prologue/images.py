@@ -6,7 +6,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -279,10 +279,10 @@ def _read_shape(file: IO[bytes]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def read_images(path: Path, count: int) -> list[Image.Image]:
-    """The first `count` images of an archive that `SampleArchive` wrote, without reading the others."""
+def read_images(path: Path, count: int) -> Iterator[Image.Image]:
+    """The first `count` images of an archive that `SampleArchive` wrote, each read when it is asked for."""
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
         total, *shape = _read_shape(file)
         size = math.prod(shape)
-        pixels = (np.frombuffer(file.read(size), np.uint8).reshape(shape) for _ in range(min(count, total)))
-        return [Image.fromarray(array) for array in pixels]
+        for _ in range(min(count, total)):
+            yield Image.fromarray(np.frombuffer(file.read(size), np.uint8).reshape(shape))

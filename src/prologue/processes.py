@@ -101,6 +101,15 @@ class Processes:
 ALONE = Processes()
 
 
+def main_decides(flag: bool) -> bool:
+    """The flag of the main process, for all that a launcher started; each decides alone where they share no work."""
+    if not torch.distributed.is_initialized():
+        return flag
+    flags = [flag]
+    torch.distributed.broadcast_object_list(flags, src=0)
+    return flags[0]
+
+
 def end_with_parent() -> None:
     """Let this process, which another one spawned, end with a SIGTERM when that one ends, even where it was killed."""
     parent = multiprocessing.parent_process()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +20,10 @@ from prologue.commands._options import export_measurement, plain, provenance
 from prologue.commands.kinds.base import Measurement, Prepared, last_sentences
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
+from prologue.files import is_stream
 from prologue.launcher import launched
+from prologue.locks import alone_at
+from prologue.processes import main_decides
 
 KINDS: dict[str, str] = {
     "reconstruction": "PSNR, SSIM, distances to the originals, use of the codebook",
@@ -46,11 +51,12 @@ def run(argv: list[str]) -> int:
     prepared: Prepared = kind.prepare(argv[1:])
     options = prepared.options
     path = place(options.run, name, key_of(name, prepared))
-    if path.is_file() and not options.again and not prepared.anew:
-        found = Evaluation.read(path)
-        print(f"found in {path}, measured {found.provenance['time']}; --again measures anew", file=sys.stderr)
-    else:
-        found = _measured(argv, prepared, path)
+    with _alone(path, prepared):
+        if main_decides(path.is_file() and not options.again and not prepared.anew):
+            found = Evaluation.read(path)
+            print(f"found in {path}, measured {found.provenance['time']}; --again measures anew", file=sys.stderr)
+        else:
+            found = _measured(argv, prepared, path)
     if not launched().main:
         return 0
     _show(kind, name, found.record, shown(options.run))
@@ -61,6 +67,27 @@ def run(argv: list[str]) -> int:
     kept = f"kept in {path}" if path.is_file() else "printed above"
     export_measurement(options.json, found.provenance, [found.record], kept)
     return 0
+
+
+@contextmanager
+def _alone(path: Path, prepared: Prepared) -> Iterator[None]:
+    """Hold, for all processes of a launcher, what is written: the place of the figures and the file that is asked for.
+
+    The same evaluation waits for the one under way, and finds its figures; others of the same run go side by side. In a
+    store that cannot be written nothing is held.
+    """
+    with ExitStack() as held:
+        if launched().main:
+            if prepared.writes is not None and not is_stream(prepared.writes):
+                held.enter_context(alone_at(prepared.writes))
+            with suppress(OSError):
+                held.enter_context(alone_at(path, print_waiting))
+        yield
+
+
+def print_waiting() -> None:
+    """Say why nothing happens."""
+    print("another process measures the same: waiting for its figures", file=sys.stderr, flush=True)
 
 
 def _measured(argv: list[str], prepared: Prepared, path: Path) -> Evaluation:

@@ -81,6 +81,8 @@ class Prepared:
     measure: Callable[[], Measurement] = field(repr=False)
     after: Callable[[Record], None] | None = field(default=None, repr=False)
     """What follows from the record, once it is kept or was found again."""
+    writes: Path | None = None
+    """A file that the measurement leaves beside its figures."""
     anew: bool = False
     """Measure even what the run's folder holds: a file that the measurement leaves beside its figures is not there."""
 

@@ -112,6 +112,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     looked_up = looked_up and processes.world == 1
 
     def measure() -> Measurement:
+        _check_archive(options, processes)  # again: another process may have written it meanwhile
         file, points = options.samples_npz, list[Described]()
 
         def keep(samples: Samples) -> None:
@@ -136,7 +137,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
 
     origin = facts(info, options, opened, pipeline.device)
     origin |= features.facts() | {"recipe": recipe.to_dict()} | (statistics.facts() if statistics is not None else {})
-    return Prepared(options, origin, measure, anew=options.samples_npz is not None)
+    archive = options.samples_npz
+    return Prepared(options, origin, measure, writes=archive, anew=archive is not None)
 
 
 def _images(options: GenerationOptions, info: RunInfo, size: tuple[int, int]) -> RunImages | None:

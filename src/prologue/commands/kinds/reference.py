@@ -111,7 +111,13 @@ def prepare(argv: Sequence[str]) -> Prepared:
         return Measurement(record)
 
     origin = facts(info, options, opened, processes.device) | features.facts()
-    return Prepared(options, origin, measure, anew=not (options.out.is_file() and card_path(options.out).is_file()))
+    return Prepared(
+        options,
+        origin,
+        measure,
+        writes=options.out,
+        anew=not (options.out.is_file() and card_path(options.out).is_file()),
+    )
 
 
 def rows(record: Record) -> Iterator[Row]:
