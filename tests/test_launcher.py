@@ -25,7 +25,7 @@ def test_without_a_launcher_a_rank_means_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_a_launchers_variables_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 4, and RANK is not set: unset it, or start"):
+    with pytest.raises(ConfigError, match="RANK is not set, and the number of processes is 4: start"):
         launched()
     monkeypatch.setenv("RANK", "2")
     assert launched() == Launched(2, 4)
@@ -41,6 +41,12 @@ def test_a_launchers_variables_are_checked(monkeypatch: pytest.MonkeyPatch) -> N
             changed.setenv(name, value)
             with pytest.raises(ConfigError, match=f"{name} must be .* {wanted}"):
                 launched()
+
+
+def test_mpi_numbers_its_processes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    assert launched() == Launched(1, 2)
 
 
 def test_what_a_library_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,28 +25,33 @@ class Launched:
 
 
 def launched() -> Launched:
-    """What the launcher's variables say. `RANK` counts only beside a `WORLD_SIZE` above 1, which launchers set.
+    """What the launcher's variables say, or those of MPI. `RANK` counts only beside a `WORLD_SIZE` above 1.
 
     A value that is no such number is a `ConfigError` naming the variable.
     """
-    world = _number("WORLD_SIZE", "1", 1, None)
+    world = _number(("WORLD_SIZE", *(f"{name}_SIZE" for name in _MPI)), "1", 1, None)
     if world == 1:
         return Launched()
-    _number("LOCAL_RANK", "0", 0, world)
-    return Launched(_number("RANK", None, 0, world), world)
+    _number(("LOCAL_RANK",), "0", 0, world)
+    return Launched(_number(("RANK", *(f"{name}_RANK" for name in _MPI)), None, 0, world), world)
 
 
-def _number(name: str, default: str | None, least: int, limit: int | None) -> int:
+_MPI = ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")
+"""What MPI's launchers call their variables after, which Accelerate reads, too."""
+
+
+def _number(names: tuple[str, ...], default: str | None, least: int, limit: int | None) -> int:
+    name = next((each for each in names if each in os.environ), names[0])
     text = os.environ.get(name, default)
     wanted = f"a whole number from {least}" + (" on" if limit is None else f" to {limit - 1}")
     if text is None:
-        raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {name} is not set: {_REMEDY}")
+        raise ConfigError(f"{name} is not set, and the number of processes is {limit}: {_REMEDY}")
     if not re.fullmatch(r"\s*\d+\s*", text) or not least <= int(text) < (limit or int(text) + 1):
         raise ConfigError(f"the environment variable {name} must be {wanted}, not {text!r}: {_REMEDY}")
     return int(text)
 
 
-_REMEDY = "unset it, or start the command with `accelerate launch` or `torchrun`, which set it"
+_REMEDY = "start the command with `accelerate launch` or `torchrun`, which set it, or unset WORLD_SIZE"
 
 
 @contextmanager
