@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "plain",
         "presets",
         "device",
+        "launcher",
         "locks",
         "processes",
         "cpu_threads",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prologue.errors import CheckpointError, ConfigError
+from prologue.files import replacing
 from prologue.plain import from_dict, load_json, save_json
 
 WEIGHTS = "model.safetensors"
@@ -40,15 +40,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode  # as the umask has it; save_file may leave a file that only its owner can read
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.chmod(mode)
-    temporary.replace(path)
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(plain, temporary, metadata=metadata)
 
 
 def load_exactly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

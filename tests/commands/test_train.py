@@ -231,7 +231,7 @@ def test_impossible_things_are_refused(
         (on(str(tmp_path / "nowhere")), "no folder or zip named .*nowhere"),
         (on(str(tmp_path / "damaged")), "bad.png.*skip"),
         ([*settings, "--out", str(tmp_path / "mine")], "mine exists and is not a run folder"),
-        ([*settings, "--out", str(tmp_path / "texts" / "a.txt")], "a.txt exists and is not a run folder"),
+        ([*settings, "--out", str(tmp_path / "texts" / "a.txt")], "a.txt is a file: give a folder"),
         ([*here, "--stage", "prior"], "stage 'prior' needs the finished stage 'tokens'"),
     ):  # fmt: skip
         refused(argv, named, capsys)

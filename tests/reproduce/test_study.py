@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -324,13 +325,14 @@ def test_a_last_piece_that_ends_late_is_finished(tmp_path: Path, monkeypatch: py
 def test_a_study_has_one_process_at_a_time(tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "PATIENCE", 0.1)
     # Not even its settings are written, or unpacked, beside another process.
-    with locks.alone_in(tmp_path), pytest.raises(RunError, match="another process is at work in"):
-        reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
-    assert [path.name for path in tmp_path.iterdir()] == [locks.LOCK]
-    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
-    with locks.alone_in(tmp_path), pytest.raises(RunError, match="another process is at work in"):
-        reproduce(_request(tmp_path, seeds=(1,), variants=("2d",)), Silent())
-    assert reproduce(_request(tmp_path, seeds=(1,), variants=("2d",)), Silent()).finished
+    for seed in (0, 1):
+        before = list(tmp_path.iterdir())
+        with locks.alone_in(tmp_path), ThreadPoolExecutor(1) as pool:
+            second = pool.submit(reproduce, _request(tmp_path, seeds=(seed,), variants=("2d",)), Silent())
+            with pytest.raises(RunError, match="another process is at work in"):
+                second.result()
+        assert list(tmp_path.iterdir()) == before
+        assert reproduce(_request(tmp_path, seeds=(seed,), variants=("2d",)), Silent()).finished
 
 
 def test_a_deadline_stops_as_a_signal_does() -> None:

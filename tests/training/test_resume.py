@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -298,6 +299,11 @@ def test_a_run_has_one_process_at_a_time(
     monkeypatch.setattr(locks, "PATIENCE", 0.1)
     out = tmp_path / "run"
     shutil.copytree(uninterrupted, out)
-    with locks.alone_in(out), pytest.raises(RunError, match="another process is at work in"):
-        kit.run_training(out, kit.tiny_config())
+    empty = tmp_path / "empty"
+    for folder in (out, empty):
+        with locks.alone_in(folder), ThreadPoolExecutor(1) as pool:
+            second = pool.submit(kit.run_training, folder, kit.tiny_config())
+            with pytest.raises(RunError, match="another process is at work in"):
+                second.result()
+    assert not empty.exists()  # not even its settings were written
     kit.run_training(out, kit.tiny_config())

@@ -19,7 +19,7 @@ from prologue.commands._options import plain, write_measurement
 from prologue.commands.kinds.base import Prepared
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
-from prologue.files import whole
+from prologue.images import save_png
 from prologue.plain import load_json
 
 FOLDER = "evaluations"
@@ -77,8 +77,7 @@ def place(run: Path, kind: str, key: str) -> Path:
 def keep(path: Path, provenance: Mapping[str, Any], record: Record, pictures: Mapping[str, Image.Image]) -> Evaluation:
     """Write pictures, then figures: where the figures are, everything is."""
     for name, picture in pictures.items():
-        with whole(path.with_name(f"{path.stem}-{name}.png")) as file:
-            picture.save(file, format="PNG")
+        save_png(path.with_name(f"{path.stem}-{name}.png"), picture)
     write_measurement(path, provenance, [record])
     return Evaluation.read(path)
 

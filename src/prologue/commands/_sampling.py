@@ -17,8 +17,7 @@ from tyro.conf import arg
 
 from prologue.class_names import ClassLike
 from prologue.commands._options import DeviceOption, JsonOption, SeedOption
-from prologue.errors import ConfigError, RunError
-from prologue.images import WRITTEN_NAME
+from prologue.errors import ConfigError
 from prologue.pipeline import Pipeline, SamplingOptions
 from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
 from prologue.sampling.recipe import Recipe
@@ -150,23 +149,6 @@ def _parse_class(text: str, names: tuple[str, ...]) -> ClassLike:
     if text == NULL_NAME:
         return None
     return int(text) if text.isdecimal() else text
-
-
-def output_folder(folder: Path, overwrite: bool) -> Path:
-    """The folder, made if needed; one that holds files is a `RunError` unless `overwrite`."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file: give a folder with --out")
-    if folder.exists() and not overwrite and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty: give another --out, or --overwrite to replace the images in it")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def clear_earlier(folder: Path) -> None:
-    """Remove what an earlier call wrote, and nothing else; to be called when the first new images are there."""
-    for path in folder.iterdir():
-        if WRITTEN_NAME.fullmatch(path.name):
-            path.unlink()
 
 
 def progress(steps: Sequence[int], what: str) -> Iterable[int]:

@@ -14,9 +14,9 @@ from prologue.commands._options import (
     JsonOption,
     SeedOption,
     check_run_seed,
+    export_measurement,
     parse,
     provenance,
-    write_measurement,
 )
 from prologue.errors import ConfigError
 
@@ -57,10 +57,9 @@ def run(argv: list[str]) -> int:
     request = DemoRequest(minutes, options.compare, options.out, options.seed, options.device, source, began)
     with stops(progress):
         result = tell(request, progress)
-    if options.json is not None:
-        write_measurement(options.json, source, result.records)
     print(*result.lines, sep="\n")
     print(f"report: {result.report}")
+    export_measurement(options.json, source, result.records, f"kept in {options.out}")
     return 0
 
 

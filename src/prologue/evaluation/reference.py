@@ -187,7 +187,6 @@ def write_reference(
     data_fingerprint: str | None,
 ) -> ReferenceCard:
     """Write `mu`, `sigma` and, where given, `arr_0`, one image at a time, and the JSON beside them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy()}
     card_path(path).unlink(missing_ok=True)  # it would describe another file until the new one is written
     if images is None:

@@ -13,6 +13,7 @@ from prologue.device import pick_device, pick_precision
 from prologue.errors import EvaluationError, MissingExtraError, RunError
 from prologue.evaluation.kid import LEAST
 from prologue.evaluation.runs import Features
+from prologue.files import temporary_of
 from prologue.locks import LOCK
 from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.reproduce import state
@@ -90,7 +91,9 @@ def require_study_folder(out: Path) -> None:
 
 def _is_vacant(out: Path) -> bool:
     """Whether a study can begin here; what a kill leaves of its very first steps does not count."""
-    return not out.exists() or (out.is_dir() and all(file.name in (f"{STUDY}.tmp", LOCK) for file in out.iterdir()))
+    return not out.exists() or (
+        out.is_dir() and all(file.name == LOCK or temporary_of(file.name) == STUDY for file in out.iterdir())
+    )
 
 
 def _require_same(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:

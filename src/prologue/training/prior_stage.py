@@ -9,7 +9,7 @@ from torch import Tensor
 from prologue.config import PriorTraining
 from prologue.data.sampler import batch_indices, batch_positions
 from prologue.data.store import TokenStore
-from prologue.images import labelled_grid, to_pil
+from prologue.images import labelled_grid, save_png, to_pil
 from prologue.prior import Prior
 from prologue.rng import derive_seed, numpy_stream
 from prologue.sampling.decode import sample_sequences
@@ -110,8 +110,7 @@ class PriorStage:
         rows = [pictures[start : start + len(classes)] for start in range(0, len(pictures), len(classes))]
         names = [context.data.class_names[index] for index in classes] if prior.num_classes else []
         path = context.run.samples_folder / f"prior-{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        labelled_grid(rows, names).save(path)
+        save_png(path, labelled_grid(rows, names))
         return {}
 
     def finish(self) -> None:

@@ -14,7 +14,8 @@ import torch
 from prologue._version import __version__
 from prologue.config import RunConfig
 from prologue.errors import CheckpointError, ConfigError, RunError
-from prologue.files import write_whole
+from prologue.files import temporary_of, write_whole
+from prologue.locks import LOCK
 from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.training.checkpoint import Checkpoints
 
@@ -31,12 +32,15 @@ the same.
 
 OPENING = "opening.png"
 """A picture that a demo shows before it has a run."""
-_NO_RUN = ("run.json.tmp", OPENING)
 
 
 def is_vacant(path: Path) -> bool:
     """Whether a run can begin here. What a kill leaves of its very first write does not count, nor does `OPENING`."""
-    return not path.exists() or (path.is_dir() and all(file.name in _NO_RUN for file in path.iterdir()))
+    return not path.exists() or (path.is_dir() and all(_is_no_run(file.name) for file in path.iterdir()))
+
+
+def _is_no_run(name: str) -> bool:
+    return name in (OPENING, LOCK) or temporary_of(name) in ("run.json", OPENING)
 
 
 class RunFolder:

@@ -11,7 +11,7 @@ from torch import Tensor
 from prologue.config import TokenizerTraining
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
-from prologue.images import labelled_grid, to_pil
+from prologue.images import labelled_grid, save_png, to_pil
 from prologue.nn.perceptual import perceptual_loss
 from prologue.nn.quantizers import monitored_entropies
 from prologue.prior import Prior
@@ -295,8 +295,7 @@ class TokenizerStage:
         model = self.shipped()
         shown = to_uint8(model.decode(model.encode(to_model_range(pictures.to(self.context.device))).visual)).cpu()
         path = self.context.run.samples_folder / f"tokenizer-{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        labelled_grid([to_pil(pictures), to_pil(shown)], row_labels=["image", "reconstruction"]).save(path)
+        save_png(path, labelled_grid([to_pil(pictures), to_pil(shown)], row_labels=["image", "reconstruction"]))
         return self._measure_use(images)
 
     def _measure_use(self, images: ImageSet) -> Metrics:

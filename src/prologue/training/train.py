@@ -19,6 +19,7 @@ from prologue.data.source import Data
 from prologue.data.store import TokenStore
 from prologue.device import pick_device, pick_precision
 from prologue.errors import ConfigError, DataError, RunError
+from prologue.launcher import environment_named, launched
 from prologue.locks import alone_in
 from prologue.manifest import Manifest
 from prologue.tokenizer import Tokenizer
@@ -59,8 +60,14 @@ def train(
 
     `data` are the request's images where they are open already.
 
-    Under `accelerate launch` or `torchrun` every process calls this; the main one writes.
+    Under `accelerate launch` or `torchrun` every process calls this; the main one writes, and holds the folder's lock
+    before anyone looks at the folder.
     """
+    with alone_in(request.out) if launched().main else nullcontext():
+        return _train(request, progress, stop, data)
+
+
+def _train(request: TrainRequest, progress: Progress, stop: StopRequest | None, data: Data | None) -> RunFolder:
     config = dataclasses.replace(request.config, precision=_precision(request), data=_data_config(request))
     accelerator = make_accelerator(config.precision, request.device)
     given = _given_tokenizer(request, config)
@@ -86,7 +93,7 @@ def train(
     stop.agree = _agreement(accelerator) if accelerator.num_processes > 1 else None
     context = Context(run, data, accelerator)
     try:
-        with alone_in(run.path) if context.main else nullcontext(), stop.listening():
+        with stop.listening():
             _Trainer(context, request, given, progress, stop).train()
     finally:
         context.batches.close()
@@ -233,13 +240,14 @@ def make_accelerator(precision: Precision, device: str) -> Any:
     chosen = pick_device(device)
     # Accelerate keeps precision and device for the whole program; a second run in it may ask for others.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    accelerator = Accelerator(
-        mixed_precision="bf16" if pick_precision(precision, chosen) == "bf16" else "no",
-        cpu=chosen.type == "cpu",
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
-        ],
-    )
+    with environment_named():
+        accelerator = Accelerator(
+            mixed_precision="bf16" if pick_precision(precision, chosen) == "bf16" else "no",
+            cpu=chosen.type == "cpu",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            ],
+        )
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     if kind in _UNSUPPORTED:
         raise ConfigError(f"processes share a training as plain data parallel here, not as {kind}: launch without it")

@@ -15,7 +15,7 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from prologue import builtin
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption
+from prologue.commands._options import LOCATION, DeviceOption, JsonOption, SeedOption
 from prologue.config import RunConfig
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record, RunImages, RunInfo
@@ -30,7 +30,7 @@ class Options:
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run's folder, an imported one, or builtin:NAME."""
-    data: Annotated[str | None, arg(metavar="WHERE")] = None
+    data: Annotated[str | None, arg(metavar="WHERE"), LOCATION] = None
     """Images to measure on, as `prologue train` takes them; of others than those of the training all are measured.
     Left out: those of the training."""
     seed: SeedOption = 0
@@ -90,6 +90,8 @@ class Prepared:
     measure: Callable[[], Measurement] = field(repr=False)
     after: Callable[[Record], None] | None = field(default=None, repr=False)
     """What follows from the record, once it is kept or was found again."""
+    writes: Path | None = None
+    """A file that the measurement leaves beside its figures."""
     anew: bool = False
     """Measure even what the run's folder holds: a file that the measurement leaves beside its figures is not there."""
 

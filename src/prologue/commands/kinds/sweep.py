@@ -19,7 +19,7 @@ from prologue.commands._options import parse, plain
 from prologue.commands._sampling import GUIDANCE_HELP, parse_guidance, progress
 from prologue.commands.kinds.base import FeaturesOption, Measurement, Options, Prepared, Row, checked, facts, with_notes
 from prologue.commands.kinds.recipes import recipe_words
-from prologue.errors import ConfigError, EvaluationError
+from prologue.errors import ConfigError, EvaluationError, RunError
 from prologue.evaluation.distances import INDICATIVE
 from prologue.evaluation.generation import possible_recipe
 from prologue.evaluation.runs import Features, Record, RunInfo
@@ -34,6 +34,7 @@ from prologue.evaluation.sweep import (
     run_sweep,
     sweep_record,
 )
+from prologue.locks import alone_in
 from prologue.manifest import Manifest
 from prologue.pipeline import Pipeline
 from prologue.report.figures_sweep import Marks, Panel, sweep_chart
@@ -179,8 +180,7 @@ def _journal_path(prepared: Prepared) -> Path:
 def _store(options: SweepOptions, record: Record) -> None:
     winner = Recipe.from_dict(record["winner"])
     words = recipe_words(record["winner"])
-    manifest = Manifest.load(options.run)
-    if (manifest.recipe or Recipe()) == winner:
+    if (Manifest.load(options.run).recipe or Recipe()) == winner:
         print(f"The run's default recipe is the best: {words}.")
         return
     if is_builtin(options.run):
@@ -190,9 +190,10 @@ def _store(options: SweepOptions, record: Record) -> None:
         print(f"Not stored; without --no-store this becomes the run's default recipe: {words}.")
         return
     try:
-        manifest.replace(recipe=winner).save(options.run)
+        with alone_in(options.run):  # whoever trains the run writes the same file
+            Manifest.load(options.run).replace(recipe=winner).save(options.run)
         print(f"Stored as the run's default recipe: {words}.")
-    except OSError as error:
+    except (OSError, RunError) as error:
         print(f"note: the recipe is not stored in {options.run}: {error}", file=sys.stderr)
 
 
