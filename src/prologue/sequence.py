@@ -107,6 +107,10 @@ class SequenceLayout:
     def pack(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
         """Ids as the prior counts them, EOS included. A wrong count or an id outside its codebook is an error."""
         self.check(tokens)
+        return self.join(tokens)
+
+    def join(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
+        """`pack` of ids that are known to fit, such as those of a quantizer: nothing waits for the device to check."""
         if not self.has_prologue:
             return tokens.visual
         return torch.cat([self.pack_prologue(tokens.prologue), tokens.visual], dim=1)

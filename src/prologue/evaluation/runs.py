@@ -164,16 +164,20 @@ class RunInfo:
     manifest: Manifest
     config: RunConfig | None = None
     fingerprint: str | None = None
+    data: str | None = None
+    """Where the training images lay; None where the folder does not say."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read it. Of an unfinished run the tokenizer must be finished; else `Manifest.load`'s errors."""
         if not (path / "run.json").is_file():
-            return cls(path, Manifest.load(path))
+            manifest = Manifest.load(path)
+            return cls(path, manifest, data=manifest.data)
         run = RunFolder.load(path)
         tokenizer_only = run.finished("tokenizer") and not (path / MANIFEST).is_file()
         manifest = _unfinished_manifest(run) if tokenizer_only else Manifest.load(path)
-        return cls(path, manifest, run.config, run.record["facts"].get("data_fingerprint"))
+        facts = run.record["facts"]
+        return cls(path, manifest, run.config, facts.get("data_fingerprint"), facts.get("data", manifest.data))
 
     @property
     def weights(self) -> dict[str, str]:
@@ -197,12 +201,12 @@ class RunInfo:
         notes = list(data.notes)
         if where is None and not same:
             notes.append(f"the images in {source} are not those of the training any more: files or labels have changed")
-        own = where is None or source == self.manifest.data or (self.fingerprint is not None and same)
+        own = where is None or source == self.data or (self.fingerprint is not None and same)
         return RunImages(source, data, own, tuple(notes))
 
     def data_name(self, where: str | None) -> str:
         """`where`, or what the run was trained on; an `EvaluationError` where nobody says."""
-        source = where if where is not None else self.manifest.data
+        source = where if where is not None else self.data
         if source is None:
             raise EvaluationError(
                 f"{self.path} does not say which images it was trained on (it was imported): give --data WHERE"
@@ -214,7 +218,7 @@ def _unfinished_manifest(run: RunFolder) -> Manifest:
     """What the manifest of a run will say of its tokenizer, whose prior is still to be trained."""
     facts = run.record["facts"]
     names, background = tuple(facts.get("class_names", ())), run.config.data.background
-    return Manifest(names, None, facts.get("data"), run.trained_on, background)
+    return Manifest(names, None, facts.get("data"), run.trained_on, background).shared()
 
 
 @dataclass(frozen=True)

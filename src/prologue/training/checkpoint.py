@@ -19,14 +19,17 @@ WRITING = ".writing-"
 
 
 class Checkpoints:
-    """`checkpoints/STAGE/step-00001000/` of one stage; the last `keep` are kept."""
+    """`checkpoints/STAGE/step-00001000/` of one stage; the last `keep` are kept, and the last good one."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
 
-    def save(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Store the state after `step` steps. A full disk is a `RunError`, and costs no older checkpoint."""
+    def save(self, step: int, tensors: dict[str, Tensor], failing: bool = False) -> None:
+        """Store the state after `step` steps. A full disk is a `RunError`, and costs no older checkpoint.
+
+        `failing` marks a state whose last updates were skipped: it does not replace the last one before them.
+        """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f"{WRITING}{step:08d}"
         for left in self.folder.glob(f"{WRITING}*"):  # by a process that was killed here
@@ -34,7 +37,8 @@ class Checkpoints:
         try:
             temporary.mkdir(parents=True)
             write_tensors(temporary / STATE, tensors)
-            save_json(temporary / CHECKSUM, {"step": step, "sha256": file_hash(temporary / STATE)})
+            checksum = {"step": step, "sha256": file_hash(temporary / STATE)}
+            save_json(temporary / CHECKSUM, checksum | ({"failing": True} if failing else {}))
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
         except Exception as error:
@@ -46,14 +50,30 @@ class Checkpoints:
                 ) from error
             raise
         # A later one can only be damaged, or the run would have continued from it; it must not count among those kept.
-        earlier = [other for other in self._steps() if other <= step]
-        for other in self._steps():
-            if other not in earlier[-self.keep :]:
-                shutil.rmtree(self._path(other), ignore_errors=True)
+        earlier = [other for other in self.steps() if other <= step]
+        good = [other for other in earlier if not self._failing(other)]
+        self._keep({*earlier[-self.keep :], *good[-1:]})
+
+    def drop_failing(self, before: int) -> int:
+        """Remove those that are failing and those of `before` steps or later; the steps of the newest left, or 0."""
+        good = [step for step in self.steps() if step < before and not self._failing(step)]
+        self._keep(set(good))
+        return max(good, default=0)
+
+    def _keep(self, steps: set[int]) -> None:
+        for step in self.steps():
+            if step not in steps:
+                shutil.rmtree(self._path(step), ignore_errors=True)
+
+    def _failing(self, step: int) -> bool:
+        try:
+            return bool(load_json(self._path(step) / CHECKSUM).get("failing"))
+        except (ConfigError, AttributeError):  # a damaged one
+            return False
 
     def restore(self, warn: Callable[[str], None]) -> tuple[int, dict[str, Tensor]] | None:
         """(steps done, state) of the newest whole checkpoint; damaged ones are named to `warn` and passed over."""
-        for step in reversed(self._steps()):
+        for step in reversed(self.steps()):
             try:
                 return step, self._read(step)
             except (CheckpointError, ConfigError) as error:
@@ -63,6 +83,10 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove all of this stage's checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def keep_last(self) -> None:
+        """Remove all but the newest: what a finished stage needs to go on for longer."""
+        self._keep(set(self.steps()[-1:]))
 
     def _read(self, step: int) -> dict[str, Tensor]:
         path = self._path(step)
@@ -76,7 +100,8 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """The numbers of steps of the checkpoints that are there, in order."""
         names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
         return sorted(int(name) for name in names if name.isdigit())
 
