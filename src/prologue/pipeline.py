@@ -33,6 +33,7 @@ from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 from prologue.sequence import SequenceLayout, TokenIds
 from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
+from prologue.training.models import RunModels, Which
 
 ClassLike = str | int | None
 """A name, an id, or None for the null class."""
@@ -116,6 +117,8 @@ class Pipeline:
         self._engines: dict[bool, Engine] = {}
         self._decoders: dict[int, Callable[[Tensor], Tensor]] = {}
         self._said_unguided = False
+        self.source: RunModels | None = None
+        """Where the models were read from, where they were read."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -142,25 +145,29 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | Path | RunModels,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         compile: bool | Literal["auto"] = "auto",
+        checkpoint: Which = "finished",
     ) -> Self:
         """Open a finished run's folder, an exported one, or `builtin:NAME`, which comes with the package.
+
+        `checkpoint="newest"` opens a run that is still training, with the EMA of its newest checkpoint.
 
         Anything missing or damaged in it is a `CheckpointError` naming the file; a device or number format that is
         not there is a `ConfigError`.
         """
-        folder = locate(path)
         where = pick_device(device)
         check_dtype(dtype, where)
-        manifest = Manifest.load(folder)
-        tokenizer, prior = Tokenizer.from_pretrained(folder / "tokenizer"), Prior.from_pretrained(folder / "prior")
+        models = path if isinstance(path, RunModels) else RunModels.open(locate(path), checkpoint)
+        manifest, tokenizer, prior = models.manifest(), models.tokenizer(), models.prior()
         try:
-            return cls(*convert(tokenizer, prior, dtype, where), manifest, compile)
+            pipeline = cls(*convert(tokenizer, prior, dtype, where), manifest, compile)
         except CheckpointError as error:
-            raise CheckpointError(f"{folder}: {error}") from error
+            raise CheckpointError(f"{models.folder}: {error}") from error
+        pipeline.source = models
+        return pipeline
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that `from_pretrained` opens; weights keep the number format they have now."""

@@ -91,7 +91,7 @@ def test_what_was_made_with_another_tokenizer_is_not_finished(
     assert sum("was made with another tokenizer than the one in" in sentence for sentence in heard.said) == 2
     before, after = kit.hashes(uninterrupted), kit.hashes(copy)
     assert [name for name in before if before[name] == after[name]] == ["tokenizer/config.json", "prior/config.json"]
-    assert [record["step"] for record in RunFolder.load(copy).metrics("prior")][0] == 3
+    assert RunFolder.load(copy).metrics("prior")[0]["step"] == 3
 
 
 def test_a_stage_alone_needs_what_it_reads(kit: SimpleNamespace, copy: Path) -> None:

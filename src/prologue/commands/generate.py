@@ -23,7 +23,6 @@ from prologue.processes import Processes
 from prologue.throughput.drawing import Drawing, Job, Write
 from prologue.throughput.output import Output
 from prologue.throughput.plan import Plan
-from prologue.weights import model_hashes
 
 _DEFAULT_COUNT = 16
 _SECONDS_PER_LINE = 30.0
@@ -71,6 +70,7 @@ def run(argv: list[str]) -> int:
     seconds = time.perf_counter() - begin
     if options.json is not None:
         extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
+        extra |= pipeline.source.facts if pipeline.source is not None else {}
         write_measurement(options.json, provenance(["generate", *argv], **extra, seconds=seconds), _records(drawing))
     count = len(job.class_ids)
     made = {"png": "PNG files", "npz": "NPZ", "both": "PNG files and NPZ"}[job.write]
@@ -95,7 +95,8 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
     if options.write != "auto":
         write = options.write
     sampling = options.sampling()
-    weights = model_hashes(builtin.locate(options.run))
+    assert pipeline.source is not None
+    weights = pipeline.source.hashes()
     request = {
         "weights": weights,
         "classes": [pipeline.class_name(index) for index in dealt],

@@ -63,6 +63,7 @@ def run(argv: list[str]) -> int:
         records = _draw(pipeline, originals, class_ids, options)
     if options.json is not None:
         extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
+        extra |= pipeline.source.facts if pipeline.source is not None else {}
         seconds = time.perf_counter() - begin
         write_measurement(options.json, provenance(["resample", *argv], **extra, seconds=seconds), records)
     print(f"{len(records)} images, grid.png and samples.npz are in {folder}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -23,8 +23,8 @@ from prologue.evaluation.features import FeatureExtractor, open_features
 from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
 from prologue.rng import numpy_stream
+from prologue.training.models import RunModels, Which, unfinished_manifest
 from prologue.training.run import RunFolder
-from prologue.weights import model_hashes
 
 LIKELIHOOD_IMAGES = 1024
 """Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
@@ -167,22 +167,35 @@ class RunInfo:
     data: str | None = None
     """Where the training images lay; None where the folder does not say."""
 
+    models: RunModels | None = field(default=None, repr=False)
+    """Where its models are read from."""
+
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read it. Of an unfinished run the tokenizer must be finished; else `Manifest.load`'s errors."""
+    def load(cls, path: Path, checkpoint: Which = "finished") -> Self:
+        """Read it. Of an unfinished run the tokenizer must be finished; else `Manifest.load`'s errors.
+
+        `checkpoint="newest"` reads what is not finished from the newest checkpoint (`RunModels.open`).
+        """
+        models = RunModels.open(path, checkpoint)
         if not (path / "run.json").is_file():
             manifest = Manifest.load(path)
-            return cls(path, manifest, data=manifest.data)
-        run = RunFolder.load(path)
+            return cls(path, manifest, data=manifest.data, models=models)
+        run = models.run or RunFolder.load(path)
         tokenizer_only = run.finished("tokenizer") and not (path / MANIFEST).is_file()
-        manifest = _unfinished_manifest(run) if tokenizer_only else Manifest.load(path)
+        manifest = unfinished_manifest(run) if tokenizer_only else models.manifest()
         facts = run.record["facts"]
-        return cls(path, manifest, run.config, facts.get("data_fingerprint"), facts.get("data", manifest.data))
+        found = facts.get("data", manifest.data)
+        return cls(path, manifest, run.config, facts.get("data_fingerprint"), found, models)
+
+    @property
+    def source(self) -> RunModels:
+        """Where its models are read from."""
+        return self.models or RunModels(self.path)
 
     @property
     def weights(self) -> dict[str, str]:
         """sha256 of the weight files of both models, of those that are there."""
-        return model_hashes(self.path)
+        return self.source.hashes()
 
     def open_data(self, where: str | None, image_size: tuple[int, int]) -> RunImages:
         """The run's images, or those at `where`, read with the run's own options.
@@ -212,13 +225,6 @@ class RunInfo:
                 f"{self.path} does not say which images it was trained on (it was imported): give --data WHERE"
             )
         return source
-
-
-def _unfinished_manifest(run: RunFolder) -> Manifest:
-    """What the manifest of a run will say of its tokenizer, whose prior is still to be trained."""
-    facts = run.record["facts"]
-    names, background = tuple(facts.get("class_names", ())), run.config.data.background
-    return Manifest(names, None, facts.get("data"), run.trained_on, background).shared()
 
 
 @dataclass(frozen=True)

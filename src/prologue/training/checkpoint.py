@@ -16,6 +16,7 @@ from prologue.weights import file_hash, read_tensors, write_tensors
 STATE = "state.safetensors"
 CHECKSUM = "checksum.json"
 WRITING = ".writing-"
+READ_ATTEMPTS = 10
 
 
 class Checkpoints:
@@ -80,6 +81,24 @@ class Checkpoints:
                 warn(f"passing over a damaged checkpoint: {error}")
         return None
 
+    def newest(self, only: tuple[str, ...]) -> tuple[int, str, dict[str, Tensor]] | None:
+        """(steps done, hash, tensors) of the newest whole checkpoint, of the tensors whose names begin so.
+
+        Another process may be training: where it removes what is being read, there is a newer one to read.
+        """
+        for _ in range(READ_ATTEMPTS):
+            seen = self.steps()
+            for step in reversed(seen):
+                try:
+                    tensors = self._read(step, only)
+                    return step, str(load_json(self._path(step) / CHECKSUM)["sha256"]), tensors
+                except (CheckpointError, ConfigError, OSError):
+                    if not self._path(step).exists():
+                        break
+            if self.steps() == seen:
+                break
+        return None
+
     def clear(self) -> None:
         """Remove all of this stage's checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -88,14 +107,14 @@ class Checkpoints:
         """Remove all but the newest: what a finished stage needs to go on for longer."""
         self._keep(set(self.steps()[-1:]))
 
-    def _read(self, step: int) -> dict[str, Tensor]:
+    def _read(self, step: int, only: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
         path = self._path(step)
         expected = load_json(path / CHECKSUM)
         if not isinstance(expected, dict) or expected.get("step") != step:
             raise CheckpointError(f"{path / CHECKSUM} does not describe step {step}")
         if not (path / STATE).is_file() or file_hash(path / STATE) != expected.get("sha256"):
             raise CheckpointError(f"{path / STATE} differs from its checksum")
-        return read_tensors(path / STATE)
+        return read_tensors(path / STATE, only)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

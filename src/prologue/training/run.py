@@ -102,7 +102,9 @@ class RunFolder:
                     "--prior-training.steps too, so that it learns them"
                 )
             stages.get("tokens", {}).pop("finished", None)
-            stages.get("prior", {}).pop("tokenizer", None)  # it goes on with the new tokens
+            if "prior" in stages:
+                stages["prior"].pop("tokenizer", None)  # it goes on with the new tokens, which it does not know yet
+                stages["prior"]["stale"] = True
         elif not self.checkpoints(stage).steps():
             known["warm_start"] = steps
         known["finished"] = False

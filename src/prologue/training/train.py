@@ -217,7 +217,7 @@ class _Trainer:
         self._require("tokens", "prior")
         self._require("tokenizer", "prior")
         if self.context.main:
-            self.run.set_stage("prior", tokenizer=file_hash(self.run.tokenizer_folder / WEIGHTS))
+            self.run.set_stage("prior", tokenizer=file_hash(self.run.tokenizer_folder / WEIGHTS), stale=False)
         self._run(PriorStage(self.context, TokenStore(self.run.tokens_folder)))
 
     def _run(self, stage: Stage) -> None:

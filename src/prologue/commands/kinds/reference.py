@@ -69,7 +69,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
         raise ConfigError(f"--out {options.out} must end in .npz")
     if options.images < 0:
         raise ConfigError(f"--images must be at least 0, not {options.images}")
-    info = RunInfo.load(options.run)
+    info = RunInfo.load(options.run, options.checkpoint)
     processes = Processes.join(options.device)
     size = read_config(options.run / "tokenizer", TokenizerConfig).image_size
     opened = info.open_data(options.data, size)
