@@ -52,14 +52,15 @@ class Checkpoints:
             raise
         # A later one can only be damaged, or the run would have continued from it; it must not count among those kept.
         earlier = [other for other in self.steps() if other <= step]
-        good = [other for other in earlier if not self._failing(other)]
-        self._keep({*earlier[-self.keep :], *good[-1:]})
+        self._keep({*earlier[-self.keep :], *self.good(step + 1)[-1:]})
 
-    def drop_failing(self, before: int) -> int:
-        """Remove those that are failing and those of `before` steps or later; the steps of the newest left, or 0."""
-        good = [step for step in self.steps() if step < before and not self._failing(step)]
-        self._keep(set(good))
-        return max(good, default=0)
+    def good(self, before: int) -> list[int]:
+        """The steps of those that are not failing and of fewer steps than `before`, in order."""
+        return [step for step in self.steps() if step < before and not self._failing(step)]
+
+    def drop_failing(self, before: int) -> None:
+        """Remove all but the good ones."""
+        self._keep(set(self.good(before)))
 
     def _keep(self, steps: set[int]) -> None:
         for step in self.steps():

@@ -214,12 +214,13 @@ def _hopeless(stage: Stage, context: Context, skipping: Skipping, done: int, sta
 
     Where none did since the checkpoint that this call began with, that one is of no use either.
     """
-    run, good = context.run, 0
+    checkpoints = context.run.checkpoints(stage.name)
+    useless = start if skipping.in_a_row >= done - start else done
+    good = checkpoints.good(useless)
     if context.main:
-        useless = start if skipping.in_a_row >= done - start else done
-        good = run.checkpoints(stage.name).drop_failing(useless)
-        run.set_stage(stage.name, skipped=skipping.total, failed=True)
-    return skipping.error(done, good)
+        checkpoints.drop_failing(useless)
+        context.run.set_stage(stage.name, skipped=skipping.total, failed=True)
+    return skipping.error(done, max(good, default=0))
 
 
 def _record(stage: Stage, done: int, metrics: Metrics, rate: float) -> dict[str, Any]:
