@@ -493,10 +493,13 @@ class RunConfig:
     """Steps between lines of metrics.jsonl."""
     sample_every: int = 1000
     """Steps between sample grids in samples/; 0 turns them off."""
+    stop_after_skipped: int = 50
+    """Training stops when so many updates in a row were skipped because their gradients were not finite. It is looked
+    at with every line of metrics.jsonl and every checkpoint; 0 never stops it."""
 
     def __post_init__(self) -> None:
         _positive(self, "checkpoint_every", "keep_checkpoints", "log_every")
-        _not_negative(self, "sample_every", "seed")
+        _not_negative(self, "sample_every", "seed", "stop_after_skipped")
         _require(self.seed in SEEDS, f"seed must be at most 2**63 - 1, not {self.seed}")
         _require(
             self.precision in typing.get_args(Precision),

@@ -35,6 +35,7 @@ from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe, check_recipe
 from prologue.sequence import SequenceLayout, TokenIds
 from prologue.tokenizer import Tokenizer
+from prologue.training.models import RunModels, Which
 
 _RECIPE = tuple(field.name for field in fields(Recipe))
 _OPTIONS = (*_RECIPE, "count", "seed", "batch")
@@ -122,6 +123,8 @@ class Pipeline:
         self.compile = compile
         self.on_compile: Report | None = None
         """Told what is being compiled, and how long it took."""
+        self.source: RunModels | None = None
+        """Where the models were read from, where they were read."""
         self._shared = _Shared()
 
     @property
@@ -154,25 +157,29 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | Path | RunModels,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         compile: bool | Literal["auto"] = "auto",
+        checkpoint: Which = "finished",
     ) -> Self:
         """Open a finished run's folder, an exported one, or `builtin:NAME`, which comes with the package.
+
+        `checkpoint="newest"` opens a run that is still training, with the EMA of its newest checkpoint.
 
         Anything missing or damaged in it is a `CheckpointError` naming the file; a device or number format that is
         not there is a `ConfigError`.
         """
-        folder = locate(folder_path(path))
         where = pick_device(device)
         check_dtype(dtype, where)
-        manifest = Manifest.load(folder)
-        tokenizer, prior = Tokenizer.from_pretrained(folder / "tokenizer"), Prior.from_pretrained(folder / "prior")
+        models = path if isinstance(path, RunModels) else RunModels.open(locate(folder_path(path)), checkpoint)
+        manifest, tokenizer, prior = models.manifest(), models.tokenizer(), models.prior()
         try:
-            return cls(*convert(tokenizer, prior, dtype, where), manifest, compile)
+            pipeline = cls(*convert(tokenizer, prior, dtype, where), manifest, compile)
         except CheckpointError as error:
-            raise CheckpointError(f"{folder}: {error}") from error
+            raise CheckpointError(f"{models.folder}: {error}") from error
+        pipeline.source = models
+        return pipeline
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that `from_pretrained` opens; weights keep the number format they have now."""

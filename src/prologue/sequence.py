@@ -124,6 +124,10 @@ class SequenceLayout:
     def pack(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
         """Ids as the prior counts them, EOS included. A wrong count or an id outside its codebook is an error."""
         self.check(tokens)
+        return self.join(tokens)
+
+    def join(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
+        """`pack` of ids that are known to fit, such as those of a quantizer: nothing waits for the device to check."""
         visual = tokens.visual.long()
         return torch.cat([self.pack_prologue(tokens.prologue), visual], dim=1) if self.has_prologue else visual
 

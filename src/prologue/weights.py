@@ -20,13 +20,16 @@ WEIGHTS = "model.safetensors"
 T = TypeVar("T")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; anything else (a pickle, a truncated file) is a `CheckpointError`."""
+def read_tensors(path: Path, only: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose names begin with one of `only`.
+
+    Anything else (a pickle, a truncated file) is a `CheckpointError`.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give the folder or file that holds these weights")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            return {key: file.get_tensor(key) for key in file.keys() if key.startswith(only)}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as raw:
             magic = raw.read(4)
@@ -36,6 +39,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 "convert it with safetensors.torch.save_file"
             ) from error
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): copy or make it again") from error
+
+
+def check_model(folder: Path, kind: type[Any]) -> None:
+    """Raise `CheckpointError` where a model's files are missing or cut off; its tensors are not read."""
+    read_config(folder, kind)
+    read_tensors(folder / WEIGHTS, only=())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

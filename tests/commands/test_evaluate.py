@@ -20,6 +20,7 @@ from prologue.config import DataConfig, RunConfig
 from prologue.data.shapes import CLASS_NAMES
 from prologue.evaluation import runs
 from prologue.manifest import Manifest
+from prologue.plain import save_json, to_dict
 from prologue.sampling.recipe import Recipe
 from prologue.training.run import RunFolder
 from prologue.weights import file_hash
@@ -55,6 +56,8 @@ def saved(tiny_models, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
         ("nameless", {"num_classes": 0}, Manifest((), STORED, "shapes")),
     ):
         Pipeline(*tiny_models(**square, **prior), manifest).save_pretrained(root / name)
+        # As earlier versions wrote it, with the path of the images.
+        save_json(root / name / "pipeline.json", to_dict(manifest))
     return root
 
 

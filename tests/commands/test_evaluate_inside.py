@@ -20,6 +20,7 @@ from prologue.data.shapes import CLASS_NAMES
 from prologue.evaluation import runs
 from prologue.evaluation.memorisation import CHANCE
 from prologue.manifest import Manifest
+from prologue.plain import save_json, to_dict
 from prologue.sampling.recipe import Recipe
 
 STORED = Recipe(Guidance.overall("linear", 2), temperature=0.9)
@@ -42,6 +43,8 @@ def saved(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("photos", {"num_classes": 2}, Manifest(("cat", "dog"), STORED, str(photos))),
     ):
         Pipeline(*tiny_models(image_size=(16, 16), **prior), manifest).save_pretrained(root / name)
+        # As earlier versions wrote it, with the path of the images.
+        save_json(root / name / "pipeline.json", to_dict(manifest))
     return root
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,3 +267,14 @@ def test_a_training_that_would_be_cut_up_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("accelerate.Accelerator", Launched)
     with pytest.raises(ConfigError, match="plain data parallel here, not as FSDP"):
         make_accelerator("fp32", "cpu")
+
+
+def test_extend_continues_a_finished_run(
+    settings: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    argv = [*settings, "--out", str(tmp_path / "run"), "--prior-training.steps", "15"]
+    refused(argv, r"prior_training\.steps: 12 in the run, 15 now\nAdd --extend", capsys)
+    assert main([*argv, "--extend"]) == 0
+    assert "prior: continuing at step 12 of 15" in capsys.readouterr().err
+    assert RunFolder.load(tmp_path / "run").metrics("prior")[-1]["step"] == 15

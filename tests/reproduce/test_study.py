@@ -713,8 +713,12 @@ def test_the_piece_under_way_comes_first_into_the_state(tmp_path: Path, stub: _S
     for name in ("2d-s0", "prologue-post-s1", "prologue-s1"):
         (tmp_path / "results" / f"{name}.json").unlink()
     shutil.rmtree(tmp_path / "runs" / "2d-s0")
-    checkpoint = tmp_path / "runs" / "prologue-post-s1" / "checkpoints" / "prior" / "step-00000003"
+    run = RunFolder.load(tmp_path / "runs" / "prologue-post-s1")
+    checkpoint = run.path / "checkpoints" / "prior" / "step-00000003"
     checkpoint.mkdir(parents=True)
+    (run.path / "checkpoints" / "tokenizer" / "step-00000004").mkdir(parents=True)  # of a finished stage: left out
+    run.set_stage("tokenizer", finished=True)
+    run.set_stage("prior", finished=False)
     at_work = Worker(request, open_bench(request, Silent()), Deadline(None), Silent())
     needed, shares = at_work._state_files(all_pieces(("2d", "prologue-post"), (0, 1)))
     assert {path.stem for path in needed} == {

@@ -25,7 +25,7 @@ from prologue.plain import load_json
 FOLDER = "evaluations"
 _NAME = re.compile(r"\w+-[0-9a-f]{12}\.json")
 _NO_MATTER = (
-    *("json", "again", "run", "batch", "data", "features", "baseline", "store"),
+    *("json", "again", "run", "checkpoint", "batch", "data", "features", "baseline", "store"),
     *("inception_weights", "reference", "samples_npz", "lpips"),
 )
 """Options that a figure does not depend on, or that the facts name by what is in them."""

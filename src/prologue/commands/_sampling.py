@@ -21,6 +21,7 @@ from prologue.errors import ConfigError
 from prologue.pipeline import Pipeline, SamplingOptions
 from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
 from prologue.sampling.recipe import Recipe
+from prologue.training.models import Which
 
 GUIDANCE_HELP = """guidance:
   none                        the class alone
@@ -82,6 +83,8 @@ class SamplingFlags(RecipeFlags):
     byte each."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decode step, which takes a minute or two; auto does where there is enough to draw."""
+    checkpoint: Which = "finished"
+    """Models to draw with: finished ones, or, of a run that is still training, the EMA of its newest checkpoint."""
     overwrite: bool = False
     """Replace the images that an earlier call left in the folder."""
     json: JsonOption = None
@@ -89,7 +92,9 @@ class SamplingFlags(RecipeFlags):
     def open(self, run: str, device: torch.device | None = None) -> Pipeline:
         """The pipeline, as the flags have it or on `device`; what it compiles is said on standard error."""
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "on": True, "off": False}
-        pipeline = Pipeline.from_pretrained(run, device or self.device, self.dtype, choice[self.compile])
+        pipeline = Pipeline.from_pretrained(
+            run, device or self.device, self.dtype, choice[self.compile], self.checkpoint
+        )
         pipeline.on_compile = _say_compiled
         return pipeline
 

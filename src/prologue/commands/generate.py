@@ -23,7 +23,6 @@ from prologue.processes import Processes
 from prologue.rng import check_seeds
 from prologue.throughput.drawing import Drawing, Job, Write
 from prologue.throughput.output import Output
-from prologue.weights import model_hashes
 
 _DEFAULT_COUNT = 16
 _SECONDS_PER_LINE = 30.0
@@ -77,6 +76,7 @@ def run(argv: list[str]) -> int:
         rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # none where only the files were to be finished
         print(f"{count} images ({made}) and grid.png are in {options.out}{rate}")
     extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
+    extra |= pipeline.source.facts if pipeline.source is not None else {}
     origin = provenance(["generate", *argv], **extra, seconds=seconds)
     export_measurement(options.json, origin, _records(drawing), f"of the images in {options.out}")
     return 0
@@ -96,7 +96,8 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
     if options.write != "auto":
         write = options.write
     sampling = options.sampling()
-    weights = model_hashes(builtin.locate(options.run))
+    assert pipeline.source is not None
+    weights = pipeline.source.hashes()
     request = {
         "weights": weights,
         "classes": [pipeline.class_name(index) for index in dealt],

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from tyro.conf import Positional, arg
 
-from prologue import builtin
 from prologue._version import __version__
 from prologue.commands._options import LOCATION, export_measurement, parse, provenance
 from prologue.commands._sampling import (
@@ -45,7 +44,6 @@ from prologue.pipeline import Generated, Pipeline
 from prologue.rng import check_seeds
 from prologue.sequence import TokenIds
 from prologue.throughput.output import GRID, Output
-from prologue.weights import model_hashes
 
 ARCHIVE = "samples.npz"
 _GRID_ROWS = 16
@@ -85,6 +83,7 @@ def run(argv: list[str]) -> int:
     made = f"{len(records)} images, {GRID} and {ARCHIVE} are in {folder}"
     print(made if drew else f"{folder} already holds these {len(records)} images")
     extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
+    extra |= pipeline.source.facts if pipeline.source is not None else {}
     origin = provenance(["resample", *argv], **extra, seconds=seconds)
     export_measurement(options.json, origin, records, f"of the images in {folder}")
     return 0
@@ -161,9 +160,10 @@ def _request(
     labels: list[str],
 ) -> dict[str, Any]:
     """All that the bytes depend on, as JSON values."""
+    assert pipeline.source is not None
     return {
         "command": "resample",
-        "weights": model_hashes(builtin.locate(options.run)),
+        "weights": pipeline.source.hashes(),
         "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in originals],
         "labels": labels,
         "classes": class_ids,

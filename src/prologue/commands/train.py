@@ -44,6 +44,8 @@ class TrainOptions:
     tokenizer: Annotated[Path | None, arg(metavar="RUN")] = None
     """Take a finished run's tokenizer instead of training one; a post-hoc prologue reads it frozen."""
     device: DeviceOption = "auto"
+    extend: bool = False
+    """Continue a run, also a finished one, to more steps than it was begun with; its learning rates may change too."""
 
 
 def _named_preset(argv: list[str]) -> str:
@@ -82,6 +84,7 @@ def run(argv: list[str]) -> int:
         stage=options.stage,
         tokenizer_from=tokenizer_from,
         device=options.device,
+        extend=options.extend,
     )
     if pick_device(options.device).type == "cpu":
         keep_freed_memory()

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prologue.config import DataConfig
 from prologue.data.source import Data
+
+EMBEDDED = ("shapes", "digits")
+"""Image sets that come with the package or an extra, which are named and lie nowhere."""
+
+
+def place_of(where: str) -> str:
+    """Where the images lie, whatever the working directory: the name of an embedded set, else an absolute path."""
+    return where if where in EMBEDDED else str(Path(where).absolute())
 
 
 def open_data(where: str, config: DataConfig, image_size: tuple[int, int]) -> Data:

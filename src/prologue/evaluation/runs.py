@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -24,8 +24,8 @@ from prologue.evaluation.features import FeatureExtractor, open_features
 from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
 from prologue.rng import numpy_stream
+from prologue.training.models import RunModels, Which, unfinished_manifest
 from prologue.training.run import RunFolder
-from prologue.weights import model_hashes
 
 LIKELIHOOD_IMAGES = 1024
 """Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
@@ -165,21 +165,38 @@ class RunInfo:
     manifest: Manifest
     config: RunConfig | None = None
     fingerprint: str | None = None
+    data: str | None = None
+    """Where the training images lay; None where the folder does not say."""
+
+    models: RunModels | None = field(default=None, repr=False)
+    """Where its models are read from."""
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read it. Of an unfinished run the tokenizer must be finished; else `Manifest.load`'s errors."""
+    def load(cls, path: Path, checkpoint: Which = "finished") -> Self:
+        """Read it. Of an unfinished run the tokenizer must be finished; else `Manifest.load`'s errors.
+
+        `checkpoint="newest"` reads what is not finished from the newest checkpoint (`RunModels.open`).
+        """
+        models = RunModels.open(path, checkpoint)
         if not (path / "run.json").is_file():
-            return cls(path, Manifest.load(path))
-        run = RunFolder.load(path)
+            manifest = Manifest.load(path)
+            return cls(path, manifest, data=manifest.data, models=models)
+        run = models.run or RunFolder.load(path)
         tokenizer_only = run.finished("tokenizer") and not (path / MANIFEST).is_file()
-        manifest = _unfinished_manifest(run) if tokenizer_only else Manifest.load(path)
-        return cls(path, manifest, run.config, run.record["facts"].get("data_fingerprint"))
+        manifest = unfinished_manifest(run) if tokenizer_only else models.manifest()
+        facts = run.record["facts"]
+        found = facts.get("data", manifest.data)
+        return cls(path, manifest, run.config, facts.get("data_fingerprint"), found, models)
+
+    @property
+    def source(self) -> RunModels:
+        """Where its models are read from."""
+        return self.models or RunModels(self.path)
 
     @property
     def weights(self) -> dict[str, str]:
         """sha256 of the weight files of both models, of those that are there."""
-        return model_hashes(self.path)
+        return self.source.hashes()
 
     def open_data(self, where: str | None, image_size: tuple[int, int]) -> RunImages:
         """The run's images, or those at `where`, read with the run's own options.
@@ -203,24 +220,17 @@ class RunInfo:
         if where is None and not same:
             changed = changed_files(self.path, data.files) or "files or labels have changed"
             notes.append(f"the images in {source} are not those of the training any more: {changed}")
-        own = where is None or source == self.manifest.data or (self.fingerprint is not None and same)
+        own = where is None or source == self.data or (self.fingerprint is not None and same)
         return RunImages(source, data, own, tuple(notes))
 
     def data_name(self, where: str | None) -> str:
         """`where`, or what the run was trained on; an `EvaluationError` where nobody says."""
-        source = where if where is not None else self.manifest.data
+        source = where if where is not None else self.data
         if source is None:
             raise EvaluationError(
                 f"{self.path} does not say which images it was trained on (it was imported): give --data WHERE"
             )
         return source
-
-
-def _unfinished_manifest(run: RunFolder) -> Manifest:
-    """What the manifest of a run will say of its tokenizer, whose prior is still to be trained."""
-    facts = run.record["facts"]
-    names, background = tuple(facts.get("class_names", ())), run.config.data.background
-    return Manifest(names, None, facts.get("data"), run.trained_on, background)
 
 
 @dataclass(frozen=True)

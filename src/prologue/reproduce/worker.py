@@ -177,7 +177,9 @@ def _share(folder: Path) -> state.Share:
     """A run's finished models; and its checkpoints, which are of no use without its settings."""
     names = ("run.json", "pipeline.json", "metrics.jsonl", "measures.json", "tokenizer", "prior")
     files = [folder / name for name in names if (folder / name).exists()]
-    return state.Share(files, sorted((folder / "checkpoints").glob("*/step-*")))
+    checkpoints = sorted((folder / "checkpoints").glob("*/step-*"))
+    # Those of finished stages are for `--extend`, which a study does not do.
+    return state.Share(files, [path for path in checkpoints if not _finished(folder, path.parent.name)])
 
 
 def _finished(folder: Path, stage: str) -> bool:

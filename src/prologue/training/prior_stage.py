@@ -18,8 +18,10 @@ from prologue.sequence import SequenceLayout, TokenIds
 from prologue.tokenizer import Tokenizer, to_uint8
 from prologue.training.context import Context
 from prologue.training.held_out import BestPrior
+from prologue.training.learner import Learner
 from prologue.training.loop import Metrics
 from prologue.training.parts import add_cross_entropy
+from prologue.training.transfer import send
 
 SNAPSHOT_CLASSES = 8
 SNAPSHOT_ROWS = 2
@@ -49,9 +51,9 @@ class PriorStage:
     def step(self, step: int) -> Metrics:
         context, layout = self.context, self.model.layout
         tokens, labels = self._tokens(step)
-        sequence = layout.pack(tokens).to(context.device)
+        sequence = send(layout.join(tokens), context.device)
         null = context.chance(self.training.label_drop, step, self.batch, "label drop of the prior")
-        class_ids = labels.to(context.device).masked_fill(null, self.model.null_class)
+        class_ids = send(labels, context.device).masked_fill(null, self.model.null_class)
         dropped = None
         if self.training.visual_dropout and layout.has_prologue:
             dropped = context.chance(self.training.visual_dropout, step, self.batch, "visual dropout of the prior")
@@ -63,6 +65,10 @@ class PriorStage:
         if self.best is not None and (done % self.training.keep_best_every == 0 or done == self.steps):
             self.best.look(done, self.shipped())
         return terms | {"gradient_norm": norm}
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        return {"prior_training.optimizer": self.learner}
 
     def _tokens(self, step: int) -> tuple[TokenIds, Tensor]:
         """This process's tokens of `step`: images in the data order, a view of each by chance."""
@@ -78,7 +84,7 @@ class PriorStage:
 
     def summary(self, step: int) -> tuple[Metrics, list[str]]:
         rate = self.learner.optimizer.param_groups[0]["lr"]
-        metrics: Metrics = {"learning_rate": rate, "skipped": float(self.learner.skipped)}
+        metrics: Metrics = {"learning_rate": rate}
         if self.best is None:
             return metrics, []
         return metrics | self.best.metrics(), self.best.sentences(self.steps) if step + 1 == self.steps else []
@@ -90,6 +96,9 @@ class PriorStage:
         self.learner.load_state(tensors)
         if self.best is not None:
             self.best.load_state(tensors)
+
+    def warm_start(self, step: int) -> None:
+        self.learner.warm_start(Prior.from_pretrained(self.context.run.prior_folder), step)
 
     def shipped(self) -> Prior:
         """The EMA prior as it is now."""

@@ -40,8 +40,8 @@ class AttentionOptions(HeldOutOptions):
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate attention", "Measure how visual positions look at the prologue."
     options = checked(parse(AttentionOptions, argv, prog, description))
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     if not pipeline.prior.layout.has_prologue:
         raise EvaluationError(f"{options.run} has no prologue to look at: give a run whose prior has prologue tokens")
     opened = options.open_data(info, pipeline.tokenizer.config.image_size)

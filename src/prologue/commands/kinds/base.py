@@ -19,6 +19,7 @@ from prologue.commands._options import LOCATION, DeviceOption, JsonOption, SeedO
 from prologue.config import RunConfig
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record, RunImages, RunInfo
+from prologue.training.models import Which
 
 Row = tuple[str, str, str]
 """A measure, its figure, its 95 % interval."""
@@ -39,6 +40,8 @@ class Options:
     device: DeviceOption = "auto"
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format of the models."""
+    checkpoint: Which = "finished"
+    """Models to measure: finished ones, or, of a run that is still training, the EMA of its newest checkpoint."""
     again: bool = False
     """Measure anew what the run's folder already holds."""
     json: JsonOption = None
@@ -115,6 +118,7 @@ def facts(info: RunInfo, options: Options, images: RunImages | None, device: tor
     return {
         "run": builtin.shown(info.path),
         "weights": info.weights,
+        **info.source.facts,
         "data": None if images is None else images.source,
         "data_fingerprint": None if images is None else images.data.fingerprint,
         "seed": options.seed,

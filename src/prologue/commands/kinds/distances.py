@@ -32,9 +32,7 @@ class DistanceOptions(Options):
         """The features that were asked for."""
         if self.inception_weights is not None and self.features != "inception":
             raise ConfigError("--inception-weights goes with --features inception")
-        return Features.open(
-            self.features, self.data or info.manifest.data or "", device, trained_on, self.inception_weights
-        )
+        return Features.open(self.features, self.data or info.data or "", device, trained_on, self.inception_weights)
 
     def open_reference(self, features: Features, image_size: tuple[int, int], split: str) -> Reference | None:
         """The reference, if one was given; an `EvaluationError` where it does not fit the measurement."""

@@ -64,8 +64,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
     sampling = options.sampling()
     processes = Processes.join(options.device)
     _check_archive(options, processes)
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, processes.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, processes.device, options.dtype)
     size = pipeline.tokenizer.config.image_size
     features = options.open_features(info, pipeline.device, pipeline.manifest.trained_on)
     opened = _images(options, info, size)

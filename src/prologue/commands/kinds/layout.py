@@ -49,8 +49,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
     options = checked(parse(LayoutOptions, argv, prog, description))
     if options.per < 2:
         raise ConfigError(f"--per must be at least 2, not {options.per}: distances are between images of a prologue")
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     if not pipeline.prior.layout.has_prologue:
         raise EvaluationError(f"{options.run} has no prologue to keep: give a run whose prior has prologue tokens")
     features = Features.open(

@@ -46,8 +46,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
     options = checked(parse(LikelihoodOptions, argv, prog, description))
     if options.baseline is not None:
         options = dataclasses.replace(options, baseline=builtin.locate(options.baseline))
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     baseline = None if options.baseline is None else _baseline(options, pipeline)
     opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     split = opened.measured()

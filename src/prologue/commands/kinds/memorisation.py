@@ -46,8 +46,8 @@ class MemorisationOptions(Options):
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate memorisation", "Measure whether samples are copies of training images."
     options = checked(parse(MemorisationOptions, argv, prog, description))
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     features = Features.open(
         options.features, info.data_name(options.data), pipeline.device, pipeline.manifest.trained_on
     )

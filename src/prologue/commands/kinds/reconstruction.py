@@ -30,7 +30,6 @@ from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Record, RunInfo
 from prologue.nn.perceptual import perceptual_loss
 from prologue.processes import Processes
-from prologue.tokenizer import Tokenizer
 from prologue.weights import file_hash
 
 _LPIPS_SIDE = 16
@@ -45,11 +44,11 @@ class ReconstructionOptions(DistanceOptions, HeldOutOptions):
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate reconstruction", "Measure what a tokenizer keeps of held-out images."
     options = checked(parse(ReconstructionOptions, argv, prog, description))
-    info = RunInfo.load(options.run)
+    info = RunInfo.load(options.run, options.checkpoint)
     processes = Processes.join(options.device)
     device = processes.device
     features = options.open_features(info, device, info.manifest.trained_on)
-    tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
+    tokenizer = info.source.tokenizer().to(device, pick_dtype(options.dtype, device))
     opened = options.open_data(info, tokenizer.config.image_size)
     split = opened.measured()
     asked = "train" if split.name == "train" else "validation"

@@ -72,7 +72,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
         raise ConfigError(f"--out {options.out} is a pipe or a device, and a reference is two files: name a file")
     if options.images < 0:
         raise ConfigError(f"--images must be at least 0, not {options.images}")
-    info = RunInfo.load(options.run)
+    info = RunInfo.load(options.run, options.checkpoint)
     processes = Processes.join(options.device)
     size = read_config(options.run / "tokenizer", TokenizerConfig).image_size
     opened = options.open_data(info, size)

@@ -113,10 +113,12 @@ def _or_off(read: Callable[[str], T]) -> Callable[[str], T | None]:
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate sweep", "Find the sampling recipe that comes closest to the training images."
     options = checked(parse(SweepOptions, argv, prog, description, HELP))
+    if options.checkpoint != "finished":
+        raise ConfigError("a sweep stores its winner as the recipe of a finished run: leave --checkpoint out")
     axes = options.axes()
     plan = Plan(options.method, options.count, options.final_count, options.finalists)
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     default = possible_recipe(pipeline.recipe, pipeline.prior)
     recipes = axes.recipes(default)
     _check(recipes, options, pipeline)
