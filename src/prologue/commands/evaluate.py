@@ -19,6 +19,7 @@ from prologue.commands._options import plain, provenance, write_measurement
 from prologue.commands.kinds.base import Measurement, Prepared, last_sentences
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
+from prologue.evaluation.versions import versions_of
 
 KINDS: dict[str, str] = {
     "reconstruction": "PSNR, SSIM, distances to the originals, use of the codebook",
@@ -50,7 +51,7 @@ def run(argv: list[str]) -> int:
         found = Evaluation.read(path)
         print(f"found in {path}, measured {found.provenance['time']}; --again measures anew", file=sys.stderr)
     else:
-        found = _measured(argv, prepared, path)
+        found = _measured(argv, name, prepared, path)
     if not _speaks():
         return 0
     if options.json is not None:
@@ -63,12 +64,12 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _measured(argv: list[str], prepared: Prepared, path: Path) -> Evaluation:
+def _measured(argv: list[str], kind: str, prepared: Prepared, path: Path) -> Evaluation:
     """Measure, and keep the figures where the run's folder can be written."""
     begin = time.perf_counter()
     found: Measurement = prepared.measure()
     seconds = round(time.perf_counter() - begin, 2)
-    origin = provenance(["evaluate", *argv], **prepared.facts, seconds=seconds)
+    origin = provenance(["evaluate", *argv], **prepared.stated, versions=versions_of(kind), seconds=seconds)
     if not _speaks():
         return Evaluation(path, plain(origin), plain(found.record))
     try:

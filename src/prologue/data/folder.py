@@ -193,6 +193,7 @@ def open_folder(where: str, config: DataConfig, image_size: tuple[int, int]) -> 
             **seen_options(config, image_size),
         ),
         notes=(*listing.notes, *_notes(storage, scan, labels, class_names, config, image_size)),
+        content=fingerprint(files=[[name, storage.stamps[name]] for name in names]),
     )
 
 

@@ -54,6 +54,8 @@ class Data:
     """Changes with the files' names, sizes and labels, and with every option that changes what is seen."""
     notes: tuple[str, ...] = ()
     """Sentences to be said once."""
+    content: str | None = None
+    """Changes with every file that is written again, also with the same size; None for embedded images."""
 
     @property
     def num_classes(self) -> int:

@@ -22,6 +22,8 @@ class Storage(Protocol):
 
     sizes: dict[str, int]
     """Size of each file in bytes, by name."""
+    stamps: dict[str, int]
+    """What changes when a file is written again: its time in a folder, its checksum in a zip."""
 
     def shown(self, name: str) -> str:
         """The name as the user knows it."""
@@ -62,6 +64,7 @@ class FolderStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.sizes: dict[str, int] = {}
+        self.stamps: dict[str, int] = {}
         self._walk(root, "", frozenset())
 
     def _walk(self, folder: Path, prefix: str, parents: frozenset[str]) -> None:
@@ -78,9 +81,11 @@ class FolderStorage:
                 self._walk(folder / entry.name, f"{prefix}{entry.name}/", parents | {real})
             else:
                 try:
-                    self.sizes[prefix + entry.name] = entry.stat().st_size
+                    stat = entry.stat()
+                    size, stamp = stat.st_size, stat.st_mtime_ns
                 except OSError:  # a dangling link: named as unreadable when it is read
-                    self.sizes[prefix + entry.name] = 0
+                    size, stamp = 0, 0
+                self.sizes[prefix + entry.name], self.stamps[prefix + entry.name] = size, stamp
 
     def shown(self, name: str) -> str:
         return str(self._root / name)
@@ -139,6 +144,7 @@ class ZipStorage:
             for name, info in kept.items()
         }
         self.sizes = {name: member.size for name, member in self._members.items()}
+        self.stamps = {name: member.crc for name, member in self._members.items()}
 
     def shown(self, name: str) -> str:
         return f"{self._path}/{self._prefix}{name}"

@@ -16,6 +16,7 @@ from prologue.commands._sampling import GUIDANCE_HELP, RecipeFlags, progress
 from prologue.commands.kinds.base import (
     SPLIT_WORDS,
     Measurement,
+    NoFigure,
     Prepared,
     Row,
     checked,
@@ -24,7 +25,13 @@ from prologue.commands.kinds.base import (
     training_of,
     with_notes,
 )
-from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
+from prologue.commands.kinds.distances import (
+    DistanceOptions,
+    distance_rows,
+    distance_sentences,
+    reference_facts,
+    reference_notes,
+)
 from prologue.commands.kinds.nearness import verdict
 from prologue.commands.kinds.recipes import recipe_words
 from prologue.errors import ConfigError, DataError, EvaluationError
@@ -52,7 +59,7 @@ class GenerationOptions(RecipeFlags, DistanceOptions):
     """Fit a linear classifier to features of training images, and count how often it sees the asked class; the embedded
     shapes have a classifier of their own, which always does."""
 
-    samples_npz: Annotated[Path | None, arg(metavar="FILE.npz")] = None
+    samples_npz: Annotated[Path | None, arg(metavar="FILE.npz"), NoFigure()] = None
     """Also write the samples in ADM's form (`arr_0` images, `arr_1` class ids), for other evaluators."""
 
 
@@ -133,8 +140,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
             )
         return Measurement(with_notes(record, notes))
 
-    origin = facts(info, options, opened, pipeline.device)
-    origin |= features.facts() | {"recipe": recipe.to_dict()} | (statistics.facts() if statistics is not None else {})
+    origin = facts(info, options, opened, pipeline.device) | features.facts() | reference_facts(statistics)
+    origin |= {"recipe": recipe.to_dict(), "memorisation": looked_up}
     return Prepared(options, origin, measure, anew=options.samples_npz is not None)
 
 

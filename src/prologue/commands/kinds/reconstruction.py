@@ -16,6 +16,7 @@ from prologue.commands.kinds.base import (
     Measurement,
     Prepared,
     Row,
+    StatedBy,
     checked,
     facts,
     images_sentence,
@@ -23,7 +24,13 @@ from prologue.commands.kinds.base import (
     training_of,
     with_notes,
 )
-from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
+from prologue.commands.kinds.distances import (
+    DistanceOptions,
+    distance_rows,
+    distance_sentences,
+    reference_facts,
+    reference_notes,
+)
 from prologue.device import pick_dtype
 from prologue.errors import ConfigError
 from prologue.evaluation.reconstruction import evaluate_reconstruction
@@ -38,7 +45,7 @@ _LPIPS_SIDE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionOptions(DistanceOptions, HeldOutOptions):
-    lpips: Annotated[Path | None, arg(metavar="FILE.safetensors")] = None
+    lpips: Annotated[Path | None, arg(metavar="FILE.safetensors"), StatedBy("lpips_hash")] = None
     """Weights of LPIPS with VGG-16, as the training takes them: also measure LPIPS."""
 
 
@@ -78,7 +85,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
         return Measurement(with_notes(record, notes))
 
     origin = facts(info, options, opened, device) | features.facts()
-    origin |= statistics.facts() if statistics is not None else {}
+    origin |= reference_facts(statistics)
     origin |= {"lpips_hash": file_hash(options.lpips)} if options.lpips is not None else {}
     return Prepared(options, origin, measure)
 
