@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "device",
         "locks",
         "processes",
+        "published",
         "weights",
         "nn",
     ),

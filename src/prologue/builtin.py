@@ -45,7 +45,9 @@ def shown(run: Path) -> str:
 
 def notes_folder(run: Path) -> Path:
     """Where what is found out about a run is kept: its own folder, and for a model of the package the user's cache."""
-    if not is_builtin(run):
-        return run
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "prologue" / f"builtin-{run.name}"
+    return cache_folder() / f"builtin-{run.name}" if is_builtin(run) else run
+
+
+def cache_folder() -> Path:
+    """The user's cache of this package."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prologue"

@@ -88,7 +88,7 @@ FeaturesOption = Annotated[
 ]
 InceptionOption = Annotated[
     Path | None,
-    arg(metavar="FILE", help="Weights of Inception. Left out: torch's cache, else a download into it."),
+    arg(metavar="FILE", help="Weights of Inception. Left out: those of `prologue weights inception`, or torch's."),
     BY_FEATURES,
 ]
 
