@@ -230,7 +230,8 @@ def _read_card(path: Path, digest: str) -> ReferenceCard:
 def _read(path: Path) -> tuple[Moments | None, tuple[int, int, int] | None]:
     """The moments and the shape of the images; either may be missing, not both."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because numpy leaves a file open whose zip is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             keys = list(archive.keys()) if hasattr(archive, "keys") else []
             moments = _moments(archive["mu"], archive["sigma"], path) if {"mu", "sigma"} <= set(keys) else None
         shape = _images_shape(path) if "arr_0" in keys else None
