@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "locks",
         "processes",
         "cpu_threads",
+        "published",
         "weights",
         "nn",
     ),

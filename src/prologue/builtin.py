@@ -47,10 +47,13 @@ def shown(run: Path) -> str:
 
 def notes_folder(run: Path) -> Path:
     """Where what is found out about a run is kept: its own folder, and for a model of the package the user's cache."""
-    if not is_builtin(run):
-        return run
+    return cache_folder() / f"builtin-{run.name}" if is_builtin(run) else run
+
+
+def cache_folder() -> Path:
+    """The user's cache of this package."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     # By the standard of these folders a relative path is to be ignored; without a home the cache is a temporary one.
     home = Path(os.path.expanduser("~"))
     base = Path(cache) if os.path.isabs(cache) else home / ".cache" if home.is_absolute() else Path(gettempdir())
-    return base / "prologue" / f"builtin-{run.name}"
+    return base / "prologue"

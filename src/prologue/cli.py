@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "write one page of all that was measured of runs, side by side"),
     "reproduce": ("reproduce", "the paper's tables in small: all variants, several seeds, verdicts on its claims"),
     "bench": ("bench", "measure sampling speed against an in-process baseline"),
+    "weights": ("weights", "make the weight files of others' networks: LPIPS, ConvNeXt, Inception"),
     "import": ("import_", "turn the authors' checkpoints into a folder that this package opens"),
     "presets": ("presets", "list the named configurations, or print one as JSON"),
 }

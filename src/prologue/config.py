@@ -359,7 +359,7 @@ class TokenizerTraining:
     perceptual_weight: float = 1.0
     """Weight of the perceptual term."""
     perceptual_path: str | None = None
-    """Safetensors file with the weights of `lpips` or `convnext`."""
+    """Safetensors file with the weights of `lpips` or `convnext`; None takes what `prologue weights` made."""
     perceptual_start: int = 0
     """Step at which the perceptual term begins."""
     perceptual_ramp: int = 0

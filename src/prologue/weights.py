@@ -16,6 +16,7 @@ from prologue.files import replacing
 from prologue.plain import from_dict, load_json, save_json
 
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 
 T = TypeVar("T")
 
@@ -73,13 +74,13 @@ def load_exactly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
 
 def save_model(folder: Path, config: dict[str, Any], module: nn.Module) -> None:
     """Write `config.json` and `model.safetensors`."""
-    save_json(folder / "config.json", config)
+    save_json(folder / CONFIG, config)
     write_tensors(folder / WEIGHTS, module.state_dict())
 
 
 def read_config(folder: Path, kind: type[T]) -> T:
     """The `config.json` of a model folder, strictly; anything wrong is a `CheckpointError` naming file and field."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no finished model, for it has no {path.name}: give a finished run")
     try:
@@ -88,9 +89,9 @@ def read_config(folder: Path, kind: type[T]) -> T:
         raise CheckpointError(f"{path} does not describe a {kind.__name__}: {error}") from error
 
 
-def model_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of the weight files of a run's two models, of those that are there."""
-    files = {part: folder / part / WEIGHTS for part in ("tokenizer", "prior")}
+def model_hashes(folder: Path, name: str = WEIGHTS) -> dict[str, str]:
+    """sha256 of the files of this name of a run's two models, of those that are there."""
+    files = {part: folder / part / name for part in ("tokenizer", "prior")}
     return {part: file_hash(file) for part, file in files.items() if file.is_file()}
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prologue import Pipeline, locks
+from prologue import Pipeline, locks, published
 from prologue.cli import main
 from prologue.commands import evaluate
 from prologue.commands._options import parse
@@ -27,6 +27,7 @@ from prologue.evaluation.frechet import frechet_from_moments
 from prologue.manifest import Manifest
 from prologue.nn.perceptual import Lpips
 from prologue.processes import Processes
+from prologue.published import PUBLISHED
 from prologue.weights import file_hash
 
 
@@ -149,6 +150,13 @@ def test_lpips_where_its_weights_are(
     assert "LPIPS-VGG16" in capsys.readouterr().out
     assert measure([*argv, "--batch", "2", "--again"], tmp_path)[0]["lpips"] == pytest.approx(record["lpips"])
     assert measure(argv[:-2], tmp_path)[0].get("lpips") is None
+    made = tmp_path / "cache" / "weights" / PUBLISHED["lpips"].file
+    made.parent.mkdir(parents=True)
+    made.write_bytes(file.read_bytes())
+    monkeypatch.setattr(published, "cache_folder", lambda: tmp_path / "cache")
+    assert measure(argv[:-2], tmp_path)[0]["lpips"] == pytest.approx(record["lpips"])
+    assert "found in" in capsys.readouterr().err  # by what is in the file
+    assert measure([*argv[:-1], "off"], tmp_path)[0].get("lpips") is None
 
 
 def test_mistakes_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

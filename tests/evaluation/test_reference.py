@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,8 +107,12 @@ def test_damaged_and_wrong_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(EvaluationError, match=named):
             open_reference(path, "means", "train")
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(EvaluationError, match="cannot be read as an"):
-        open_reference(path, "means", "train")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        with pytest.raises(EvaluationError, match="cannot be read as an"):
+            open_reference(path, "means", "train")
+        gc.collect()
+    assert [warning for warning in told if str(path) in str(warning.message)] == []  # it is closed
     with pytest.raises(EvaluationError, match="is not a file"):
         open_reference(tmp_path / "gone.npz")
 

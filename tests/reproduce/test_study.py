@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import signal
@@ -25,6 +26,7 @@ from safetensors.torch import load_file
 from prologue import locks
 from prologue.cli import main
 from prologue.errors import ConfigError, EvaluationError, RunError
+from prologue.evaluation.versions import VERSIONS
 from prologue.plain import load_json, save_json
 from prologue.reproduce import jobs, state, study, worker
 from prologue.reproduce.pieces import (
@@ -464,6 +466,17 @@ def test_a_study_keeps_its_number_format_and_refuses_another_recipe(
 
     monkeypatch.setattr("prologue.reproduce.setting.run_config", other)
     with pytest.raises(RunError, match=r"recipes\.2d\.prior\.dropout: 0\.0 in the study, 0\.3 now"):
+        open_bench(_request(tmp_path), Silent())
+
+
+def test_a_study_of_other_versions_of_the_figures_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_bench(_request(tmp_path), Silent())
+    settings = json.loads((tmp_path / "study.json").read_text())
+    del settings["versions"], settings["features_source"]  # as it was written before they were kept
+    (tmp_path / "study.json").write_text(json.dumps(settings))
+    open_bench(_request(tmp_path), Silent())
+    monkeypatch.setitem(VERSIONS, "sweep", 2)
+    with pytest.raises(RunError, match=r"versions\.sweep: 1 in the study, 2 now"):
         open_bench(_request(tmp_path), Silent())
 
 

@@ -20,6 +20,7 @@ from prologue.commands._options import export_measurement, plain, provenance
 from prologue.commands.kinds.base import Measurement, Prepared, last_sentences
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
+from prologue.evaluation.versions import versions_of
 from prologue.files import is_stream
 from prologue.launcher import launched
 from prologue.locks import alone_at
@@ -56,7 +57,7 @@ def run(argv: list[str]) -> int:
             found = Evaluation.read(path)
             print(f"found in {path}, measured {found.provenance['time']}; --again measures anew", file=sys.stderr)
         else:
-            found = _measured(argv, prepared, path)
+            found = _measured(argv, name, prepared, path)
     if not launched().main:
         return 0
     _show(kind, name, found.record, shown(options.run))
@@ -90,12 +91,12 @@ def print_waiting() -> None:
     print("another process measures the same: waiting for its figures", file=sys.stderr, flush=True)
 
 
-def _measured(argv: list[str], prepared: Prepared, path: Path) -> Evaluation:
+def _measured(argv: list[str], kind: str, prepared: Prepared, path: Path) -> Evaluation:
     """Measure, and keep the figures where the run's folder can be written."""
     begin = time.perf_counter()
     found: Measurement = prepared.measure()
     seconds = round(time.perf_counter() - begin, 2)
-    origin = provenance(["evaluate", *argv], **prepared.facts, seconds=seconds)
+    origin = provenance(["evaluate", *argv], **prepared.stated, versions=versions_of(kind), seconds=seconds)
     if not launched().main:
         return Evaluation(path, plain(origin), plain(found.record))
     try:

@@ -211,6 +211,7 @@ def open_folder(where: str, config: DataConfig, image_size: tuple[int, int]) -> 
         left_out=(*listing.left_out, *damaged),
         file_rule=rule.number,
         files=tuple(FileRecord(name, storage.sizes[name], label_of.get(name)) for name in names),
+        content=fingerprint(files=[[name, storage.stamps[name]] for name in names]),
     )
 
 

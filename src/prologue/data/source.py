@@ -69,6 +69,8 @@ class Data:
     """The rule by which the files of a folder or zip were read; None for embedded data."""
     files: tuple[FileRecord, ...] = ()
     """The image files of a folder or zip, of both splits."""
+    content: str | None = None
+    """Changes with every file that is written again, also with the same size; None for embedded images."""
 
     @property
     def num_classes(self) -> int:

@@ -28,6 +28,8 @@ class Storage(Protocol):
 
     sizes: dict[str, int]
     """Size of each file in bytes, by name."""
+    stamps: dict[str, int]
+    """What changes when a file is written again: its time in a folder, its checksum in a zip."""
     folders: set[str]
     """All folders, also empty ones."""
     left_out: LeftOut
@@ -79,6 +81,7 @@ class FolderStorage:
     def __init__(self, root: Path, rule: FileRule) -> None:
         self._root, self._rule = root, rule
         self.sizes: dict[str, int] = {}
+        self.stamps: dict[str, int] = {}
         self.folders: set[str] = set()
         self.left_out = LeftOut()
         self._walk(root, "", frozenset())
@@ -106,10 +109,10 @@ class FolderStorage:
                 try:
                     found_there = entry.stat()
                 except OSError:  # a dangling link: named as unreadable when it is read
-                    self.sizes[name] = 0
+                    self.sizes[name] = self.stamps[name] = 0
                     continue
                 if stat.S_ISREG(found_there.st_mode):  # a pipe would be waited for
-                    self.sizes[name] = found_there.st_size
+                    self.sizes[name], self.stamps[name] = found_there.st_size, found_there.st_mtime_ns
 
     def shown(self, name: str) -> str:
         return readable(str(self._root / name))
@@ -178,6 +181,7 @@ class ZipStorage:
             for name, info in kept.items()
         }
         self.sizes = {name: member.size for name, member in self._members.items()}
+        self.stamps = {name: member.crc for name, member in self._members.items()}
 
     def _keep(self, kept: dict[str, zipfile.ZipInfo], name: str, info: zipfile.ZipInfo) -> None:
         self.left_out.repeated += name in kept

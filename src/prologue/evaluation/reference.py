@@ -51,6 +51,8 @@ class ReferenceCard:
     data_fingerprint: str | None
     sha256: str
     """Of the `.npz` file."""
+    features_source: str | None = None
+    """`FeatureExtractor.source`: the code of a user's features."""
     prologue: str = __version__
     torch: str = field(default_factory=lambda: version("torch"))
 
@@ -89,6 +91,13 @@ class Reference:
                 raise EvaluationError(
                     f"{self.path} was made with other weights of {name} ({str(theirs)[:12]}…) than the measurement's "
                     f"({digest[:12]}…): make the reference again"
+                )
+            made_with = self.card.features_source if self.card is not None else None
+            source = getattr(extractor, "source", None)
+            if None not in (made_with, source) and made_with != source:
+                raise EvaluationError(
+                    f"{self.path} was made with other code of {name} ({made_with}) than the measurement's ({source}): "
+                    "make the reference again"
                 )
             dimension, own = len(self.moments.mean), extractor.dimension
             if own is not None and own != dimension:
@@ -185,6 +194,7 @@ def write_reference(
     image_size: tuple[int, int],
     split: str,
     data_fingerprint: str | None,
+    features_source: str | None = None,
 ) -> ReferenceCard:
     """Write `mu`, `sigma` and, where given, `arr_0`, one image at a time, and the JSON beside them."""
     arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy()}
@@ -204,6 +214,7 @@ def write_reference(
         split=split,
         count=statistics.count,
         data_fingerprint=data_fingerprint,
+        features_source=features_source,
         sha256=file_hash(path),
     )
     save_json(card_path(path), to_dict(card))
@@ -229,7 +240,8 @@ def _read_card(path: Path, digest: str) -> ReferenceCard:
 def _read(path: Path) -> tuple[Moments | None, tuple[int, int, int] | None]:
     """The moments and the shape of the images; either may be missing, not both."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because numpy leaves a file open whose zip is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             keys = list(archive.keys()) if hasattr(archive, "keys") else []
             moments = _moments(archive["mu"], archive["sigma"], path) if {"mu", "sigma"} <= set(keys) else None
         shape = _images_shape(path) if "arr_0" in keys else None

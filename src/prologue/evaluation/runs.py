@@ -18,7 +18,7 @@ from prologue.data.inventory import changed_files
 from prologue.data.joined import JoinedSet
 from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
-from prologue.data.source import Data, ImageSet
+from prologue.data.source import Data, ImageSet, fingerprint
 from prologue.errors import DataError, EvaluationError
 from prologue.evaluation.features import FeatureExtractor, open_features
 from prologue.manifest import NAME as MANIFEST
@@ -26,6 +26,7 @@ from prologue.manifest import Manifest
 from prologue.rng import numpy_stream
 from prologue.training.models import RunModels, Which, unfinished_manifest
 from prologue.training.run import RunFolder
+from prologue.weights import CONFIG, model_hashes
 
 LIKELIHOOD_IMAGES = 1024
 """Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
@@ -138,6 +139,15 @@ class RunImages:
     """They are those of the training, so that what was held out there is held out."""
     notes: tuple[str, ...] = ()
 
+    def facts(self) -> dict[str, Any]:
+        """What figures on these images depend on."""
+        return {
+            "data": self.source,
+            "data_fingerprint": self.data.fingerprint,
+            "data_content": self.data.content,
+            "data_own": self.own,
+        }
+
     def measured(self) -> Split:
         """The images held out of the training; the trained ones, with a note, where there are none. Others whole."""
         data = self.data
@@ -197,6 +207,15 @@ class RunInfo:
     def weights(self) -> dict[str, str]:
         """sha256 of the weight files of both models, of those that are there."""
         return self.source.hashes()
+
+    def facts(self) -> dict[str, Any]:
+        """What figures of the run depend on: the files of its models, and of its manifest all but the recipe."""
+        manifest = self.manifest
+        return {
+            "weights": self.weights,
+            "configs": model_hashes(self.path, CONFIG),
+            "manifest": fingerprint(class_names=manifest.class_names, trained_on=manifest.trained_on),
+        }
 
     def open_data(self, where: str | None, image_size: tuple[int, int]) -> RunImages:
         """The run's images, or those at `where`, read with the run's own options.
@@ -259,7 +278,6 @@ class Features:
         return cls(extractor, reason, extractor is not None and extractor.name.lower() in trained_on)
 
     def facts(self) -> dict[str, str | None]:
-        """What the provenance of figures in these features states."""
-        if self.extractor is None:
-            return {"features": None, "features_hash": None}
-        return {"features": self.extractor.name, "features_hash": self.extractor.hash}
+        """What figures in these features depend on."""
+        names = {"features": "name", "features_hash": "hash", "features_source": "source"}
+        return {fact: getattr(self.extractor, name, None) for fact, name in names.items()}

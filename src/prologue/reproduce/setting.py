@@ -13,6 +13,7 @@ from prologue.device import pick_device, pick_precision
 from prologue.errors import EvaluationError, MissingExtraError, RunError
 from prologue.evaluation.kid import LEAST
 from prologue.evaluation.runs import Features
+from prologue.evaluation.versions import VERSIONS, completed
 from prologue.files import temporary_of
 from prologue.locks import LOCK
 from prologue.plain import from_dict, load_json, save_json, to_dict
@@ -26,6 +27,8 @@ from prologue.training.run import differences
 
 STUDY = "study.json"
 STUDY_FORMAT = 1
+_MEASURED = ("features", "reconstruction", "generation", "likelihood", "probe", "layout", "memorisation", "sweep")
+"""Kinds of figures that a study has: runs measured with other versions of them do not go into one table."""
 _FREE = ("data", "precision", "scale.seeds")
 """What may differ: the place of the same images, and how many seeds are usual; a study keeps its own number format."""
 
@@ -64,9 +67,12 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
         "data_fingerprint": data.fingerprint,
         "file_rule": rule,
         **features.facts(),
+        "versions": {kind: VERSIONS[kind] for kind in _MEASURED},
     }
     if known:
-        _require_same(out, known, settings)
+        # Studies that were begun before these were kept: the first versions, and the code that is there now.
+        versions = {kind: completed(known.get("versions"))[kind] for kind in _MEASURED}
+        _require_same(out, {"features_source": settings["features_source"], **known, "versions": versions}, settings)
     else:
         save_json(out / STUDY, settings)
     return Bench(scale, data, features, request.data, out / PICTURES, precision)

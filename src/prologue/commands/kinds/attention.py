@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from prologue.commands._sampling import progress
 from prologue.commands.kinds.base import (
     HeldOutOptions,
     Measurement,
+    NoFigure,
     Prepared,
     Row,
     checked,
@@ -33,7 +35,7 @@ from prologue.report.figures_maps import grid_maps, heat_map
 class AttentionOptions(HeldOutOptions):
     count: int | None = 256
     """So many of the held-out images, at random."""
-    batch: int = 16
+    batch: Annotated[int, NoFigure()] = 16
     """Images computed at once: bounds the memory."""
 
 

@@ -16,6 +16,7 @@ from prologue.commands._sampling import GUIDANCE_HELP, RecipeFlags, progress
 from prologue.commands.kinds.base import (
     SPLIT_WORDS,
     Measurement,
+    NoFigure,
     Prepared,
     Row,
     checked,
@@ -24,7 +25,13 @@ from prologue.commands.kinds.base import (
     training_of,
     with_notes,
 )
-from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
+from prologue.commands.kinds.distances import (
+    DistanceOptions,
+    distance_rows,
+    distance_sentences,
+    reference_facts,
+    reference_notes,
+)
 from prologue.commands.kinds.nearness import verdict
 from prologue.commands.kinds.recipes import recipe_words
 from prologue.errors import ConfigError, DataError, EvaluationError
@@ -53,7 +60,7 @@ class GenerationOptions(RecipeFlags, DistanceOptions):
     """Fit a linear classifier to features of training images, and count how often it sees the asked class; the embedded
     shapes have a classifier of their own, which always does."""
 
-    samples_npz: Annotated[Path | None, arg(metavar="FILE.npz"), OUTPUT_FILE] = None
+    samples_npz: Annotated[Path | None, arg(metavar="FILE.npz"), OUTPUT_FILE, NoFigure()] = None
     """Also write the samples in ADM's form (`arr_0` images, `arr_1` class ids), for other evaluators."""
 
 
@@ -135,8 +142,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
             )
         return Measurement(with_notes(record, notes))
 
-    origin = facts(info, options, opened, pipeline.device)
-    origin |= features.facts() | {"recipe": recipe.to_dict()} | (statistics.facts() if statistics is not None else {})
+    origin = facts(info, options, opened, pipeline.device) | features.facts() | reference_facts(statistics)
+    origin |= {"recipe": recipe.to_dict(), "memorisation": looked_up}
     archive = options.samples_npz
     return Prepared(options, origin, measure, writes=archive, anew=archive is not None)
 

@@ -18,6 +18,8 @@ from prologue.commands.kinds.base import (
     Measurement,
     Prepared,
     Row,
+    StatedBy,
+    Told,
     checked,
     facts,
     images_sentence,
@@ -36,7 +38,7 @@ from prologue.weights import WEIGHTS, file_hash
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodOptions(HeldOutOptions):
-    baseline: Annotated[Path | None, arg(metavar="RUN")] = None
+    baseline: Annotated[Path | None, arg(metavar="RUN"), StatedBy("baseline_weights", "baseline_configs")] = None
     """A prior without prologue on the same tokenizer's visual ids, for the gain:
     `prologue train --tokenizer RUN --prior.prologue false`."""
 
@@ -76,7 +78,9 @@ def prepare(argv: Sequence[str]) -> Prepared:
 
     origin = facts(info, options, opened, pipeline.device)
     if options.baseline is not None:
-        origin |= {"baseline": options.baseline, "baseline_weights": RunInfo.load(options.baseline).weights}
+        other = RunInfo.load(options.baseline).facts()
+        origin |= {"baseline": Told(options.baseline)}
+        origin |= {f"baseline_{name}": other[name] for name in ("weights", "configs")}
     return Prepared(options, origin, measure)
 
 

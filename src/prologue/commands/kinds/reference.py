@@ -103,6 +103,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
                 _Views(images, indices[kept]) if len(kept) else None,
                 features=extractor.name,
                 features_hash=extractor.hash,
+                features_source=extractor.source,
                 image_size=size,
                 split=options.split,
                 data_fingerprint=opened.data.fingerprint,

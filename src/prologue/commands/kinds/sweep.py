@@ -17,7 +17,17 @@ from prologue.builtin import is_builtin, shown
 from prologue.commands._evaluations import key_of, place
 from prologue.commands._options import parse, plain
 from prologue.commands._sampling import GUIDANCE_HELP, parse_guidance, progress
-from prologue.commands.kinds.base import FeaturesOption, Measurement, Options, Prepared, Row, checked, facts, with_notes
+from prologue.commands.kinds.base import (
+    FeaturesOption,
+    Measurement,
+    NoFigure,
+    Options,
+    Prepared,
+    Row,
+    checked,
+    facts,
+    with_notes,
+)
 from prologue.commands.kinds.recipes import recipe_words
 from prologue.errors import ConfigError, EvaluationError, RunError
 from prologue.evaluation.distances import INDICATIVE
@@ -81,7 +91,7 @@ class SweepOptions(Options):
     finalists: int = 3
     """Recipes that are measured again, beside the run's default."""
     features: FeaturesOption = "auto"
-    store: bool = True
+    store: Annotated[bool, NoFigure()] = True
     """Make the winner the run's default recipe; --no-store leaves it as it is."""
 
     def axes(self) -> Axes:
