@@ -63,9 +63,12 @@ def threads_for(rows: int, width: int) -> int:
     import torch
 
     available = torch.get_num_threads()
-    if any(os.environ.get(name) for name in _USER_COUNT):
-        return available
-    return 1 if rows * width * width < SMALL_PRODUCT else available
+    return 1 if rows * width * width < SMALL_PRODUCT and not user_count() else available
+
+
+def user_count() -> bool:
+    """Whether the user set a number of threads in the environment."""
+    return any(os.environ.get(name) for name in _USER_COUNT)
 
 
 class Threads(NamedTuple):
