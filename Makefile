@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := dev,lite0,digits,track
 
-.PHONY: help setup demo test lint types clean
+.PHONY: help setup demo test test-fast test-all lint types clean
 
 help:  ## List the targets
 	@echo "make TARGET [ARGS='…']"
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 12
 
 setup: $(STAMP)  ## Make .venv and install the package with its extras (quick when nothing changed)
 
@@ -29,8 +29,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## Train, sample and report on embedded data (QUICK=1: two minutes; ARGS='--minutes 60')
 	$(BIN)/prologue demo $(if $(QUICK),--quick) $(ARGS)
 
-test: setup  ## Run the tests (ARGS='tests/test_cli_skeleton.py -x')
-	$(BIN)/python -m pytest $(ARGS)
+# Whole files go to one process each: tests of a file share what it set up.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+
+test: setup  ## Run the tests on all cores (ARGS='tests/test_cli_skeleton.py -x')
+	$(PYTEST) -m 'not gpu and not browser' $(ARGS)
+
+test-fast: setup  ## Run the tests that take a moment each
+	$(PYTEST) -m 'not slow and not gpu and not browser' $(ARGS)
+
+test-all: setup  ## Run every test, those that need a GPU or a browser included
+	$(PYTEST) $(ARGS)
 
 lint: setup  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -20,6 +20,8 @@ from prologue.pipeline import Pipeline
 from prologue.sampling.recipe import Recipe
 from prologue.weights import WEIGHTS, file_hash, read_tensors
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(builtin.__file__).parent / "models" / "shapes"
 
 

@@ -60,6 +60,7 @@ def test_presets_needs_no_torch() -> None:
     assert not {"torch", "numpy"} & set(loaded.rpartition("LOADED")[2].split())
 
 
+@pytest.mark.slow
 def test_help_takes_at_most_half_the_time_of_importing_torch() -> None:
     """Paired and in turn, the best of each: a busy machine slows both sides, and the margin is tenfold."""
 

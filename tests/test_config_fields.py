@@ -16,6 +16,8 @@ from mypy.options import Options
 
 from prologue import config as config_module
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(config_module.__file__).parent
 CONFIG = config_module.__name__
 NOT_READERS = ("presets.py", "commands/presets.py")

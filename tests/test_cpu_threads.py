@@ -13,6 +13,8 @@ import torch
 from prologue import cpu_threads as threads
 from prologue.cpu_threads import cpu_threads, limit_spinning, threads_for
 
+pytestmark = pytest.mark.slow
+
 _SEEN = """
 import os, sys
 sys.argv = ["prologue", "presets"]

@@ -12,6 +12,8 @@ import pytest
 from prologue.cli import COMMANDS
 from prologue.presets import names
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 

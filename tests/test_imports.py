@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import prologue
 
 PACKAGE = Path(prologue.__file__).parent
@@ -115,6 +117,7 @@ def _layer(name: str) -> int:
     raise AssertionError(f"prologue.{name} has no layer: place it in docs/architecture.md and in this test")
 
 
+@pytest.mark.slow
 def test_everything_imports_with_the_extras_hidden() -> None:
     imported = _run(_HIDE_EXTRAS).split()
     assert len(imported) == sum(bool(name) for name, _ in _modules())

@@ -101,6 +101,7 @@ def test_models_and_features_keep_nothing_between_calls(tiny_models) -> None:
     assert in_threads(calls, by=lambda value: value) == [call() for call in calls]
 
 
+@pytest.mark.slow
 def test_threads_may_share_compiled_graphs(tiny_models, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled by one thread and used by all; graphs and cache are the pipeline's."""
     torch._dynamo.reset()

@@ -14,6 +14,8 @@ from prologue.bench.sampling import Case, Record, Request, SamplingBench, Timing
 from prologue.errors import ConfigError
 from prologue.presets import preset
 
+pytestmark = pytest.mark.slow
+
 REQUEST = Request(
     prior="shapes-smoke",
     tokenizer="shapes-smoke",

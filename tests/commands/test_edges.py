@@ -26,6 +26,8 @@ from prologue.commands.report import ReportOptions
 from prologue.commands.train import TrainOptions
 from prologue.images import file_name
 
+pytestmark = pytest.mark.slow
+
 
 def _options_of_all_commands() -> list[type]:
     """The options dataclass of each command and kind of evaluation: the last one that its module defines."""

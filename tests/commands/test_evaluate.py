@@ -25,6 +25,8 @@ from prologue.sampling.recipe import Recipe
 from prologue.training.run import RunFolder
 from prologue.weights import file_hash
 
+pytestmark = pytest.mark.slow
+
 STORED = Recipe(Guidance.overall("linear", 2), temperature=0.9)
 
 

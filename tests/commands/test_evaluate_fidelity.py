@@ -30,6 +30,8 @@ from prologue.processes import Processes
 from prologue.published import PUBLISHED
 from prologue.weights import file_hash
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def saved(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -23,6 +23,8 @@ from prologue.manifest import Manifest
 from prologue.plain import save_json, to_dict
 from prologue.sampling.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 STORED = Recipe(Guidance.overall("linear", 2), temperature=0.9)
 
 

@@ -26,6 +26,8 @@ from prologue.manifest import Manifest
 from prologue.plain import save_json, to_dict
 from prologue.processes import Processes
 
+pytestmark = pytest.mark.slow
+
 CORNER = "def corner():\n    return lambda images: picked(images).flatten(1).float()\n\n"
 
 

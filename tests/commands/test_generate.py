@@ -18,6 +18,8 @@ from prologue.images import SampleArchive, class_grid, file_name, labelled_grid
 from prologue.manifest import Manifest
 from prologue.sampling.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 SPLIT = Guidance.split(("constant", 0.7), ("cosine", 3.75, 0.2))
 
 

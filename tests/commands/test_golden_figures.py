@@ -32,6 +32,8 @@ from prologue.plain import save_json, to_dict
 from prologue.rng import torch_stream
 from prologue.sampling.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "figures.json"
 OPTIONS = {
     "reconstruction": ["--count", "6", "--features", "{own}", "--lpips", "{lpips}"],

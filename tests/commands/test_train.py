@@ -22,6 +22,8 @@ from prologue.errors import ConfigError
 from prologue.training.run import RunFolder
 from prologue.weights import read_tensors
 
+pytestmark = pytest.mark.slow
+
 STACK = {"width": 32, "depth": 1, "heads": 2}
 RATES = {"lr": 1e-3, "warmup": 2, "hold": 4}
 CONFIG = {

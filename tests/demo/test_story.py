@@ -21,6 +21,8 @@ from prologue.plain import load_json
 from prologue.training.progress import Silent
 from prologue.weights import file_hash
 
+pytestmark = pytest.mark.slow
+
 SECTIONS = (
     "What prologue tokens are", "Targets", "Samples by class", "Reconstructions", "One prologue, many images",
     "Measures", "Training", "Plan and time", "What a few hours buy", "Go on with this run",

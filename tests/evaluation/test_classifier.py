@@ -34,6 +34,7 @@ def keep_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("keep_threads")
 def test_the_command_gives_the_same_file_twice_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()

@@ -151,6 +151,7 @@ def in_a_process() -> Record:
     return distances.record(0) | {"trace": round(trace, 12), "rank": processes.rank, "world": processes.world}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

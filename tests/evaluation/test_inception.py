@@ -21,6 +21,8 @@ from prologue.evaluation.runs import Features
 from prologue.published import PUBLISHED
 from prologue.weights import file_hash
 
+pytestmark = pytest.mark.slow
+
 MODULE = "torch_fidelity.feature_extractor_inceptionv3"
 URL = "https://example.invalid/weights-inception-2015-12-05-6726825d.pth"
 

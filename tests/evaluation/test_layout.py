@@ -72,6 +72,7 @@ def test_planted_layouts() -> None:
         assert record["x_shuffled_low"] < 1 < record["x_shuffled_high"]
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth() -> None:
     covered = 0
     for seed in range(40):

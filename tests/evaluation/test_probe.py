@@ -144,6 +144,7 @@ def test_inputs_are_what_they_are_called(tiny_models) -> None:
     assert not torch.equal(other.values["random_encoder"], inputs.values["random_encoder"])
 
 
+@pytest.mark.slow
 def test_without_a_prologue_the_first_visual_tokens_are_probed(tiny_models) -> None:
     """What a prologue is compared with: as many first visual tokens of a 2d or 1d tokenizer."""
     plain, _ = tiny_models("2d", image_size=(16, 16))

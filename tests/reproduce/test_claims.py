@@ -82,6 +82,7 @@ def test_reconstruction_is_judged_by_the_upper_end(make: Make, ratios: tuple[flo
     assert claim.notes == ("distances of 2048 reconstructions, whose ratio lies nearer to 1 than that of many",)
 
 
+@pytest.mark.slow
 def test_the_effect_needs_both_parts(make: Make) -> None:
     def effect(kid: tuple[float, ...], rfd: float) -> str | None:
         results = dict(

@@ -48,6 +48,8 @@ from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
 from prologue.weights import file_hash
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Any]
 TINY = dataclasses.replace(
     SCALES["minutes"], tokenizer_steps=6, prior_steps=6, shapes_images=48, shapes_validation=32, sweep_samples=8,

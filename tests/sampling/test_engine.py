@@ -23,6 +23,8 @@ from prologue.sampling.graphs import Logits
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="compiling on a CPU needs a C++ compiler"

@@ -17,6 +17,8 @@ from prologue import pipeline as pipelines
 from prologue.sampling.compiling import Compiler
 from prologue.sampling.graphs import GRAPHS, Graph
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(prologue.__file__).parent
 CPU = torch.device("cpu")
 

@@ -29,6 +29,8 @@ from prologue.processes import Processes
 from prologue.throughput.drawing import Drawing, Job
 from prologue.throughput.output import Output
 
+pytestmark = pytest.mark.slow
+
 SPLIT = Guidance.split(("constant", 0.7), ("cosine", 3.75, 0.2))
 JOB = Job([0, 1, 2] * 8, 5, {"guidance": SPLIT}, "both", 10, 4, {"what": "a test", "recipe": {"temperature": 1.0}})
 NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")

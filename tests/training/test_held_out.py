@@ -17,6 +17,8 @@ from prologue.pipeline import Pipeline
 from prologue.training.held_out import BestPrior
 from prologue.training.loop import Stopped
 
+pytestmark = pytest.mark.slow
+
 STEPS, EVERY = 120, 10
 
 

@@ -17,6 +17,8 @@ from prologue.training.loop import Stopped
 from prologue.training.run import RunFolder
 from prologue.weights import file_hash
 
+pytestmark = pytest.mark.slow
+
 
 def longer(config: RunConfig, tokenizer: int = 20, prior: int = 20) -> RunConfig:
     return replace(

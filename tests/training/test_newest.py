@@ -18,6 +18,8 @@ from prologue.training.loop import Stopped
 from prologue.training.models import RunModels
 from prologue.weights import read_tensors
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def training(kit: SimpleNamespace, uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

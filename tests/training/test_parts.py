@@ -15,6 +15,8 @@ from prologue.training.parts import averaged, parts_of
 from prologue.training.run import RunFolder
 from prologue.weights import read_tensors
 
+pytestmark = pytest.mark.slow
+
 PLAIN = PriorOptions(32, 1, 2)
 
 

@@ -15,6 +15,8 @@ from prologue.evaluation.runs import RunInfo
 from prologue.manifest import Manifest
 from prologue.training.run import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
     files = (path for path in folder.rglob("*") if path.is_file())

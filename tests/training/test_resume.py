@@ -26,6 +26,8 @@ from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, train
 
+pytestmark = pytest.mark.slow
+
 
 def stop(kit: SimpleNamespace, out: Path, stage: str, step: int, number: int = signal.SIGTERM) -> None:
     with pytest.raises(Stopped) as stopped:

@@ -22,6 +22,8 @@ from prologue.training.learner import Learner
 from prologue.training.loop import Stopped
 from prologue.training.run import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 def spoil(monkeypatch: pytest.MonkeyPatch, name: str, module: str, updates: range) -> None:
     """Make the gradients of these updates of a network NaN; `module` is its class, as both stages have a prior."""

@@ -16,6 +16,8 @@ from prologue.training.loop import Stopped
 from prologue.training.run import RunFolder
 from prologue.training.tokenizer_stage import TokenizerStage
 
+pytestmark = pytest.mark.slow
+
 BIG = (10_000, 128)
 
 

@@ -22,6 +22,8 @@ from prologue.tokenizer import Tokenizer
 from prologue.training.prior_stage import PriorStage
 from prologue.training.run import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def plain(kit: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from prologue.training.prior_stage import PriorStage
 from prologue.training.tokenizer_stage import TokenizerStage
 from prologue.training.transfer import fetch
 
+pytestmark = pytest.mark.slow
+
 WAITING = (
     "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "bincount", "equal", "unique", "_unique2",
     "unique_dim", "repeat_interleave.Tensor", "histc",
