@@ -11,13 +11,12 @@ import sys
 import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
-SPIN_ROUNDS = 10_000
+SPIN_ROUNDS = 1_000
 """Rounds that an idle OpenMP thread spins before it sleeps.
 
 By default it spins for about a millisecond after each operation, on a core that another process may need. This many
-rounds last some ten microseconds: longer than the gap between two operations, shorter than a time slice.
+rounds last a few microseconds. With fewer, a quiet machine loses more than a busy one gains (`benchmarks/busy.py`).
 """
 _SPIN_VARIABLE = "GOMP_SPINCOUNT"
 _USER_POLICY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
@@ -69,14 +68,6 @@ def threads_for(rows: int, width: int) -> int:
 def user_count() -> bool:
     """Whether the user set a number of threads in the environment."""
     return any(os.environ.get(name) for name in _USER_COUNT)
-
-
-class Threads(NamedTuple):
-    """Numbers of CPU threads for each part of what a pipeline does."""
-
-    encode: int
-    sample: int
-    decode: int
 
 
 _one_at_a_time = threading.RLock()

@@ -20,7 +20,7 @@ from torch import Tensor
 from prologue.arguments import Images, check_options, folder_path, image_tensor, seeds_of, whole_number
 from prologue.builtin import locate
 from prologue.class_names import Classes, ClassLike, ClassNames
-from prologue.cpu_threads import Threads, cpu_threads, threads_for
+from prologue.cpu_threads import cpu_threads, threads_for
 from prologue.device import pick_device
 from prologue.errors import CheckpointError, ConfigError, SamplingError
 from prologue.images import to_pil
@@ -297,7 +297,7 @@ class Pipeline:
         x = image_tensor(images, self.tokenizer.config.image_size, self.manifest.background)
         parts = []
         for part in torch.split(x, batch):
-            with self._turn(self.threads(len(part)).encode):
+            with self._turn(self.threads(len(part))):
                 parts.append(self.tokenizer.encode_known(part.to(self.device)))
         return TokenIds.cat(parts)
 
@@ -314,7 +314,7 @@ class Pipeline:
         rows: int,
         *,
         compiled: bool | None = None,
-        threads: Threads | None = None,
+        threads: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> tuple[TokenIds, UInt8[Tensor, "n 3 H W"]]:
         """Tokens and images of at most `rows` images, computed as `rows` of them whatever their number.
@@ -331,15 +331,12 @@ class Pipeline:
         tokens = self._draw(self._ids(ids), found, None, rows, True, options, compiled, threads)
         return tokens, self._decode(tokens.visual, rows, compiled, threads).cpu()
 
-    def threads(self, rows: int) -> Threads:
-        """How many CPU threads draw and decode so many images at once: what their bytes depend on beside the build."""
-        encoder, decoder = self.tokenizer.config.encoder, self.tokenizer.config.decoder
-        tokens = self.tokenizer.config.visual_tokens
-        return Threads(
-            encode=threads_for(rows * tokens, encoder.width),
-            sample=threads_for(2 * rows, self.prior.config.transformer.width),
-            decode=threads_for(rows * tokens, decoder.width),
-        )
+    def threads(self, rows: int) -> int:
+        """How many CPU threads compute so many images at once: what their bytes depend on beside the build.
+
+        The decode loop decides, also for encoding and decoding, which take a small part of its time.
+        """
+        return threads_for(2 * rows, self.prior.config.transformer.width)
 
     def compiles(self, images: int, batch: int) -> bool:
         """Whether so many images are drawn with compiled steps: as the pipeline was opened, else where it pays."""
@@ -367,14 +364,14 @@ class Pipeline:
 
     @torch.no_grad()
     def _decode(
-        self, visual: Int[Tensor, "B N"], rows: int, compiled: bool | None = None, threads: Threads | None = None
+        self, visual: Int[Tensor, "B N"], rows: int, compiled: bool | None = None, threads: int | None = None
     ) -> UInt8[Tensor, "B 3 H W"]:
         """Images of visual ids, known to be right, in chunks of `rows`, the last one filled up; on the device."""
         compiled = self.compiles(len(visual), rows) if compiled is None else compiled
         parts = []
         for part in torch.split(visual.long(), rows):
             full = part[_filled(len(part), rows, part.device)]
-            with self._turn((threads or self.threads(len(full))).decode):
+            with self._turn(threads or self.threads(len(full))):
                 decoder = self._decoder(rows, self._engine(compiled).compiler)
                 parts.append(decoder(full)[: len(part)].clone())  # what a graph returns, its next call overwrites
         return torch.cat(parts)
@@ -398,7 +395,7 @@ class Pipeline:
         fill: bool,
         options: SamplingOptions,
         compiled: bool | None = None,
-        threads: Threads | None = None,
+        threads: int | None = None,
     ) -> TokenIds:
         """Tokens of every image, in chunks of `batch`; with `fill`, or behind a full chunk, the last is filled up."""
         batch = whole_number("batch", batch)
@@ -411,7 +408,7 @@ class Pipeline:
                 full = part[_filled(len(part), size, part.device)]
                 chosen = [seeds[row] for row in full.tolist()]
                 prefix = None if given is None else given[full]
-                with self._turn((threads or self.threads(len(full))).sample):
+                with self._turn(threads or self.threads(len(full))):
                     engine = self._engine(compiled)
                     drawn = sample_sequences(self.prior, class_ids[full], recipe, chosen, prefix, engine)
                     out[part] = drawn[: len(part)]

@@ -71,7 +71,7 @@ def test_what_is_written(draw, pipe: Pipeline, tmp_path: Path, write: str) -> No
         "request": JOB.request,
         "batch": 4,
         "compiled": False,
-        "threads": [1, 1, 1],
+        "threads": 1,
         "finished": True,
     }
     assert seen == [(done, 24) for done in (4, 8, 12, 16, 20, 24)]
@@ -213,7 +213,7 @@ def test_who_goes_on_computes_as_who_began(
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # a number of the user wins over that of so little work
 
     def stop(class_ids, seeds, rows, **options):
-        seen.append((*options["threads"], options["compiled"]))
+        seen.append((options["threads"], options["compiled"]))
         if len(seen) == 3:
             raise Killed
         return chunk(class_ids, seeds, rows, **options)
@@ -223,14 +223,13 @@ def test_who_goes_on_computes_as_who_began(
         draw("out")
     state_file = tmp_path / "out" / "generation.json"
     state = json.loads(state_file.read_text())
-    assert (state["threads"], state["compiled"]) == ([2, 2, 2], False)
-    state_file.write_text(json.dumps({**state, "threads": 2}))  # as earlier versions wrote it
+    assert (state["threads"], state["compiled"]) == (2, False)
     monkeypatch.setattr("prologue.pipeline.worth_compiling", lambda *_: True)
     with threads(1):
         draw("out")
         assert torch.get_num_threads() == 1
     assert pipe.compile == "auto"
-    assert seen == [(2, 2, 2, False)] * 7
+    assert seen == [(2, False)] * 7
 
 
 def test_few_images_are_not_filled_up_to_a_large_batch(
@@ -348,7 +347,7 @@ def test_several_processes_share_the_chunks(draw, pipe: Pipeline, tmp_path: Path
     """Without a process group: one after the other, as they would meet in the folder."""
     whole = draw("whole", JOB)
     output = Output(tmp_path / "out")
-    output.start({"request": JOB.request, "batch": 4, "compiled": False, "threads": [1, 1, 1]})
+    output.start({"request": JOB.request, "batch": 4, "compiled": False, "threads": 1})
 
     class Alone(Processes):
         def wait(self) -> None:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from prologue.cpu_threads import Threads
 from prologue.device import out_of_memory
 from prologue.errors import SamplingError
 from prologue.images import class_grid, file_name, open_image, read_images, save_png
@@ -136,9 +135,8 @@ class Drawing:
 
         On a CPU products round by the number of threads.
         """
-        known = state["threads"]  # one number for everything, where an earlier version began
-        threads = Threads(known, known, known) if isinstance(known, int) else Threads(*known)
         compiled: bool = state["compiled"]
+        threads: int = state["threads"]
         drawn, before, wanted = 0, plan.chunks - len(left), set(left)
         pending: list[Future[None]] = []
         with ThreadPoolExecutor(1) as writer:
@@ -157,7 +155,7 @@ class Drawing:
             for future in pending:
                 future.result()
 
-    def _guarded(self, plan: Plan, number: int, compiled: bool, threads: Threads) -> Chunk:
+    def _guarded(self, plan: Plan, number: int, compiled: bool, threads: int) -> Chunk:
         try:
             return self._chunk(plan, number, compiled, threads)
         except Exception as error:
@@ -168,7 +166,7 @@ class Drawing:
                 f"free memory and run the same again, or start anew with a --batch below {plan.batch}"
             ) from error
 
-    def _chunk(self, plan: Plan, number: int, compiled: bool, threads: Threads) -> Chunk:
+    def _chunk(self, plan: Plan, number: int, compiled: bool, threads: int) -> Chunk:
         images = plan.images(number)
         seeds = [self.job.seed + index for index in images]
         class_ids = [self.job.class_ids[index] for index in images]

@@ -1,0 +1,154 @@
+"""How much a busy machine slows sampling, training and tests: with the package's threads, and with torch's own.
+
+    python benchmarks/busy.py [--json FILE] [--repeats 3]
+
+Each figure is the time of one piece of work in a process of its own, the median of several in it. Busy means that
+another process computes on each core. The first columns are the package's: as many threads as the work pays for, and
+idle ones sleep soon. The last ones are torch's: all cores, whose idle threads spin as OpenMP does by default. The two
+take turns, so that a machine that gets slower slows both. Work that takes longer than `--limit` seconds counts as that
+long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+WORK = ("1 image", "16 images", "16 images, torch first", "64 images", "training step", "tests")
+_OCCUPY = "import time\nend = time.time() + 3600\nwhile time.time() < end: pass"
+_DEFAULT_SPIN = "300000"
+"""What GNU's OpenMP library takes where nothing is set."""
+
+
+@contextlib.contextmanager
+def occupied(busy: bool) -> Iterator[None]:
+    """Another process on each core while the block runs."""
+    others = [subprocess.Popen([sys.executable, "-c", _OCCUPY]) for _ in range(os.cpu_count() or 1)] if busy else []
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def sampling(count: int) -> Callable[[], object]:
+    """Draws images of `builtin:shapes` as a caller's own process does."""
+    from prologue import Pipeline
+
+    pipe = Pipeline.from_pretrained("builtin:shapes", compile=False)
+    return lambda: pipe.generate("star", count=count)
+
+
+def training(folder: Path) -> Callable[[], object]:
+    """Steps of the tokenizer stage of small-32, with as many threads as a run takes."""
+    from prologue.cpu_threads import cpu_threads, limit_spinning
+
+    limit_spinning()  # as the command line does, before torch is imported
+    from training_step import build
+
+    from prologue.allocator import keep_freed_memory
+    from prologue.presets import preset
+
+    keep_freed_memory()
+    stage = build(preset("small-32"), "fp32", True, folder)
+    threads = stage.context.threads(stage.name, *stage.product)
+
+    def steps() -> None:
+        for step in range(4):
+            with cpu_threads(threads):
+                stage.step(step)
+
+    return steps
+
+
+def tests() -> object:
+    """A part of the test suite, in one process."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/nn",
+        "tests/sampling/test_decode.py",
+    ]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+def work(name: str, repeats: int) -> float:
+    """Seconds of one piece of work in this process, after a first one that is not counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        if name.endswith("torch first"):
+            import torch  # noqa: F401
+        if name == "training step":
+            call = training(Path(folder))
+        else:
+            call = tests if name == "tests" else sampling(int(name.split()[0]))
+        if name != "tests":
+            call()
+        seconds = []
+        for _ in range(1 if name == "tests" else repeats):
+            begin = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds) / (4 if name == "training step" else 1)
+
+
+def measured(name: str, ours: bool, busy: bool, repeats: int, limit: float) -> float:
+    """The same in a process of its own."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MKL_"))}
+    if not ours:
+        environ |= {"OMP_NUM_THREADS": str(os.cpu_count()), "GOMP_SPINCOUNT": _DEFAULT_SPIN}
+    command = [sys.executable, __file__, "--work", name, "--repeats", str(repeats)]
+    with occupied(busy):
+        try:
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return limit
+    return float(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", choices=WORK, help="only this piece of work, in this process")
+    parser.add_argument("--only", nargs="+", choices=WORK, default=WORK)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=120.0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.work:
+        print(work(options.work, options.repeats))
+        return
+    records = []
+    print(f"{'seconds':24s} {'quiet':>8s} {'busy':>8s} {'busy/quiet':>11s} {'torch quiet':>12s} {'torch busy':>11s}")
+    for name in options.only:
+        found = {
+            (ours, busy): measured(name, ours, busy, options.repeats, options.limit)
+            for busy in (False, True)
+            for ours in (False, True)
+        }
+        own, others = [[found[ours, busy] for busy in (False, True)] for ours in (True, False)]
+        records.append(
+            {"work": name, "quiet": own[0], "busy": own[1], "torch_quiet": others[0], "torch_busy": others[1]}
+        )
+        ratio = own[1] / own[0]
+        print(f"{name:24s} {own[0]:8.3f} {own[1]:8.3f} {ratio:10.2f}× {others[0]:12.3f} {others[1]:11.3f}", flush=True)
+    if options.json:
+        provenance = {"command": "python benchmarks/busy.py", "cores": os.cpu_count(), "limit": options.limit}
+        options.json.write_text(json.dumps({"provenance": provenance, "records": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
