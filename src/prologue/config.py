@@ -262,9 +262,9 @@ class DataConfig:
     skip_damaged: bool = False
     """Skip (and list) files that cannot be decoded instead of stopping."""
     shapes_images: int = 20000
-    """Training scenes of the embedded `shapes`."""
+    """Training images of the embedded `shapes` or `plates`."""
     shapes_validation: int = 2000
-    """Validation scenes of the embedded `shapes`."""
+    """Validation images of the embedded `shapes` or `plates`."""
     cache_mb: int = 1024
     """Decoded training images are kept in memory while they fit in this many MiB."""
 

@@ -22,7 +22,7 @@ class ReproduceOptions:
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder of the study. The same command on the same folder continues it; more seeds and variants may be added."""
     data: Annotated[str, arg(metavar="WHERE")] = "shapes"
-    """Images: the embedded `shapes` or `digits`, a folder or a zip."""
+    """Images: the embedded `shapes`, `digits` or `plates`, a folder or a zip."""
     scale: Literal["minutes", "hours", "gpu"] = "minutes"
     """minutes shows that everything runs; hours makes the tables on two CPU cores; gpu on one GPU."""
     seeds: int | None = None
