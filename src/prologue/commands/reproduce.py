@@ -31,8 +31,8 @@ class ReproduceOptions:
     variants: tuple[str, ...] = ()
     """Some of 2d, 1d, prologue, prologue-post, one-stage. Left out: all."""
     features: Annotated[str, arg(metavar="FEATURES")] = "auto"
-    """Features of the distances, which no loss uses: auto takes the shapes classifier on shapes, elsewhere lite0 (extra
-    [lite0])."""
+    """Features of the distances, which no loss uses: auto takes the classifier of embedded shapes and plates, elsewhere
+    lite0 (extra [lite0])."""
     minutes: float | None = None
     """Stop cleanly after so many minutes, with exit code 3: the same command continues."""
     jobs: int | None = None
