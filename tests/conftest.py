@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
+from prologue import published
 from prologue.config import PriorConfig, TokenizerConfig, TransformerConfig
 from prologue.prior import Prior
 from prologue.rng import torch_stream
@@ -55,6 +56,15 @@ def make_models(
     shake(tokenizer, 1)
     shake(prior, 2)
     return tokenizer.eval(), prior.eval()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Weights that `prologue weights` has made on this machine change no test."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(published, "cache_folder", lambda: cache)
+        yield
 
 
 @pytest.fixture(scope="session")

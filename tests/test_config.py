@@ -1,10 +1,7 @@
-"""Configurations: strict JSON, sentences for impossible values, and no field without a reader."""
+"""Configurations: strict JSON, and sentences for impossible values."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prologue import config as config_module
 from prologue.config import (
     DataConfig,
     LayoutConfig,
@@ -30,11 +26,6 @@ from prologue.config import (
 )
 from prologue.errors import ConfigError
 from prologue.plain import from_dict, load_json, save_json, to_dict
-
-PACKAGE = Path(config_module.__file__).parent
-
-NOT_READERS = ("config.py", "presets.py", "commands/presets.py")
-"""They state and show values; a value matters where something else reads it."""
 
 
 def test_round_trip_through_json() -> None:
@@ -176,38 +167,3 @@ def test_unreadable_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.json is not readable JSON"):
         load_json(tmp_path / "binary.json")
-
-
-def _reads(tree: ast.AST) -> set[str]:
-    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-
-
-def _names_read() -> set[str]:
-    """Attribute names that the package reads; of config.py only what its properties and functions compute with."""
-    read: set[str] = set()
-    for path in PACKAGE.rglob("*.py"):
-        if path.relative_to(PACKAGE).as_posix() not in NOT_READERS:
-            read |= _reads(ast.parse(path.read_text(encoding="utf-8")))
-    own = ast.parse(Path(config_module.__file__).read_text(encoding="utf-8"))
-    for node in ast.walk(own):
-        if isinstance(node, ast.FunctionDef) and node.name != "__post_init__":
-            read |= _reads(node)
-    return read
-
-
-def test_every_field_is_read() -> None:
-    """A configuration field that nothing reads is an option that does nothing."""
-    read = _names_read()
-    kinds = [
-        kind
-        for _, kind in inspect.getmembers(config_module, dataclasses.is_dataclass)
-        if kind.__module__ == config_module.__name__
-    ]
-    assert len(kinds) >= 10
-    unread = [
-        f"{kind.__name__}.{field.name}"
-        for kind in kinds
-        for field in dataclasses.fields(kind)
-        if field.name not in read
-    ]
-    assert unread == []

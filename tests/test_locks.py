@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,55 @@ def test_a_file_system_without_locks_has_none(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with locks.alone_in(tmp_path):
         pass
+
+
+def test_a_lock_is_held_once_by_a_thread_and_not_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    refused: list[RunError] = []
+
+    def enter() -> None:
+        try:
+            with locks.alone_in(tmp_path):
+                pass
+        except RunError as error:
+            refused.append(error)
+
+    with locks.alone_in(tmp_path):
+        enter()
+        assert not refused
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
+
+
+def test_a_folder_in_which_nothing_was_left_goes_again(tmp_path: Path) -> None:
+    with locks.alone_in(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    with locks.alone_in(tmp_path / "mine"):
+        pass
+    with locks.alone_in(tmp_path / "made"):
+        (tmp_path / "made" / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "mine"]
+    with pytest.raises(RunError, match="is a file"), locks.alone_in(tmp_path / "made" / "file"):
+        pass
+
+
+def test_a_file_is_written_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    code = _HOLD.replace("alone_in", "alone_at").replace("600", "1")
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a.npz")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=r"another process is writing .*a\.npz"), locks.alone_at(tmp_path / "a.npz"):
+        pass
+    with locks.alone_at(tmp_path / "b.npz"):
+        pass
+    waits: list[bool] = []
+    with locks.alone_at(tmp_path / "a.npz", lambda: waits.append(True)):
+        assert holder.wait(10) == 0
+    assert waits == [True]
+    holder.communicate()
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from prologue.nn.layers import Dropout
 from prologue.prior import Prior
 from prologue.rng import torch_stream
 from prologue.sequence import TokenIds
-from prologue.tokenizer import Tokenizer
+from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
 from prologue.training.losses import cross_entropy_terms
 from prologue.weights import read_tensors, write_tensors
 
@@ -296,11 +296,39 @@ def test_what_a_tokenizer_cannot_take_is_named(tiny_models) -> None:
     count, size = tokenizer.config.visual_tokens, tokenizer.config.codebook_size
     with pytest.raises(DataError, match=r"in \[-1, 1\], not torch.uint8"):
         tokenizer.encode(torch.zeros(1, 3, *tokenizer.config.image_size, dtype=torch.uint8))
-    with pytest.raises(SamplingError, match=f"decodes {count} visual ids an image"):
+    with pytest.raises(SamplingError, match=f"expected {count} visual ids per image"):
         tokenizer.decode(torch.zeros(1, count + 1, dtype=torch.int64))
     for wrong in (-1, size):
-        with pytest.raises(SamplingError, match=f"visual ids are 0…{size - 1}"):
+        with pytest.raises(SamplingError, match=f"visual id {wrong} lies outside its codebook 0…{size - 1}"):
             tokenizer.decode(torch.full((1, count), wrong))
+
+
+def test_images_are_converted_from_one_form_alone() -> None:
+    assert torch.equal(to_uint8(to_model_range(torch.arange(256, dtype=torch.uint8))), torch.arange(256))
+    for images in (torch.zeros(2), torch.zeros(2, dtype=torch.int64)):
+        with pytest.raises(DataError, match=f"uint8 images of 0…255, not {images.dtype}"):
+            to_model_range(images)
+    for images in (torch.zeros(2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)):
+        with pytest.raises(DataError, match=f"floating-point images in .*, not {images.dtype}"):
+            to_uint8(images)
+
+
+def test_what_a_prior_cannot_take_is_named(tiny_models) -> None:
+    _, prior = tiny_models()
+    sequence, classes = torch.zeros(2, prior.layout.length, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    for ids, class_ids, named in (
+        (sequence.float(), classes, "a sequence as an int64 tensor .*, not torch.float32"),
+        (sequence.tolist(), classes, "a sequence as an int64 tensor .*, not list"),
+        (sequence, classes.bool(), "class ids as an int64 tensor .*, not torch.bool"),
+        (sequence, 0, "class ids as an int64 tensor .*, not int"),
+        (sequence[:, :-1], classes, r"sequences \(B, 10\) and a class id for each, not \(2, 9\)"),
+        (sequence, classes[:1], r"not \(2, 10\) and \(1,\)"),
+        (sequence, classes[:, None], r"not \(2, 10\) and \(2, 1\)"),
+    ):
+        with pytest.raises(SamplingError, match=named):
+            prior(ids, class_ids)
+    with pytest.raises(SamplingError, match=r"class ids are int64, not torch.float32"):
+        prior.check_classes(classes.float())
 
 
 def test_weights_may_be_read_by_whoever_the_umask_allows(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from prologue import Guidance, Pipeline, TokenIds
+from prologue import Guidance, Pipeline, TokenIds, arguments
 from prologue import pipeline as pipelines
+from prologue import tokenizer as tokenizers
 from prologue.errors import CheckpointError, ConfigError, DataError, SamplingError
 from prologue.manifest import Manifest
 from prologue.sampling.engine import Engine
@@ -124,7 +126,15 @@ def test_an_image_depends_on_its_class_seed_and_options_alone(pipe: Pipeline) ->
         ({"temperature": "1"}, "temperature"),
         ({"top_k": 1.5}, "top_k"),
         ({"guidance": 2.0}, r"guidance is a Guidance, such as .*, not 2\.0"),
+        ({"guidance": "cosine"}, "guidance is a Guidance, such as .*, not 'cosine'"),
         ({"seed": 1.5}, "a seed is a whole number"),
+        ({"seed": "0"}, "a seed is a whole number"),
+        ({"seed": None}, "a seed is a whole number"),
+        ({"count": "4"}, "count must be a whole number of at least 1, not '4'"),
+        ({"count": 2.0}, "count must be a whole number"),
+        ({"count": True}, "count must be a whole number"),
+        ({"batch": 8.0}, "batch must be a whole number"),
+        ({"batch": None}, "batch must be a whole number"),
     ],
 )
 def test_impossible_options(pipe: Pipeline, options: dict, named: str) -> None:
@@ -141,9 +151,131 @@ def test_numbers_may_be_numpys(pipe: Pipeline) -> None:
     assert json.loads(json.dumps(recipe.to_dict())) == Recipe(top_k=5, temperature=0.5).to_dict()
 
 
-def test_misspelt_options_are_python_errors(pipe: Pipeline) -> None:
-    with pytest.raises(TypeError, match="temprature"):
-        pipe.generate("ring", temprature=0.5)
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (
+            "guidance_scale",
+            "unknown option 'guidance_scale': did you mean 'guidance'. options are guidance, temperature",
+        ),
+        ("temprature", "did you mean 'temperature'"),
+        ("sede", "did you mean 'seed'"),
+        ("zzz", "unknown option 'zzz': options are"),
+    ],
+)
+def test_unknown_options_are_named_with_the_nearest(pipe: Pipeline, option: str, named: str) -> None:
+    picture = noise_image()
+    for call in (pipe.generate, pipe.sample, lambda *_, **given: pipe.resample(picture, **given)):
+        with pytest.raises(SamplingError, match=named) as caught:
+            call("ring", **{option: 4})
+        assert isinstance(caught.value, TypeError)  # as any Python function says it
+    with pytest.raises(SamplingError, match=named if option != "sede" else "unknown option"):
+        pipe.chunk([0], [0], 4, **{option: 4})
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "named"),
+    [
+        (
+            lambda p: p.decode(np.zeros((1, 6), np.int64)),
+            SamplingError,
+            "visual ids are .* not ndarray: torch.as_tensor",
+        ),
+        (lambda p: p.decode([[0] * 6]), SamplingError, "visual ids are .* not list"),
+        (lambda p: p.decode(p.sample("ring")), SamplingError, "not TokenIds: give its .visual"),
+        (lambda p: p.decode(torch.zeros(1, 6)), SamplingError, "visual ids are int64, not torch.float32"),
+        (lambda p: p.decode(torch.zeros(1, 6, dtype=torch.bool)), SamplingError, "int64, not torch.bool"),
+        (lambda p: p.decode(torch.zeros(6, dtype=torch.int64)), SamplingError, r"6 visual ids per image.*\(6,\)"),
+        (lambda p: p.decode(torch.full((1, 6), 16)), SamplingError, "visual id 16"),
+        (lambda p: p.decode(torch.zeros(1, 6, dtype=torch.int64), batch=0), SamplingError, "batch"),
+        (lambda p: p.encode(noise_image(), batch=0), SamplingError, "batch"),
+        (lambda p: p.encode(5), DataError, "not int"),
+        (lambda p: p.encode(None), DataError, "not NoneType"),
+        (lambda p: p.encode("a.png"), DataError, "not str: open files"),
+        (lambda p: p.encode(np.zeros((8, 12, 3), np.uint8)), DataError, "not ndarray.*Image.fromarray"),
+        (lambda p: p.encode(torch.zeros(0, 3, 8, 12)), DataError, "no image"),
+        (lambda p: p.encode(torch.zeros(8, 12, 3)), DataError, "B, 3, H, W"),
+        (lambda p: p.resample({"a": 1}), DataError, "not str"),
+        (lambda p: p.resample(TokenIds([[0]], [[0]])), SamplingError, "prologue ids are .* not list"),
+        (lambda p: p.generate({"ring"}), SamplingError, "unknown class"),
+        (lambda p: p.generate(torch.tensor([True])), SamplingError, "unknown class True"),
+        (lambda p: p.class_name(4), SamplingError, "unknown class 4"),
+        (lambda p: p.class_name(-1), SamplingError, "unknown class -1"),
+        (lambda p: p.chunk([0, 1], [0], 4), SamplingError, "2 images need one seed, or one each"),
+        (lambda p: p.chunk([0, 1], [0, 1], 1), SamplingError, "a chunk of 1 rows"),
+        (lambda p: p.chunk([9], [0], 1), SamplingError, "unknown class 9"),
+        (lambda p: setattr(p, "recipe", SPLIT), SamplingError, "a recipe is a Recipe"),
+        (lambda p: p.save_pretrained(None), ConfigError, "not None"),
+        (lambda p: Pipeline.from_pretrained(7), ConfigError, "a model's folder is a path or builtin:NAME, not 7"),
+        (lambda p: Pipeline.from_pretrained("builtin:shapes", device=0), ConfigError, "unknown device 0"),
+        (lambda p: Pipeline.from_pretrained("builtin:shapes", dtype=None), ConfigError, "unknown dtype None"),
+        (lambda p: Guidance.overall("cosine", "10"), SamplingError, "scale must be a finite number, not '10'"),
+        (lambda p: Guidance.split(("constant", "a"), ("constant", 1)), SamplingError, "scale must be a finite number"),
+    ],
+)
+def test_wrong_kinds_of_values_are_named(pipe: Pipeline, call, error: type, named: str) -> None:
+    with pytest.raises(error, match=named):
+        call(pipe)
+
+
+def test_small_integers_count_as_ids(pipe: Pipeline) -> None:
+    tokens = pipe.sample(["ring", "star"], seed=3)
+    small = TokenIds(tokens.prologue.to(torch.uint8), tokens.visual.to(torch.int32))
+    assert torch.equal(pipe.prior.layout.pack(small), pipe.prior.layout.pack(tokens))
+    assert [i.tobytes() for i in pipe.decode(small.visual)] == [i.tobytes() for i in pipe.decode(tokens.visual)]
+    assert same(pipe.resample(small, count=1).tokens, pipe.resample(tokens, count=1).tokens)
+    assert pipe.deal(np.array([2, 1])) == [2, 1]
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, [0, 2**63], 2**63 - 1])
+def test_seeds_lie_in_64_bits(pipe: Pipeline, seed: int | list[int]) -> None:
+    for call in (pipe.sample, lambda _, **given: pipe.resample(pipe.sample("ring"), count=2, **given)):
+        with pytest.raises(SamplingError, match=r"seeds are whole numbers from -2\*\*63 to 2\*\*63 - 1, not"):
+            call(["ring", "star"], seed=seed)  # the last of two from 2**63 - 1 on is the first beyond
+    assert pipe.generate(["ring", "star"], seed=2**63 - 2).seeds[-1] == 2**63 - 1
+    assert pipe.generate("ring", seed=-(2**63)).seeds == [-(2**63)]
+
+
+BROKEN = {
+    "not a number": (torch.nan, "image 1 holds values that are not finite"),
+    "infinity": (-torch.inf, "image 1 holds values that are not finite"),
+    "0 to 255": (255.0, r"image 1 holds values from \S+ to 255, .* to_model_range converts uint8"),
+    "beyond -2": (-2.5, "image 1 holds values from -2.5 to "),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_images_of_another_range_are_refused(pipe: Pipeline, fault: str) -> None:
+    value, named = BROKEN[fault]
+    tokenizer = pipe.tokenizer
+    for size in ((8, 12), (16, 24)):
+        x = torch.rand(3, 3, *size)
+        x[1, 2, 3, 4] = value
+        calls = [lambda x=x: pipe.encode(x), lambda x=x: pipe.resample(x)]
+        if size == (8, 12):
+            calls += [lambda x=x: tokenizer.encode(x), lambda x=x: tokenizer(x), lambda x=x: tokenizer.encode(x.half())]
+        for call in calls:
+            with pytest.raises(DataError, match=named):
+                call()
+    edge = torch.tensor([-2.0, 2.0]).repeat(1, 3, 8, 6)
+    assert len(pipe.encode(edge)) == len(tokenizer.encode(edge)) == 1
+
+
+def test_values_are_looked_at_once_in_a_call_and_never_in_training(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    for module in (tokenizers, arguments):
+        monkeypatch.setattr(module, "check_model_range", lambda x: looks.append(len(x)))
+    x, trained = torch.zeros(6, 3, 8, 12), copy.deepcopy(pipe.tokenizer).train()
+    trained(x)
+    trained.features(x)
+    pipe.tokenizer.encode_known(x)
+    assert looks == []
+    for call in (pipe.tokenizer, pipe.tokenizer.encode, lambda x: pipe.encode(x, batch=2), pipe.resample):
+        looks.clear()
+        call(x)
+        assert looks == [6]
 
 
 def test_options_left_out_come_from_the_stored_recipe(pipe: Pipeline) -> None:
@@ -313,11 +445,11 @@ def test_models_that_were_not_trained_together(tiny_models) -> None:
 
 def test_a_chunk_is_computed_in_one_shape_whatever_is_in_it(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[int] = []
-    sampled, decoded = pipelines.sample_sequences, pipe.tokenizer.decode
+    sampled, decoded = pipelines.sample_sequences, pipe.tokenizer.decode_known
     monkeypatch.setattr(
         pipelines, "sample_sequences", lambda prior, ids, *rest: shapes.append(len(ids)) or sampled(prior, ids, *rest)
     )
-    monkeypatch.setattr(pipe.tokenizer, "decode", lambda ids: shapes.append(len(ids)) or decoded(ids))
+    monkeypatch.setattr(pipe.tokenizer, "decode_known", lambda ids: shapes.append(len(ids)) or decoded(ids))
     tokens, images = pipe.chunk([0, 1, 2, 0], [5, 6, 7, 8], rows=4, guidance=SPLIT)
     fewer, some = pipe.chunk([0, 1], [5, 6], rows=4, guidance=SPLIT)
     assert shapes == [4] * 4
@@ -347,14 +479,14 @@ def test_compiling_follows_what_was_asked_for_or_the_amount_of_work(
     pipe.sample("ring", count=8, batch=4)
     pipe.sample("ring", count=9, batch=4)
     assert seen == [(4, 2), (4, 3)]
-    assert engines == [False, True]
-    assert pipe.prepare(10, 10) is False
-    assert pipe.prepare(100, 10) is True
-    pipe.chunk([0], [1], rows=10)
-    assert engines == [False, True, True, True]  # tokens, then pixels
+    assert engines == [*[False] * 2, *[True] * 3]  # one for each chunk
+    assert pipe.compiles(10, 10) is False
+    assert pipe.compiles(100, 10) is True
+    pipe.chunk([0], [1], rows=10, compiled=True)
+    assert engines == [*[False] * 2, *[True] * 3, True, True]  # a chunk: tokens, then pixels
     assert len(seen) == 4
     for asked in (True, False):
-        assert Pipeline(*tiny_models(), compile=asked).prepare(1, 1) is asked
+        assert Pipeline(*tiny_models(), compile=asked).compiles(1, 1) is asked
     with pytest.raises(ConfigError, match="compile must be True, False or 'auto', not 'yes'"):
         Pipeline(*tiny_models(), compile="yes")
 

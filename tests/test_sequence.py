@@ -81,6 +81,30 @@ def test_ids_and_counts_that_do_not_fit(prologue: list, visual: list, named: str
         LAYOUT.pack(TokenIds(torch.tensor(prologue), torch.tensor(visual)))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "named"),
+    [
+        (
+            TokenIds(torch.zeros(1, 2), torch.zeros(1, 3, dtype=torch.int64)),
+            "prologue ids are int64, not torch.float32",
+        ),
+        (TokenIds(torch.zeros(1, 2).bool(), torch.zeros(1, 3).long()), "prologue ids are int64, not torch.bool"),
+        (TokenIds(torch.zeros(2, 2).long(), torch.zeros(1, 3).long()), "of 2 images and visual ids of 1"),
+        (TokenIds([[0, 0]], [[0, 0, 0]]), r"prologue ids are an int64 tensor \(B, 2\), not list"),
+    ],
+)
+def test_ids_of_another_kind(tokens: TokenIds, named: str) -> None:
+    with pytest.raises(SamplingError, match=named):
+        LAYOUT.check(tokens)
+
+
+def test_ids_of_few_bits_do_not_wrap_around() -> None:
+    layout = SequenceLayout(LayoutConfig(2, 8, 3, 255))
+    tokens = TokenIds(torch.tensor([[0, 7]]), torch.tensor([[254, 0, 3]]))
+    small = TokenIds(tokens.prologue.to(torch.uint8), tokens.visual.to(torch.uint8))
+    assert torch.equal(layout.pack(small), layout.pack(tokens))
+
+
 def test_sequences_that_are_none() -> None:
     sequence = LAYOUT.pack(TOKENS)
     with pytest.raises(SamplingError, match="EOS"):

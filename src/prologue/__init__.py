@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from prologue._version import __version__
+from prologue.cpu_threads import spinning_limited
 
 if TYPE_CHECKING:
     from prologue.pipeline import Pipeline
@@ -28,7 +29,8 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     """Import a public name at its first use, so that `import prologue` costs nothing (PEP 562)."""
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        with spinning_limited():  # torch is imported here, unless the caller did
+            return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'prologue' has no attribute {name!r}")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import gettempdir
 
 from prologue.errors import CheckpointError
+from prologue.files import expand
 
 SCHEME = "builtin:"
 DEFAULT = "builtin:shapes"
@@ -20,13 +22,13 @@ def names() -> list[str]:
 
 
 def locate(run: str | Path) -> Path:
-    """The folder of a run: `builtin:NAME` is the package's own, anything else is a path as it stands.
+    """The folder of a run: `builtin:NAME` is the package's own, anything else is a path, whose `~` is a home folder.
 
     Such a name is looked up nowhere else; an unknown one is a `CheckpointError` with the list.
     """
     text = str(run)
     if not text.startswith(SCHEME):
-        return Path(run)
+        return Path(expand(text))
     if text not in names():
         known = ", ".join(names()) or "none"
         raise CheckpointError(f"no model {text!r} comes with this package: there is {known}")
@@ -45,7 +47,13 @@ def shown(run: Path) -> str:
 
 def notes_folder(run: Path) -> Path:
     """Where what is found out about a run is kept: its own folder, and for a model of the package the user's cache."""
-    if not is_builtin(run):
-        return run
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "prologue" / f"builtin-{run.name}"
+    return cache_folder() / f"builtin-{run.name}" if is_builtin(run) else run
+
+
+def cache_folder() -> Path:
+    """The user's cache of this package."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # By the standard of these folders a relative path is to be ignored; without a home the cache is a temporary one.
+    home = Path(os.path.expanduser("~"))
+    base = Path(cache) if os.path.isabs(cache) else home / ".cache" if home.is_absolute() else Path(gettempdir())
+    return base / "prologue"

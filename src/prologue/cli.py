@@ -9,10 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import redirect_stdout
 from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
 
 from prologue._version import __version__
+from prologue.cpu_threads import limit_spinning
 from prologue.errors import ConfigError, PrologueError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -24,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "write one page of all that was measured of runs, side by side"),
     "reproduce": ("reproduce", "the paper's tables in small: all variants, several seeds, verdicts on its claims"),
     "bench": ("bench", "measure sampling speed against an in-process baseline"),
+    "weights": ("weights", "make the weight files of others' networks: LPIPS, ConvNeXt, Inception"),
     "import": ("import_", "turn the authors' checkpoints into a folder that this package opens"),
     "presets": ("presets", "list the named configurations, or print one as JSON"),
 }
@@ -49,9 +53,11 @@ def help_text() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for errors that a user can mend, 130 when interrupted."""
+    _let_streams_replace()
     try:
-        code = _dispatch(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
+        with redirect_stdout(sys.stdout):  # a command whose --json is the standard output prints elsewhere
+            code = _dispatch(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
         return code
     except SystemExit as stop:  # argument parsers leave this way after --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -60,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if error.filename is not None:  # a pipe that the user named
+            return _fail(f"{error.filename}: {error.strerror}")
         # The reader (head, less) is gone: the flush at exit must not fail on the same pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
@@ -69,6 +77,13 @@ def main(argv: list[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(message)
+
+
+def _let_streams_replace() -> None:
+    """Let the standard streams escape what they cannot encode: a table must not die of a dash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -87,6 +102,7 @@ def _dispatch(argv: list[str]) -> int:
         near = get_close_matches(first, COMMANDS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown {kind} {first!r}: {hint} (`prologue --help` lists them)")
+    limit_spinning()
     module = import_module(f"prologue.commands.{COMMANDS[first][0]}")
     code: int = module.run(rest)
     return code

@@ -11,10 +11,16 @@ from fractions import Fraction
 from typing import Literal
 
 from prologue.errors import ConfigError
+from prologue.rng import SEEDS
 
 Variant = Literal["2d", "1d", "prologue", "prologue-post"]
 Perceptual = Literal["none", "lpips", "convnext", "lite0"]
 Precision = Literal["auto", "fp32", "bf16"]
+
+FILE_RULE = 2
+"""The newest of the rules that say which files of a folder or zip are images, and how they are labelled and split."""
+MAX_PIXELS = 179_000_000
+"""Larger pictures are refused unless `data.max_pixels` allows them: a small file may expand to fill the memory."""
 
 _VARIANTS = typing.get_args(Variant)
 
@@ -261,6 +267,12 @@ class DataConfig:
     """Part of each class of a folder or zip that is held out."""
     skip_damaged: bool = False
     """Skip (and list) files that cannot be decoded instead of stopping."""
+    max_pixels: int = MAX_PIXELS
+    """Largest number of pixels of an image file. Raise it for larger scans: decoding takes about 8 bytes per pixel."""
+    file_rule: int | None = None
+    """Which files of a folder or zip are images, and how they are labelled and split. 2 is the current rule; 1 is that
+    of the first versions (PNG, JPEG and WebP, no splits, only labels.csv). none: the rule that the run was begun with,
+    2 for a new run."""
     shapes_images: int = 20000
     """Training images of the embedded `shapes` or `plates`."""
     shapes_validation: int = 2000
@@ -282,7 +294,11 @@ class DataConfig:
             0 <= self.validation_fraction < 1,
             f"data.validation_fraction must lie in [0, 1), not {self.validation_fraction}",
         )
-        _positive(self, "shapes_images", "shapes_validation")
+        _positive(self, "shapes_images", "shapes_validation", "max_pixels")
+        _require(
+            self.file_rule in (None, *range(1, FILE_RULE + 1)),
+            f"data.file_rule must be none or 1 to {FILE_RULE}, not {self.file_rule}",
+        )
         _not_negative(self, "cache_mb")
 
 
@@ -343,7 +359,7 @@ class TokenizerTraining:
     perceptual_weight: float = 1.0
     """Weight of the perceptual term."""
     perceptual_path: str | None = None
-    """Safetensors file with the weights of `lpips` or `convnext`."""
+    """Safetensors file with the weights of `lpips` or `convnext`; None takes what `prologue weights` made."""
     perceptual_start: int = 0
     """Step at which the perceptual term begins."""
     perceptual_ramp: int = 0
@@ -477,10 +493,14 @@ class RunConfig:
     """Steps between lines of metrics.jsonl."""
     sample_every: int = 1000
     """Steps between sample grids in samples/; 0 turns them off."""
+    stop_after_skipped: int = 50
+    """Training stops when so many updates in a row were skipped because their gradients were not finite. It is looked
+    at with every line of metrics.jsonl and every checkpoint; 0 never stops it."""
 
     def __post_init__(self) -> None:
         _positive(self, "checkpoint_every", "keep_checkpoints", "log_every")
-        _not_negative(self, "sample_every", "seed")
+        _not_negative(self, "sample_every", "seed", "stop_after_skipped")
+        _require(self.seed in SEEDS, f"seed must be at most 2**63 - 1, not {self.seed}")
         _require(
             self.precision in typing.get_args(Precision),
             f"precision must be one of {list(typing.get_args(Precision))}, not {self.precision!r}",

@@ -34,6 +34,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         if device == "auto":
             device = next(kind for kind in ("cuda", "mps", "cpu") if _available(kind))
         device = torch.device(device)
+    if not isinstance(device, torch.device):
+        raise ConfigError(f"unknown device {device!r}: give one of {', '.join(DEVICES)}, cuda:N or a torch.device")
     if device.type in _REMEDY and not _available(device.type):
         raise ConfigError(f"device {device.type!r} is not available: {_REMEDY[device.type]}")
     return device
@@ -73,6 +75,8 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         if dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {dtype!r}: choose one of {choices}, or give a torch dtype")
         return DTYPES[dtype]
+    if not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"unknown dtype {dtype!r}: choose one of {choices}, or give a torch dtype")
     if not dtype.is_floating_point:
         raise ConfigError(f"dtype {dtype} is not a floating-point type: choose one of {choices}")
     if dtype is torch.float64 and device.type == "mps":

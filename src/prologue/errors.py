@@ -24,8 +24,16 @@ class RunError(PrologueError):
     """A run folder cannot be used as asked: other settings, another version, no room."""
 
 
+class TrainingError(PrologueError):
+    """A training that cannot go on with its settings: its gradients are not finite."""
+
+
 class SamplingError(PrologueError):
     """A sampling request that cannot be satisfied: guidance, filters, classes, given tokens."""
+
+
+class UnknownOptionError(SamplingError, TypeError):
+    """An option that a call does not have; a `TypeError` too, as of any Python function."""
 
 
 class EvaluationError(PrologueError):

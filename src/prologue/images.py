@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
+from prologue.config import MAX_PIXELS
 from prologue.data.crops import center_crop, pixels
-from prologue.data.decode import to_rgb
+from prologue.data.decode import to_rgb, upright_rgb
+from prologue.data.pillow import OpenPicture
 from prologue.errors import DataError
+from prologue.files import whole
 
 _WHITE = (255, 255, 255)
 _INK = (30, 30, 30)
 _SHOWN_SIDE = 128
 """Tiles smaller than this are enlarged in grids by a whole factor."""
+
+_PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -34,17 +42,25 @@ def open_image(path: Path, background: tuple[int, int, int] = _WHITE) -> Image.I
     if not path.is_file():
         raise DataError(f"{path} is not a file: give the path of an image")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return upright(image, background)
+        return _decoded(path, background)
     except Exception as error:  # damaged files make the decoders raise nearly everything
         reason = str(error).split("<_io")[0].strip() or type(error).__name__
         raise DataError(f"{path} cannot be read as an image ({reason}): give a whole PNG, JPEG or WebP file") from error
 
 
+def _decoded(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    try:
+        picture = OpenPicture(path.read_bytes(), MAX_PIXELS)
+    except UnidentifiedImageError:  # Pillow reads more formats than data sets may have
+        with Image.open(path) as image:
+            return upright(image, background)
+    with picture.image:
+        return picture.upright(to_rgb(picture.load(), background))
+
+
 def upright(image: Image.Image, background: tuple[int, int, int] = _WHITE) -> Image.Image:
     """Turned as its EXIF data say, transparency composited on the background colour, RGB."""
-    return to_rgb(ImageOps.exif_transpose(image), background)
+    return upright_rgb(image, background)
 
 
 def fit(image: Image.Image, size: tuple[int, int], background: tuple[int, int, int] = _WHITE) -> UInt8[Tensor, "3 H W"]:
@@ -57,9 +73,30 @@ def to_pil(images: UInt8[Tensor, "B 3 H W"]) -> list[Image.Image]:
     return [Image.fromarray(array) for array in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
+def save_png(path: Path, image: Image.Image, durable: bool = True) -> None:
+    """Write a PNG file, whole or not at all; for `durable` see `prologue.files.replacing`."""
+    with whole(path, durable) as file:
+        image.save(file, format="PNG")
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a PNG file is there from its first to its last bytes; what is between is not read."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_PNG_BEGIN))
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return begin == _PNG_BEGIN and file.read() == _PNG_END
+    except OSError:
+        return False
+
+
 def file_name(index: int, name: str | None, seed: int) -> str:
-    """`00000_ring_seed0.png`; what a file name cannot hold is replaced by a dash."""
+    """`00000_ring_seed0.png`; what a file name cannot hold here is replaced by a dash."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60] if name is not None else ""
+    try:
+        os.fsencode(plain)
+    except UnicodeEncodeError:  # a file system of another time, which knows ASCII alone
+        plain = re.sub(r"[^\w.-]+", "-", plain, flags=re.ASCII).strip(".-")
     return f"{index:05d}_{plain}_seed{seed}.png" if plain else f"{index:05d}_seed{seed}.png"
 
 
@@ -190,6 +227,10 @@ def _shorten(text: str, font: Font, width: float) -> str:
     return text + "…"
 
 
+class _Unfinished(Exception):
+    """An archive was left without `finish`."""
+
+
 class SampleArchive:
     """`samples.npz`, written image by image: `arr_0` (N, H, W, 3) uint8 as METHOD §10's evaluators read it.
 
@@ -198,9 +239,8 @@ class SampleArchive:
     """
 
     def __init__(self, path: Path, count: int, size: tuple[int, int]) -> None:
-        self.path = path
-        self._temporary = path.with_name(path.name + ".tmp")
-        self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)
+        self._whole = whole(path)
+        self._zip = zipfile.ZipFile(self._whole.__enter__(), "w", zipfile.ZIP_STORED)
         # By default a member tells when it was written, and the same samples would make other bytes.
         self._images = self._zip.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True)
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
@@ -221,22 +261,38 @@ class SampleArchive:
             with self._zip.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
         self._zip.close()
-        self._temporary.replace(self.path)
+        self._whole.__exit__(None, None, None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._zip.fp is not None:
-            self._images.close()
-            self._zip.close()
-            self._temporary.unlink(missing_ok=True)
+            left = error if error is not None else _Unfinished()
+            with suppress(OSError):  # of a full disk, which has its error already
+                self._images.close()
+                self._zip.close()
+            self._whole.__exit__(type(left), left, trace)
 
 
-def read_images(path: Path, count: int) -> list[Image.Image]:
-    """The first `count` images of an archive that `SampleArchive` wrote, without reading the others."""
+def is_whole_archive(path: Path, count: int, size: tuple[int, int]) -> bool:
+    """Whether a file is an archive of `count` images as `SampleArchive` writes them, to its end; they are not read."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            return _read_shape(file) == (count, *size, 3)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
+
+
+def _read_shape(file: IO[bytes]) -> tuple[int, ...]:
+    np.lib.format.read_magic(file)
+    shape, _, _ = np.lib.format.read_array_header_1_0(file)
+    return tuple(shape)
+
+
+def read_images(path: Path, count: int) -> Iterator[Image.Image]:
+    """The first `count` images of an archive that `SampleArchive` wrote, each read when it is asked for."""
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        np.lib.format.read_magic(file)
-        (total, *shape), _, _ = np.lib.format.read_array_header_1_0(file)
+        total, *shape = _read_shape(file)
         size = math.prod(shape)
-        pixels = (np.frombuffer(file.read(size), np.uint8).reshape(shape) for _ in range(min(count, total)))
-        return [Image.fromarray(array) for array in pixels]
+        for _ in range(min(count, total)):
+            yield Image.fromarray(np.frombuffer(file.read(size), np.uint8).reshape(shape))

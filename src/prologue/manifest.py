@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prologue.data.options import embedded_name
 from prologue.errors import CheckpointError, ConfigError, PrologueError
 from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.sampling.recipe import Recipe
 
 FORMAT = 1
 NAME = "pipeline.json"
+ASIDE = "pipeline.json.aside"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Manifest:
     class_names: tuple[str, ...] = ()
     recipe: Recipe | None = None
     data: str | None = None
-    """Where the training images came from, as given to `--data`; None for imported models."""
+    """The embedded image set that the training images came from; None for others, and for imported models. Files of
+    earlier versions may hold a path here, which is read and not written again: `run.json` says where images lay."""
     trained_on: tuple[str, ...] = ()
     """Feature extractors that a training loss used; distances in them are marked."""
     background: tuple[int, int, int] = (255, 255, 255)
@@ -30,8 +33,27 @@ class Manifest:
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder`."""
-        save_json(folder / NAME, to_dict(self))
+        """Write it into `folder`, without a path that means something on one machine only."""
+        save_json(folder / NAME, to_dict(self.shared()))
+        (folder / ASIDE).unlink(missing_ok=True)
+
+    def shared(self) -> Manifest:
+        """What of it is written."""
+        return self.replace(data=self.data if self.data is not None and embedded_name(self.data) else None)
+
+    @classmethod
+    def withdraw(cls, folder: Path) -> None:
+        """Set the file aside: the two models of `folder` do not belong together until it is written again."""
+        if (folder / NAME).is_file():
+            (folder / NAME).replace(folder / ASIDE)
+
+    @classmethod
+    def set_aside(cls, folder: Path) -> Manifest | None:
+        """What `withdraw` set aside, which holds the recipe that was chosen."""
+        try:
+            return from_dict(cls, load_json(folder / ASIDE), ASIDE)
+        except PrologueError:
+            return None
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

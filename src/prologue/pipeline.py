@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-import operator
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypedDict, Unpack
+from typing import Final, Literal, Self, TypedDict, Unpack
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from prologue.arguments import Images, check_options, folder_path, image_tensor, seeds_of, whole_number
 from prologue.builtin import locate
+from prologue.class_names import Classes, ClassLike, ClassNames
 from prologue.device import pick_device
-from prologue.errors import CheckpointError, ConfigError, DataError, SamplingError
-from prologue.images import fit, to_pil
+from prologue.errors import CheckpointError, ConfigError, SamplingError
+from prologue.images import to_pil
 from prologue.manifest import Manifest
 from prologue.nn.int8 import has_int8
 from prologue.precision import check_dtype, convert
@@ -29,19 +30,15 @@ from prologue.prior import Prior
 from prologue.sampling.compiling import Compiler, Report, worth_compiling
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.engine import Engine
+from prologue.sampling.graphs import Pixels
 from prologue.sampling.guidance import Guidance
-from prologue.sampling.recipe import Recipe
+from prologue.sampling.recipe import Recipe, check_recipe
 from prologue.sequence import SequenceLayout, TokenIds
-from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
+from prologue.tokenizer import Tokenizer
+from prologue.training.models import RunModels, Which
 
-ClassLike = str | int | None
-"""A name, an id, or None for the null class."""
-Classes = ClassLike | Sequence[ClassLike] | Tensor
-"""One class, several, or an int64 tensor of ids."""
-Images = Image.Image | Sequence[Image.Image] | Tensor
-"""Pictures of any size, or model-range tensors (3, H, W) or (B, 3, H, W)."""
-
-_NAMES_SHOWN = 20
+_RECIPE = tuple(field.name for field in fields(Recipe))
+_OPTIONS = (*_RECIPE, "count", "seed", "batch")
 
 
 class InTurn(Enum):
@@ -77,11 +74,25 @@ class Generated:
     """The null class is `num_classes`."""
 
 
+class _Shared:
+    """What the calls of a pipeline share. One thread at a time uses it; a copy of a pipeline begins with its own."""
+
+    def __init__(self) -> None:
+        self.turn = threading.RLock()
+        self.engines: dict[bool, Engine] = {}
+        self.decoders: dict[int, Callable[[Tensor], Tensor]] = {}
+        self.said_unguided = False
+
+    def __reduce__(self) -> tuple[type[_Shared], tuple[()]]:
+        return _Shared, ()
+
+
 class Pipeline:
     """A tokenizer and a prior that fit together, and what a folder says beside them.
 
     An image depends on its class, its seed and the options alone, not on the images computed with it. Its bytes are
-    the same wherever it is computed in a chunk of the same size.
+    the same wherever it is computed in a chunk of the same size. Several threads may call one pipeline: they take
+    turns, chunk by chunk, and get what each would have got alone.
 
     `compile`: run the sampling step through `torch.compile`; `auto` does where a call has enough work for it to pay.
     """
@@ -112,15 +123,18 @@ class Pipeline:
         self.compile = compile
         self.on_compile: Report | None = None
         """Told what is being compiled, and how long it took."""
-        self._prepared: bool | None = None
-        self._engines: dict[bool, Engine] = {}
-        self._decoders: dict[int, Callable[[Tensor], Tensor]] = {}
-        self._said_unguided = False
+        self.source: RunModels | None = None
+        """Where the models were read from, where they were read."""
+        self._shared = _Shared()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names in the order of their ids; the ids themselves where no names are known."""
         return self.manifest.class_names or tuple(str(index) for index in range(self.prior.num_classes))
+
+    @property
+    def _classes(self) -> ClassNames:
+        return ClassNames(self.class_names)
 
     @property
     def recipe(self) -> Recipe:
@@ -129,6 +143,7 @@ class Pipeline:
 
     @recipe.setter
     def recipe(self, recipe: Recipe) -> None:
+        check_recipe(recipe)
         self.manifest = self.manifest.replace(recipe=recipe)
 
     @property
@@ -142,29 +157,33 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | Path | RunModels,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         compile: bool | Literal["auto"] = "auto",
+        checkpoint: Which = "finished",
     ) -> Self:
         """Open a finished run's folder, an exported one, or `builtin:NAME`, which comes with the package.
+
+        `checkpoint="newest"` opens a run that is still training, with the EMA of its newest checkpoint.
 
         Anything missing or damaged in it is a `CheckpointError` naming the file; a device or number format that is
         not there is a `ConfigError`.
         """
-        folder = locate(path)
         where = pick_device(device)
         check_dtype(dtype, where)
-        manifest = Manifest.load(folder)
-        tokenizer, prior = Tokenizer.from_pretrained(folder / "tokenizer"), Prior.from_pretrained(folder / "prior")
+        models = path if isinstance(path, RunModels) else RunModels.open(locate(folder_path(path)), checkpoint)
+        manifest, tokenizer, prior = models.manifest(), models.tokenizer(), models.prior()
         try:
-            return cls(*convert(tokenizer, prior, dtype, where), manifest, compile)
+            pipeline = cls(*convert(tokenizer, prior, dtype, where), manifest, compile)
         except CheckpointError as error:
-            raise CheckpointError(f"{folder}: {error}") from error
+            raise CheckpointError(f"{models.folder}: {error}") from error
+        pipeline.source = models
+        return pipeline
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that `from_pretrained` opens; weights keep the number format they have now."""
-        folder = Path(path)
+        folder = Path(folder_path(path))
         if has_int8(self.prior):
             raise CheckpointError(
                 "int8 weights are made when a pipeline is opened and are not saved: "
@@ -176,41 +195,19 @@ class Pipeline:
 
     def class_id(self, value: ClassLike) -> int:
         """The id of a name, an id or None. An unknown one is a `SamplingError` with the nearest name and the list."""
-        if value is None:
-            return self.prior.null_class
-        if isinstance(value, str):
-            if value in self.class_names:
-                return self.class_names.index(value)
-            near = get_close_matches(value, self.class_names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise SamplingError(f"unknown class {value!r}: {hint}{self._known_classes()}")
-        try:
-            index = -1 if isinstance(value, bool) else operator.index(value)
-        except TypeError:
-            index = -1
-        if not 0 <= index <= self.prior.num_classes:
-            raise SamplingError(f"unknown class {value!r}: {self._known_classes()}")
-        return index
-
-    def _known_classes(self) -> str:
-        names = self.class_names
-        if not names:
-            return "this model has no classes; leave the class out, or give None"
-        rest = f", … ({len(names)} in all)" if len(names) > _NAMES_SHOWN else ""
-        return f"classes are {', '.join(names[:_NAMES_SHOWN])}{rest}, their ids 0…{len(names) - 1}, or None"
+        return self._classes.id(value)
 
     def class_name(self, class_id: int) -> str:
-        """The name of an id; `null` for the null class."""
-        return "null" if class_id == self.prior.null_class else self.class_names[class_id]
+        """The name of an id; `null` for the null class. An unknown id is a `SamplingError`."""
+        return self._classes.name(class_id)
 
     def deal(self, classes: Classes | Literal[InTurn.IN_TURN] = IN_TURN, count: int | None = None) -> list[int]:
         """The class id of each image that `generate` with these arguments makes."""
-        if count is not None and count < 1:
-            raise SamplingError(f"count must be at least 1, not {count}")
+        count = None if count is None else whole_number("count", count)
         if isinstance(classes, InTurn):
             ids, count = list(range(max(1, self.prior.num_classes))), count or 1
         else:
-            ids = self._class_ids(classes)
+            ids = self._classes.ids(classes)
         if not ids:
             raise SamplingError("the list of classes is empty: name at least one, or leave it out")
         return [ids[index % len(ids)] for index in range(len(ids) if count is None else count)]
@@ -228,10 +225,11 @@ class Pipeline:
 
         `count` images in all are dealt to the classes in turn; left out, one for each class given. `seed` `s` means
         `s, s+1, …` for the images in order; a list gives one for each. `batch` bounds the memory, not the result.
-        Raises `SamplingError` for unknown classes and for options that cannot be satisfied.
+        Raises `SamplingError` for unknown classes, and for options that are unknown or cannot be satisfied.
         """
+        check_options(options, _OPTIONS)
         ids = self.deal(classes, count)
-        seeds = _seeds(seed, len(ids))
+        seeds = seeds_of(seed, len(ids))
         tokens = self._draw(self._ids(ids), seeds, None, batch, False, options)
         return Generated(self.decode(tokens.visual, batch), tokens, seeds, ids)
 
@@ -245,8 +243,9 @@ class Pipeline:
         **options: Unpack[SamplingOptions],
     ) -> TokenIds:
         """The tokens that `generate` with the same arguments makes its images from."""
+        check_options(options, _OPTIONS)
         ids = self.deal(classes, count)
-        return self._draw(self._ids(ids), _seeds(seed, len(ids)), None, batch, False, options)
+        return self._draw(self._ids(ids), seeds_of(seed, len(ids)), None, batch, False, options)
 
     def resample(
         self,
@@ -263,18 +262,18 @@ class Pipeline:
         Results of the first source image come first. `classes` is one class for all, or one for each source image.
         Raises `SamplingError` where tokenizer or prior have no prologue.
         """
+        check_options(options, _OPTIONS)
         self.check_resamples()
         layout = self.prior.layout
-        if count < 1:
-            raise SamplingError(f"count must be at least 1, not {count}")
+        count = whole_number("count", count)
         tokens = source if isinstance(source, TokenIds) else self.encode(source, batch)
         layout.check(tokens)
-        ids = self._class_ids(classes)
+        ids = self._classes.ids(classes)
         if len(ids) not in (1, len(tokens)):
             raise SamplingError(f"{len(tokens)} images take one class, or one each, not {len(ids)}")
         each = ids * len(tokens) if len(ids) == 1 else ids
         ids = [class_id for class_id in each for _ in range(count)]
-        seeds = _seeds(seed, len(ids))
+        seeds = seeds_of(seed, len(ids))
         given = layout.pack_prologue(tokens.prologue.repeat_interleave(count, 0).to(self.device))
         drawn = self._draw(self._ids(ids), seeds, given, batch, False, options)
         return Generated(self.decode(drawn.visual, batch), drawn, seeds, ids)
@@ -289,99 +288,90 @@ class Pipeline:
             )
 
     def encode(self, images: Images, batch: int = 64) -> TokenIds:
-        """Tokens of pictures of any size: those of another size than the model's are covered and center-cropped."""
-        x = self._model_range(images)
-        return TokenIds.cat([self.tokenizer.encode(part.to(self.device)) for part in torch.split(x, batch)])
+        """Tokens of pictures of any size: those of another size than the model's are covered and center-cropped.
+
+        What is no image, and tensors that are not finite or lie beyond ±2, are a `DataError`.
+        """
+        batch = whole_number("batch", batch)
+        x = image_tensor(images, self.tokenizer.config.image_size, self.manifest.background)
+        parts = []
+        for part in torch.split(x, batch):
+            with self._turn():
+                parts.append(self.tokenizer.encode_known(part.to(self.device)))
+        return TokenIds.cat(parts)
 
     def decode(self, visual: Int[Tensor, "B N"], batch: int = 64) -> list[Image.Image]:
-        """Pictures of visual ids."""
+        """Pictures of visual ids; ids of another number or from outside the codebook are a `SamplingError`."""
+        batch = whole_number("batch", batch)
+        self.tokenizer.check_visual(visual)
         return to_pil(self._decode(visual.to(self.device), min(batch, len(visual)))) if len(visual) else []
 
     def chunk(
-        self, class_ids: Sequence[int], seeds: Sequence[int], rows: int, **options: Unpack[SamplingOptions]
+        self,
+        class_ids: Sequence[int],
+        seeds: Sequence[int],
+        rows: int,
+        *,
+        compiled: bool | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> tuple[TokenIds, UInt8[Tensor, "n 3 H W"]]:
         """Tokens and images of at most `rows` images, computed as `rows` of them whatever their number.
 
         An image's bytes then depend on its chunk alone: the same for any number of processes, and after any kill.
+        `compiled` is what `compiles` said of all the chunks together; left out, each decides for itself.
         """
-        tokens = self._draw(self._ids(class_ids), list(seeds), None, rows, True, options)
-        return tokens, self._decode(tokens.visual, rows).cpu()
+        check_options(options, _RECIPE)
+        ids, rows = self._classes.ids(class_ids), whole_number("rows", rows)
+        if not 0 < len(ids) <= rows:
+            raise SamplingError(f"a chunk of {rows} rows takes 1…{rows} images, not {len(ids)}")
+        tokens = self._draw(self._ids(ids), seeds_of(list(seeds), len(ids)), None, rows, True, options, compiled)
+        return tokens, self._decode(tokens.visual, rows, compiled).cpu()
 
-    def prepare(self, images: int, batch: int) -> bool:
-        """Decide for a run of `images` whether to compile, and keep to it in later calls; returns the decision."""
-        self._prepared = None
-        self._prepared = self._compiles(images, batch)
-        return self._prepared
-
-    def _compiles(self, images: int, batch: int) -> bool:
-        """Whether this much work is to be compiled: what was asked for, what was prepared, or what pays."""
+    def compiles(self, images: int, batch: int) -> bool:
+        """Whether so many images are drawn with compiled steps: as the pipeline was opened, else where it pays."""
         if self.compile != "auto":
             return bool(self.compile)
-        if self._prepared is not None:
-            return self._prepared
         size = sum(tensor.nbytes for tensor in self.prior.parameters()) + sum(t.nbytes for t in self.prior.buffers())
         return worth_compiling(self.prior.config, self.device, size, batch, math.ceil(images / batch))
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Everything that runs a model goes through here: caches and recorded graphs serve one thread at a time."""
+        with self._shared.turn:
+            yield
+            if self.device.type == "cuda":  # the next thread may queue its work on another stream
+                torch.cuda.current_stream(self.device).synchronize()
 
     def _ids(self, class_ids: Sequence[int]) -> Int[Tensor, " B"]:
         return torch.tensor(list(class_ids), dtype=torch.int64, device=self.device)
 
     def _engine(self, compiled: bool) -> Engine:
-        if compiled not in self._engines:
-            compiler = Compiler(self.device, self.on_compile) if compiled else None
-            self._engines[compiled] = Engine(self.prior, compiler)
-        return self._engines[compiled]
+        engines = self._shared.engines
+        if compiled not in engines:
+            engines[compiled] = Engine(self.prior, Compiler(self.device, self.on_compile) if compiled else None)
+        return engines[compiled]
 
-    def _decode(self, visual: Int[Tensor, "B N"], rows: int) -> UInt8[Tensor, "B 3 H W"]:
-        """Images of visual ids in chunks of `rows`, the last one filled up; uint8 is made on the device."""
-        decoder = self._decoder(rows, self._compiles(len(visual), rows))
+    @torch.no_grad()
+    def _decode(self, visual: Int[Tensor, "B N"], rows: int, compiled: bool | None = None) -> UInt8[Tensor, "B 3 H W"]:
+        """Images of visual ids, known to be right, in chunks of `rows`, the last one filled up; on the device."""
+        compiled = self.compiles(len(visual), rows) if compiled is None else compiled
         parts = []
-        for part in torch.split(visual, rows):
+        for part in torch.split(visual.long(), rows):
             full = part[_filled(len(part), rows, part.device)]
-            parts.append(decoder(full)[: len(part)].clone())
+            with self._turn():
+                decoder = self._decoder(rows, self._engine(compiled).compiler)
+                parts.append(decoder(full)[: len(part)].clone())  # what a graph returns, its next call overwrites
         return torch.cat(parts)
 
-    def _decoder(self, rows: int, compiled: bool) -> Callable[[Tensor], Tensor]:
-        """Visual ids → uint8 images; compiled on a GPU alone, since on a CPU its products take nearly all the time."""
-
-        def decode(ids: Int[Tensor, "B N"]) -> UInt8[Tensor, "B 3 H W"]:
-            return to_uint8(self.tokenizer.decode(ids))
-
-        compiler = self._engine(compiled).compiler
-        if compiler is None or self.device.type != "cuda":
-            return decode
-        if rows not in self._decoders:
-            self._decoders[rows] = compiler.compile(decode, f"decoder of {rows} images")
-        return self._decoders[rows]
-
-    def _model_range(self, images: Images) -> Float[Tensor, "B 3 H W"]:
-        size = self.tokenizer.config.image_size
-        if isinstance(images, Tensor):
-            x = images[None] if images.ndim == 3 else images
-            if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-                raise DataError(
-                    f"an image tensor is (3, H, W) or (B, 3, H, W), floating point in [-1, 1], "
-                    f"not {tuple(images.shape)} of {images.dtype}"
-                )
-            if tuple(x.shape[2:]) == size:
-                return x
-            images = to_pil(to_uint8(x))
-        pictures = [images] if isinstance(images, Image.Image | str | Path) else list(images)
-        if not pictures:
-            raise DataError("no image was given")
-        for picture in pictures:
-            if not isinstance(picture, Image.Image):
-                raise DataError(
-                    f"an image is a PIL image or a tensor, not {type(picture).__name__}: open files with PIL.Image.open"
-                )
-        background = self.manifest.background
-        return to_model_range(torch.stack([fit(picture, size, background) for picture in pictures]))
-
-    def _class_ids(self, classes: Classes) -> list[int]:
-        if isinstance(classes, Tensor):
-            classes = classes.flatten().tolist()
-        if classes is None or isinstance(classes, str) or not isinstance(classes, Sequence):
-            return [self.class_id(classes)]
-        return [self.class_id(value) for value in classes]
+    def _decoder(self, rows: int, compiler: Compiler | None) -> Callable[[Tensor], Tensor]:
+        """Visual ids → uint8 images, compiled where that is of use."""
+        if compiler is None or not compiler.takes(Pixels):
+            return Pixels(self.tokenizer)
+        compiler.begin()
+        decoders = self._shared.decoders
+        if rows not in decoders:
+            decoders[rows] = compiler.compile(Pixels(self.tokenizer), f"decoder of {rows} images")
+        return decoders[rows]
 
     def _draw(
         self,
@@ -391,12 +381,11 @@ class Pipeline:
         batch: int,
         fill: bool,
         options: SamplingOptions,
+        compiled: bool | None = None,
     ) -> TokenIds:
         """Tokens of every image, in chunks of `batch`; with `fill`, or behind a full chunk, the last is filled up."""
-        if batch < 1:
-            raise SamplingError(f"batch must be at least 1, not {batch}")
-        compiled = self._compiles(len(class_ids), batch)
-        engine = self._engine(compiled)
+        batch = whole_number("batch", batch)
+        compiled = self.compiles(len(class_ids), batch) if compiled is None else compiled
         out = torch.empty(len(class_ids), self.prior.layout.length, dtype=torch.int64, device=self.device)
         for rows, recipe in self._groups(class_ids, options):
             # Compiled graphs are kept for few sizes; eager steps take what there is.
@@ -405,8 +394,10 @@ class Pipeline:
                 full = part[_filled(len(part), size, part.device)]
                 chosen = [seeds[row] for row in full.tolist()]
                 prefix = None if given is None else given[full]
-                drawn = sample_sequences(self.prior, class_ids[full], recipe, chosen, prefix, engine)
-                out[part] = drawn[: len(part)]
+                with self._turn():
+                    engine = self._engine(compiled)
+                    drawn = sample_sequences(self.prior, class_ids[full], recipe, chosen, prefix, engine)
+                    out[part] = drawn[: len(part)]
         return self.prior.layout.unpack(out)
 
     def _groups(self, class_ids: Int[Tensor, " B"], options: SamplingOptions) -> list[tuple[Tensor, Recipe]]:
@@ -415,8 +406,9 @@ class Pipeline:
         null = class_ids == self.prior.null_class
         if not recipe.guidance.active or "guidance" in options or not bool(null.any()):
             return [(torch.arange(len(class_ids), device=self.device), recipe)]
-        if not self._said_unguided:
-            self._said_unguided = True
+        with self._shared.turn:
+            said, self._shared.said_unguided = self._shared.said_unguided, True
+        if not said:
             warnings.warn(
                 "the stored guidance leans on a class, so it is left out for images of the null class", stacklevel=4
             )
@@ -432,19 +424,3 @@ def _filled(count: int, rows: int, device: torch.device) -> Int[Tensor, " rows"]
 def _bucket(count: int, most: int) -> int:
     """The next power of two, but no more than `most`."""
     return min(most, 1 << (count - 1).bit_length())
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed for each image; of a single one, it and those that follow."""
-    given: Any = seed
-    if isinstance(given, Tensor | np.ndarray):
-        given = given.tolist()
-    try:
-        if not isinstance(given, Sequence):
-            return list(range(operator.index(given), operator.index(given) + count))
-        seeds = [operator.index(value) for value in given]
-    except TypeError as error:
-        raise SamplingError(f"a seed is a whole number, or one for each image, not {seed!r}") from error
-    if len(seeds) != count:
-        raise SamplingError(f"{count} images need one seed, or one each, not {len(seeds)}")
-    return seeds

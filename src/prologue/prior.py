@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,13 +64,27 @@ class Prior(nn.Module):
         """Teacher-forced logits, fp32: `logits[:, t]` predicts `sequence[:, t]`.
 
         `visual_dropout` marks the samples whose visual inputs are replaced by EOS. `prologue_one_hot` embeds the
-        prologue as `one_hot @ token_embedding`, the path of the encoder's gradient (METHOD §7).
+        prologue as `one_hot @ token_embedding`, the path of the encoder's gradient (METHOD §7). Another shape or number
+        format is a `SamplingError`; the ids are not looked at, since that waits for the device (`layout.pack` does).
         """
+        self._check_kinds(sequence, class_ids)
         x = self.embed(self.layout.inputs(sequence, visual_dropout))
         if prologue_one_hot is not None:
             rows = self.token_embedding.weight[self.layout.prologue_offset : self.layout.eos_id]
             x = torch.cat([prologue_one_hot.to(rows.dtype) @ rows, x[:, self.layout.prologue_tokens :]], dim=1)
         return self.logits(self.hidden(torch.cat([self.begin(class_ids), x], dim=1)))
+
+    def _check_kinds(self, sequence: Any, class_ids: Any) -> None:
+        length = self.layout.length
+        for name, ids, shape in (("a sequence", sequence, f"(B, {length})"), ("class ids", class_ids, "(B,)")):
+            if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+                kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+                raise SamplingError(f"the prior takes {name} as an int64 tensor {shape}, not {kind}")
+        if sequence.shape[1:] != (length,) or class_ids.shape != sequence.shape[:1]:
+            raise SamplingError(
+                f"the prior takes sequences (B, {length}) and a class id for each, "
+                f"not {tuple(sequence.shape)} and {tuple(class_ids.shape)}"
+            )
 
     def begin(self, class_ids: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:
         """The BOS input of each class."""
@@ -107,7 +121,9 @@ class Prior(nn.Module):
         return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
     def check_classes(self, class_ids: Int[Tensor, " B"]) -> None:
-        """Raise `SamplingError` for a class that the prior does not have."""
+        """Raise `SamplingError` for a class that the prior does not have. It waits for the device."""
+        if class_ids.dtype not in (torch.int64, torch.int32):
+            raise SamplingError(f"class ids are int64, not {class_ids.dtype}")
         if class_ids.numel() and (int(class_ids.min()) < 0 or int(class_ids.max()) > self.num_classes):
             raise SamplingError(
                 f"class ids must lie in 0…{self.num_classes} ({self.num_classes} is the null class), "

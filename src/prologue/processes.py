@@ -6,15 +6,20 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from prologue.device import pick_device
+from prologue.errors import PrologueError, RunError
+from prologue.launcher import environment_named, launched
+from prologue.locks import alone_in
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,13 @@ class Processes:
     def join(cls, device: str) -> Processes:
         """The processes of the launcher that started this one, each on a device of its own; else this one alone."""
         chosen = pick_device(device)
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if launched().world == 1:
             return cls(device=chosen)
         from accelerate import PartialState
 
-        # Shares differ, and who is done first waits for the others.
-        state = PartialState(cpu=chosen.type == "cpu", timeout=timedelta(days=1))
+        with environment_named():
+            # Shares differ, and who is done first waits for the others.
+            state = PartialState(cpu=chosen.type == "cpu", timeout=timedelta(days=1))
         return cls(state.process_index, state.num_processes, state.device)
 
     @property
@@ -52,6 +58,24 @@ class Processes:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of any process is set, the same for all."""
+        return bool(self.gather(torch.tensor([[flag]], device=self.device)).any())
+
+    @contextmanager
+    def alone_in(self, folder: Path) -> Iterator[None]:
+        """Let the main process hold the lock of a folder for all; where it cannot, each has a `RunError`."""
+        refused: PrologueError | OSError | None = None
+        with ExitStack() as held:
+            if self.main:
+                try:
+                    held.enter_context(alone_in(folder))
+                except (PrologueError, OSError) as error:
+                    refused = error
+            if self.any(refused is not None):
+                raise refused or RunError(f"the main process cannot work in {folder}: its message says why")
+            yield
 
     def share(self, steps: Sequence[int]) -> Sequence[int]:
         """The steps of this process: a run of them, so that rows gathered in the order of ranks are in order."""
@@ -75,6 +99,15 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def main_decides(flag: bool) -> bool:
+    """The flag of the main process, for all that a launcher started; each decides alone where they share no work."""
+    if not torch.distributed.is_initialized():
+        return flag
+    flags = [flag]
+    torch.distributed.broadcast_object_list(flags, src=0)
+    return flags[0]
 
 
 def end_with_parent() -> None:

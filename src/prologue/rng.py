@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from typing import TYPE_CHECKING
+
+from prologue.errors import SamplingError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+SEEDS = range(-(2**63), 2**63)
+"""What may be a seed: the integers of 64 bits with a sign, which archives store."""
+
+
+def check_seeds(first: int, count: int = 1) -> None:
+    """Raise `SamplingError` unless `count` seeds from `first` on all lie in `SEEDS`."""
+    last = operator.index(first) + max(1, count) - 1
+    if first not in SEEDS or last not in SEEDS:
+        asked = f"{first}" if last == first else f"{first}…{last} ({count} from {first} on)"
+        raise SamplingError(f"seeds are whole numbers from -2**63 to 2**63 - 1, not {asked}: choose a smaller one")
 
 
 def derive_seed(seed: int, *names: str | int) -> int:

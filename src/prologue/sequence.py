@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Int
@@ -39,6 +39,23 @@ class TokenIds:
     @classmethod
     def cat(cls, parts: list[TokenIds]) -> Self:
         return cls(torch.cat([p.prologue for p in parts]), torch.cat([p.visual for p in parts]))
+
+
+def check_ids(ids: Any, name: str, count: int, size: int) -> None:
+    """Raise `SamplingError` unless `ids` is an integer tensor (B, `count`) of ids below `size`."""
+    if not isinstance(ids, Tensor):
+        hint = "give its .visual" if isinstance(ids, TokenIds) else "torch.as_tensor makes one of an array or a list"
+        raise SamplingError(f"{name} ids are an int64 tensor (B, {count}), not {type(ids).__name__}: {hint}")
+    if ids.dtype not in _INTEGERS:
+        raise SamplingError(f"{name} ids are int64, not {ids.dtype}")
+    if ids.ndim != 2 or ids.shape[1] != count:
+        raise SamplingError(f"expected {count} {name} ids per image, got shape {tuple(ids.shape)}")
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
+        bad = ids[(ids < 0) | (ids >= size)][0]
+        raise SamplingError(f"{name} id {int(bad)} lies outside its codebook 0…{size - 1}")
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -107,14 +124,17 @@ class SequenceLayout:
     def pack(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
         """Ids as the prior counts them, EOS included. A wrong count or an id outside its codebook is an error."""
         self.check(tokens)
-        if not self.has_prologue:
-            return tokens.visual
-        return torch.cat([self.pack_prologue(tokens.prologue), tokens.visual], dim=1)
+        return self.join(tokens)
+
+    def join(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
+        """`pack` of ids that are known to fit, such as those of a quantizer: nothing waits for the device to check."""
+        visual = tokens.visual.long()
+        return torch.cat([self.pack_prologue(tokens.prologue), visual], dim=1) if self.has_prologue else visual
 
     def pack_prologue(self, prologue: Int[Tensor, "B P"]) -> Int[Tensor, "B P+1"]:
         """Prologue ids and EOS as the prior counts them: what is given when the visual segment is sampled."""
         eos = torch.full((len(prologue), 1), self.eos_id, dtype=torch.int64, device=prologue.device)
-        return torch.cat([prologue + self.prologue_offset, eos], dim=1)
+        return torch.cat([prologue.long() + self.prologue_offset, eos], dim=1)
 
     def unpack(self, sequence: Int[Tensor, "B T"]) -> TokenIds:
         """The inverse of `pack`."""
@@ -137,16 +157,13 @@ class SequenceLayout:
 
     def check(self, tokens: TokenIds) -> None:
         """Raise `SamplingError` unless counts and ids fit this layout."""
-        expected = (
-            ("prologue", tokens.prologue, self.prologue_tokens, self.config.prologue_codebook_size),
-            ("visual", tokens.visual, self.visual_tokens, self.config.visual_codebook_size),
-        )
-        for name, ids, count, size in expected:
-            if ids.ndim != 2 or ids.shape[1] != count:
-                raise SamplingError(f"expected {count} {name} ids per image, got shape {tuple(ids.shape)}")
-            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
-                bad = ids[(ids < 0) | (ids >= size)][0]
-                raise SamplingError(f"{name} id {int(bad)} lies outside its codebook 0…{size - 1}")
+        check_ids(tokens.prologue, "prologue", self.prologue_tokens, self.config.prologue_codebook_size)
+        check_ids(tokens.visual, "visual", self.visual_tokens, self.config.visual_codebook_size)
+        if len(tokens.prologue) != len(tokens.visual):
+            raise SamplingError(
+                f"prologue ids of {len(tokens.prologue)} images and visual ids of {len(tokens.visual)} do not belong "
+                "together: give both of each image"
+            )
 
     def allowed(self, device: torch.device | str = "cpu") -> Bool[Tensor, "T V"]:
         """True where an id may stand at a target position."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from einops import rearrange
@@ -13,25 +13,64 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from prologue.config import TokenizerConfig, TransformerConfig, tokenizer_rope_axes
-from prologue.errors import DataError, SamplingError
+from prologue.errors import DataError
 from prologue.nn.layers import NEAR_ZERO_STD, Linear, Queries, RMSNorm, head_in_fp32, initialise
 from prologue.nn.quantizers import PrologueQuantizer, Quantized, VisualQuantizer
 from prologue.nn.rope import Positions
 from prologue.nn.transformer import Transformer
 from prologue.plain import to_dict
 from prologue.rng import torch_stream
-from prologue.sequence import TokenIds
+from prologue.sequence import TokenIds, check_ids
 from prologue.weights import WEIGHTS, load_exactly, read_config, read_tensors, save_model
 
 
 def to_model_range(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """uint8 to model range: `u / 127.5 − 1` (METHOD §2)."""
+    """uint8 to model range: `u / 127.5 − 1` (METHOD §2). Another number format is a `DataError`."""
+    if images.dtype != torch.uint8:
+        raise DataError(f"to_model_range converts uint8 images of 0…255, not {images.dtype}")
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
-    """Model range to uint8: `clamp(127.5·x + 128, 0, 255)`, truncated (METHOD §2)."""
+    """Model range to uint8: `clamp(127.5·x + 128, 0, 255)`, truncated (METHOD §2). Integers are a `DataError`."""
+    if not images.is_floating_point():
+        raise DataError(f"to_uint8 converts floating-point images in [-1, 1], not {images.dtype}")
     return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
+
+
+BEYOND = 2.0
+"""Model range is [-1, 1]. What is decoded or resized leaves it a little; values beyond this are of another range."""
+
+
+def check_image_tensor(images: Any) -> None:
+    """Raise `DataError` unless this is a floating-point tensor (B, 3, H, W); its values are not looked at."""
+    if not isinstance(images, Tensor):
+        raise DataError(
+            f"images are a tensor (B, 3, H, W) in [-1, 1], not {type(images).__name__}: "
+            "to_model_range makes one of a uint8 tensor"
+        )
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise DataError(f"images are a tensor (B, 3, H, W), not {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise DataError(f"images are floating point in [-1, 1], not {images.dtype}: to_model_range converts uint8")
+
+
+def check_model_range(images: Float[Tensor, "B 3 H W"]) -> None:
+    """Raise `DataError` for values that are not finite or lie beyond ±2. It waits for the device once."""
+    if not images.numel():
+        return
+    low, high = torch.stack(images.detach().aminmax()).tolist()  # NaN passes through
+    if low >= -BEYOND and high <= BEYOND:
+        return
+    per_image = images.detach().flatten(1).float()
+    broken = ~per_image.isfinite().all(1)
+    if bool(broken.any()):
+        raise DataError(f"image {int(broken.nonzero()[0])} holds values that are not finite (NaN or infinity)")
+    number = int((per_image.abs().amax(1) > BEYOND).nonzero()[0])
+    raise DataError(
+        f"image {number} holds values from {float(per_image[number].min()):g} to {float(per_image[number].max()):g}, "
+        "and images lie in [-1, 1]: to_model_range converts uint8; of 0…255 take x / 127.5 - 1"
+    )
 
 
 class QueryTransformer(nn.Module):
@@ -128,13 +167,10 @@ class Tokenizer(nn.Module):
 
     def patchify(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N I"]:
         """Patches in row-major order, channels last inside a patch (METHOD §2)."""
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *self.config.image_size):
+        check_image_tensor(images)
+        if tuple(images.shape[2:]) != self.config.image_size:
             rows, columns = self.config.image_size
             raise DataError(f"this tokenizer takes images (B, 3, {rows}, {columns}), not {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise DataError(
-                f"this tokenizer takes images in [-1, 1], not {images.dtype}: to_model_range converts uint8"
-            )
         size = self.config.patch_size
         return rearrange(images, "b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=size, p2=size)
 
@@ -161,27 +197,46 @@ class Tokenizer(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], reconstruct: bool = True
     ) -> tuple[Encoding, Float[Tensor, "B 3 H W"] | None]:
-        """One training pass: encoding and, where asked, reconstruction."""
+        """One training pass: encoding and, where asked, reconstruction.
+
+        Outside of training mode values are checked as `encode` does, which waits for the device.
+        """
+        if not self.training:
+            check_image_tensor(images)
+            check_model_range(images)
         encoding = self.quantize(images)
         return encoding, self.decode_codes(encoding.visual.codes) if reconstruct else None
 
-    @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> TokenIds:
-        """Images in [-1, 1] → ids: prologue (B, P) and visual (B, N), int64. Wrong sizes are a `DataError`."""
+        """Images in [-1, 1] → ids: prologue (B, P) and visual (B, N), int64.
+
+        Another size or number format, values that are not finite or lie beyond ±2 are a `DataError`.
+        """
+        check_image_tensor(images)
+        check_model_range(images)
+        return self.encode_known(images)
+
+    @torch.no_grad()
+    def encode_known(self, images: Float[Tensor, "B 3 H W"]) -> TokenIds:
+        """`encode` for values that are known to lie in the range: it waits for no device."""
         visual, prologue = self.features(images)
         ids = self.visual_quantizer.encode(visual)
         if self.prologue_quantizer is None or prologue is None:
             return TokenIds(ids[:, :0], ids)
         return TokenIds(self.prologue_quantizer.encode(prologue), ids)
 
-    @torch.no_grad()
     def decode(self, visual: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
         """Visual ids → images in model range, not clamped, fp32. A wrong count or id is a `SamplingError`."""
-        count, size = self.config.visual_tokens, self.config.codebook_size
-        if visual.ndim != 2 or visual.shape[1] != count:
-            raise SamplingError(f"this tokenizer decodes {count} visual ids an image, not shape {tuple(visual.shape)}")
-        if visual.numel() and not 0 <= int(visual.min()) <= int(visual.max()) < size:
-            raise SamplingError(f"visual ids are 0…{size - 1}, not {int(visual.min())}…{int(visual.max())}")
+        self.check_visual(visual)
+        return self.decode_known(visual.long())
+
+    def check_visual(self, visual: Int[Tensor, "B N"]) -> None:
+        """Raise `SamplingError` unless these are visual ids of this tokenizer. It waits for the device."""
+        check_ids(visual, "visual", self.config.visual_tokens, self.config.codebook_size)
+
+    @torch.no_grad()
+    def decode_known(self, visual: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
+        """`decode` for ids that are known to be right: it looks at no value, so that a compiler takes it whole."""
         return self.decode_codes(self.visual_quantizer.codes(visual))
 
     def decode_codes(self, codes: Float[Tensor, "B N d"]) -> Float[Tensor, "B 3 H W"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,20 +12,25 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prologue.errors import CheckpointError, ConfigError
+from prologue.files import replacing
 from prologue.plain import from_dict, load_json, save_json
 
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 
 T = TypeVar("T")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; anything else (a pickle, a truncated file) is a `CheckpointError`."""
+def read_tensors(path: Path, only: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose names begin with one of `only`.
+
+    Anything else (a pickle, a truncated file) is a `CheckpointError`.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give the folder or file that holds these weights")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            return {key: file.get_tensor(key) for key in file.keys() if key.startswith(only)}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as raw:
             magic = raw.read(4)
@@ -38,17 +42,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): copy or make it again") from error
 
 
+def check_model(folder: Path, kind: type[Any]) -> None:
+    """Raise `CheckpointError` where a model's files are missing or cut off; its tensors are not read."""
+    read_config(folder, kind)
+    read_tensors(folder / WEIGHTS, only=())
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode  # as the umask has it; save_file may leave a file that only its owner can read
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.chmod(mode)
-    temporary.replace(path)
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(plain, temporary, metadata=metadata)
 
 
 def load_exactly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
@@ -70,13 +74,13 @@ def load_exactly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
 
 def save_model(folder: Path, config: dict[str, Any], module: nn.Module) -> None:
     """Write `config.json` and `model.safetensors`."""
-    save_json(folder / "config.json", config)
+    save_json(folder / CONFIG, config)
     write_tensors(folder / WEIGHTS, module.state_dict())
 
 
 def read_config(folder: Path, kind: type[T]) -> T:
     """The `config.json` of a model folder, strictly; anything wrong is a `CheckpointError` naming file and field."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no finished model, for it has no {path.name}: give a finished run")
     try:
@@ -85,9 +89,9 @@ def read_config(folder: Path, kind: type[T]) -> T:
         raise CheckpointError(f"{path} does not describe a {kind.__name__}: {error}") from error
 
 
-def model_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of the weight files of a run's two models, of those that are there."""
-    files = {part: folder / part / WEIGHTS for part in ("tokenizer", "prior")}
+def model_hashes(folder: Path, name: str = WEIGHTS) -> dict[str, str]:
+    """sha256 of the files of this name of a run's two models, of those that are there."""
+    files = {part: folder / part / name for part in ("tokenizer", "prior")}
     return {part: file_hash(file) for part, file in files.items() if file.is_file()}
 
 

@@ -20,6 +20,7 @@ from prologue.config import DataConfig, RunConfig
 from prologue.data.shapes import CLASS_NAMES
 from prologue.evaluation import runs
 from prologue.manifest import Manifest
+from prologue.plain import save_json, to_dict
 from prologue.sampling.recipe import Recipe
 from prologue.training.run import RunFolder
 from prologue.weights import file_hash
@@ -55,6 +56,8 @@ def saved(tiny_models, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
         ("nameless", {"num_classes": 0}, Manifest((), STORED, "shapes")),
     ):
         Pipeline(*tiny_models(**square, **prior), manifest).save_pretrained(root / name)
+        # As earlier versions wrote it, with the path of the images.
+        save_json(root / name / "pipeline.json", to_dict(manifest))
     return root
 
 
@@ -68,7 +71,8 @@ def refused(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["evaluate", *argv]) == 2
     message = capsys.readouterr().err
     assert re.search(named, message), message
-    assert message.count("\n") == 1
+    assert message.splitlines()[-1].startswith("error: ")
+    assert message.count("error: ") == 1
 
 
 def measure(argv: list[str], tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -337,6 +341,18 @@ def test_images_that_the_run_was_not_trained_on_are_measured_whole(
         assert "N = 59 given images" in capsys.readouterr().out
     measure(["generation", str(run), "--data", str(others), "--features", means, "--count", "8"], tmp_path)
     assert "against 8 given images" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_lite0")
+def test_the_first_line_says_which_images_are_opened(
+    saved: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "cat" / "note.heic").write_bytes(b"x")
+    argv = ["evaluate", "reconstruction", str(saved / "photos"), "--count", "4", "--device", "cpu"]
+    assert main(argv) == 0
+    (photos / "cat" / "note.heic").unlink()
+    line = rf"{photos}: 60 images in 2 classes of 30 each, \d+ held out; left out: 1 \.heic\n"
+    assert re.match(line, capsys.readouterr().err)
 
 
 def test_samples_are_measured_against_a_reference_alone(

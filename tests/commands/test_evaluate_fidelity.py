@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prologue import Pipeline
+from prologue import Pipeline, locks, published
 from prologue.cli import main
-from prologue.commands.kinds import reconstruction
+from prologue.commands import evaluate
+from prologue.commands._options import parse
+from prologue.commands.kinds import generation, reconstruction
 from prologue.data.shapes import CLASS_NAMES
 from prologue.evaluation.distances import moments_of
 from prologue.evaluation.features import ShapesExtractor
@@ -23,6 +27,7 @@ from prologue.evaluation.frechet import frechet_from_moments
 from prologue.manifest import Manifest
 from prologue.nn.perceptual import Lpips
 from prologue.processes import Processes
+from prologue.published import PUBLISHED
 from prologue.weights import file_hash
 
 
@@ -53,7 +58,8 @@ def refused(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["evaluate", *argv]) == 2
     message = capsys.readouterr().err
     assert re.search(named, message), message
-    assert message.count("\n") == 1
+    assert message.splitlines()[-1].startswith("error: ")
+    assert message.count("error: ") == 1
 
 
 def test_a_reference_is_written_found_again_and_measured_against(
@@ -144,6 +150,13 @@ def test_lpips_where_its_weights_are(
     assert "LPIPS-VGG16" in capsys.readouterr().out
     assert measure([*argv, "--batch", "2", "--again"], tmp_path)[0]["lpips"] == pytest.approx(record["lpips"])
     assert measure(argv[:-2], tmp_path)[0].get("lpips") is None
+    made = tmp_path / "cache" / "weights" / PUBLISHED["lpips"].file
+    made.parent.mkdir(parents=True)
+    made.write_bytes(file.read_bytes())
+    monkeypatch.setattr(published, "cache_folder", lambda: tmp_path / "cache")
+    assert measure(argv[:-2], tmp_path)[0]["lpips"] == pytest.approx(record["lpips"])
+    assert "found in" in capsys.readouterr().err  # by what is in the file
+    assert measure([*argv[:-1], "off"], tmp_path)[0].get("lpips") is None
 
 
 def test_mistakes_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,9 +184,60 @@ def test_one_process_writes_the_samples(
 def test_one_of_several_processes_speaks(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     file = tmp_path / "figures.json"
     assert main(["evaluate", "likelihood", str(run), "--count", "4", "--device", "cpu", "--json", str(file)]) == 0
     assert capsys.readouterr().out == ""
     assert not file.exists()
     assert not list((run / "evaluations").glob("*"))
+
+
+def test_the_same_measurement_waits_and_others_go_side_by_side(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["evaluate", "likelihood", str(run), "--count", "4", "--device", "cpu"]
+    assert main(argv) == 0
+    (kept,) = (run / "evaluations").glob("*.json")
+    content = kept.read_bytes()
+    kept.unlink()
+    capsys.readouterr()
+    begun, given = threading.Event(), threading.Event()
+
+    def other_process() -> None:
+        with locks.alone_at(kept):
+            begun.set()
+            given.wait(60)
+            kept.write_bytes(content)
+
+    holder = threading.Thread(target=other_process)
+    holder.start()
+    begun.wait(60)
+    assert main([*argv, "--seed", "1"]) == 0  # another measurement of the run
+    assert "waiting" not in capsys.readouterr().err
+    said = evaluate.print_waiting
+    monkeypatch.setattr(evaluate, "print_waiting", lambda: (said(), given.set()))
+    assert main(argv) == 0
+    holder.join()
+    err = capsys.readouterr().err
+    assert "another process measures the same: waiting for its figures" in err
+    assert "found in" in err
+    assert not list((run / "evaluations").glob(".*"))
+
+
+def test_two_references_are_not_written_to_one_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    argv = ["reference", str(run), "--count", "20", "--features", "shapes", "--out", str(tmp_path / "a.npz")]
+    with locks.alone_at(tmp_path / "a.npz"):
+        refused(argv, r"another process is writing .*a\.npz", capsys)
+    os.mkfifo(tmp_path / "fifo.npz")
+    refused([*argv[:-1], str(tmp_path / "fifo.npz")], "is a pipe or a device, and a reference is two files", capsys)
+
+
+def test_samples_may_go_through_a_pipe(run: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    argv = [str(run), "--samples-npz", str(tmp_path / "fifo")]
+    options = parse(generation.GenerationOptions, argv, "prologue evaluate generation", "")
+    generation._check_archive(options, Processes())

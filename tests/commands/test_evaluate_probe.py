@@ -20,6 +20,7 @@ from prologue.errors import EvaluationError
 from prologue.evaluation.probe import INPUTS
 from prologue.evaluation.runs import RunImages
 from prologue.manifest import Manifest
+from prologue.plain import save_json, to_dict
 from prologue.sampling.recipe import Recipe
 
 STORED = Recipe(Guidance.overall("linear", 2), temperature=0.9)
@@ -50,6 +51,8 @@ def saved(tiny_models, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
         ("2d", {"num_classes": 8, "variant": "2d"}, Manifest(CLASS_NAMES, None, "shapes")),
     ):
         Pipeline(*tiny_models(image_size=(16, 16), **models), manifest).save_pretrained(root / name)
+        # As earlier versions wrote it, with the path of the images.
+        save_json(root / name / "pipeline.json", to_dict(manifest))
     return root
 
 

@@ -125,13 +125,45 @@ def test_resample_writes_pictures_grid_and_archive(run_folder: str, picture: Pat
     with Image.open(picture) as first, Image.open(other) as second:
         expected = pipe.resample([first, second], ["ring", "old star"], count=3, seed=9)
     names = [f"0000{i}_{'my-photo' if i < 3 else 'b'}_seed{9 + i}.png" for i in range(6)]
-    assert sorted(path.name for path in out.iterdir()) == [*names, "grid.png", "samples.npz"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "generation.json", "grid.png", "samples.npz"]
     archive = np.load(out / "samples.npz")
     together = np.stack([np.array(image) for image in expected.images]).astype(int)
     assert np.abs(archive["arr_0"] - together).max() <= 1  # the command draws one source at a time
     assert archive["source"].tolist() == [0, 0, 0, 1, 1, 1]
     assert np.array_equal(archive["visual"], expected.tokens.visual.numpy())
     assert (archive["prologue"][:3] == archive["prologue"][0]).all()
+
+
+def test_resample_fills_up_what_is_gone(
+    run_folder: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    other = tmp_path / "b.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 12, 3), dtype=np.uint8)).save(other)
+    argv = ["resample", run_folder, str(picture), str(other), "--count", "2", "--out", str(out)]
+    drawn, draw = [], Pipeline.resample
+    monkeypatch.setattr(Pipeline, "resample", lambda *args, **options: (drawn.append(1), draw(*args, **options))[1])
+    assert main(argv) == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    for names, damage, times in (
+        ([], b"", 0),
+        (["00001_my-photo_seed1.png"], None, 0),
+        (["00001_my-photo_seed1.png", "grid.png"], b"half", 0),
+        (["samples.npz"], None, 2),
+        (["samples.npz"], whole["samples.npz"][:-9], 2),
+    ):
+        for name in names:
+            (out / name).unlink() if damage is None else (out / name).write_bytes(damage)
+        drawn.clear()
+        capsys.readouterr()
+        assert main(argv) == 0
+        assert ("already holds these 4 images" in capsys.readouterr().out) is not bool(names)
+        assert len(drawn) == times
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    refused([*argv, "--seed", "1"], r"other settings \(seed: 0 → 1\).*--overwrite", capsys)
+    assert main([*argv, "--seed", "1", "--overwrite"]) == 0
+    assert (out / "00003_b_seed4.png").is_file()
+    assert len(list(out.iterdir())) == len(whole)
 
 
 def test_nothing_is_overwritten_unasked(run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,3 +271,32 @@ def test_an_archive_given_up_leaves_nothing(tmp_path: Path) -> None:
     with SampleArchive(tmp_path / "samples.npz", 2, (4, 8)) as archive:
         archive.add([Image.new("RGB", (8, 4))])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_beyond_64_bits_are_refused_before_anything_is_written(
+    run_folder: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, last = tmp_path / "out", 2**63 - 1
+    named = r"seeds are whole numbers from -2\*\*63 to 2\*\*63 - 1, not 9223372036854775806…9223372036854775808"
+    sampling = ["--seed", str(last - 1), "--device", "cpu", "--out", str(out)]
+    for argv in (
+        ["generate", run_folder, "--count", "3", *sampling],
+        ["generate", run_folder, "--classes", "0,1,7", *sampling],
+        ["resample", run_folder, str(picture), "--count", "3", *sampling],
+        ["evaluate", "generation", run_folder, "--data", "shapes", "--count", "3", "--seed", str(last - 1)],
+    ):
+        refused(argv, named, capsys)
+    refused(["resample", run_folder, *[str(picture)] * 3, "--count", "1", *sampling], named, capsys)
+    assert not out.exists()
+    for argv in (["generate", run_folder, "--count", "2"], ["resample", run_folder, str(picture), "--count", "2"]):
+        assert main([*argv, *sampling, "--overwrite"]) == 0
+        assert np.load(out / "samples.npz")["seeds"].tolist() == [last - 1, last]
+    for argv in (["train", "--preset", "shapes-smoke", "--data", "shapes"], ["reproduce"]):
+        refused(
+            [*argv, "--out", str(tmp_path / "run"), "--seed", str(2**63)],
+            r"2\*\*63 - 1, not 9223372036854775808",
+            capsys,
+        )
+    for command in ("demo", "reproduce"):
+        refused([command, "--out", str(tmp_path / "run"), "--seed", "-1"], "--seed must not be negative, is -1", capsys)
+    assert not (tmp_path / "run").exists()

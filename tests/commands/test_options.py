@@ -13,7 +13,7 @@ import tyro
 
 from prologue import __version__
 from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance, write_measurement
-from prologue.errors import ConfigError
+from prologue.errors import ConfigError, SamplingError
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,17 @@ class Options:
 
 def _parse(line: str) -> Options:
     return parse(Options, line.split(), "prologue fake", "A command of this test.")
+
+
+@pytest.mark.parametrize(
+    "flags", ["--seed 9223372036854775808", "--seed 9223372036854775805 --count 4", "--seed -9223372036854775809"]
+)
+def test_seeds_lie_in_64_bits(flags: str) -> None:
+    """Of every command, before anything is opened."""
+    with pytest.raises(SamplingError, match=r"seeds are whole numbers from -2\*\*63 to 2\*\*63 - 1"):
+        _parse(f"r {flags}")
+    assert _parse(f"r --seed {2**63 - 3} --count 3").seed == 2**63 - 3
+    assert _parse("r --seed -5").seed == -5
 
 
 def test_defaults_and_both_spellings() -> None:

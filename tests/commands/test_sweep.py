@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prologue import Pipeline
+from prologue import Pipeline, locks
 from prologue.cli import main
 from prologue.commands.kinds import sweep
 from prologue.data.shapes import CLASS_NAMES
@@ -73,6 +74,18 @@ def test_the_winner_becomes_the_default_and_the_same_again_is_found(
     assert Pipeline.from_pretrained(run).recipe == STORED.replace(temperature=0.9)
     names = sorted(path.suffix for path in (run / "evaluations").iterdir())
     assert names == [".json", ".png"]
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_run_at_which_another_process_is_at_work_keeps_its_recipe_for_now(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    with ThreadPoolExecutor(1) as pool, locks.alone_in(run):
+        assert pool.submit(swept, run, "--temperature", "0.5,0.9,1").result() == 0
+        assert "note: the recipe is not stored" in capsys.readouterr().err
+    assert swept(run, "--temperature", "0.5,0.9,1") == 0
+    assert "Stored as the run's default recipe" in capsys.readouterr().out
 
 
 def test_what_cannot_be_told_apart_is_said(
@@ -141,7 +154,8 @@ def test_mistakes_are_named(options: list[str], named: str, run: Path, capsys: p
     assert swept(run, *options) == 2
     message = capsys.readouterr().err
     assert named in message
-    assert message.count("\n") == 1
+    assert message.splitlines()[-1].startswith("error: ")
+    assert message.count("error: ") == 1
     assert not (run / "evaluations").exists()
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,7 +232,7 @@ def test_impossible_things_are_refused(
         (on(str(tmp_path / "nowhere")), "no folder or zip named .*nowhere"),
         (on(str(tmp_path / "damaged")), "bad.png.*skip"),
         ([*settings, "--out", str(tmp_path / "mine")], "mine exists and is not a run folder"),
-        ([*settings, "--out", str(tmp_path / "texts" / "a.txt")], "a.txt exists and is not a run folder"),
+        ([*settings, "--out", str(tmp_path / "texts" / "a.txt")], "a.txt is a file: give a folder"),
         ([*here, "--stage", "prior"], "stage 'prior' needs the finished stage 'tokens'"),
     ):  # fmt: skip
         refused(argv, named, capsys)
@@ -266,3 +267,14 @@ def test_a_training_that_would_be_cut_up_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("accelerate.Accelerator", Launched)
     with pytest.raises(ConfigError, match="plain data parallel here, not as FSDP"):
         make_accelerator("fp32", "cpu")
+
+
+def test_extend_continues_a_finished_run(
+    settings: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    argv = [*settings, "--out", str(tmp_path / "run"), "--prior-training.steps", "15"]
+    refused(argv, r"prior_training\.steps: 12 in the run, 15 now\nAdd --extend", capsys)
+    assert main([*argv, "--extend"]) == 0
+    assert "prior: continuing at step 12 of 15" in capsys.readouterr().err
+    assert RunFolder.load(tmp_path / "run").metrics("prior")[-1]["step"] == 15

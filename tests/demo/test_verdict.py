@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from prologue.demo import verdict
 from prologue.demo.ledger import Ledger
 from prologue.demo.measure import choose_recipe
 from prologue.demo.plan import Plan, Sizes
+from prologue.evaluation.versions import VERSIONS
 from prologue.sampling.recipe import Recipe
 
 
@@ -100,7 +104,7 @@ def test_the_recipe_is_the_best_recognised_and_among_equals_the_nearest() -> Non
     assert len(choice["candidates"]) == 8
 
 
-def test_a_record_is_made_again_when_its_inputs_change(tmp_path: Path) -> None:
+def test_a_record_is_made_again_when_its_inputs_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
     def make() -> dict[str, Any]:
@@ -111,3 +115,10 @@ def test_a_record_is_made_again_when_its_inputs_change(tmp_path: Path) -> None:
         assert Ledger(tmp_path / "m.json", {}).get("a", inputs, make)["value"] == expected
     (tmp_path / "m.json").write_text("{")
     assert Ledger(tmp_path / "m.json", {}).get("a", {"n": 2}, make)["value"] == 3
+    old = json.loads((tmp_path / "m.json").read_text())
+    del old["records"][0]["inputs"]["versions"]  # as it was written before there were versions
+    (tmp_path / "m.json").write_text(json.dumps(old))
+    assert Ledger(tmp_path / "m.json", {}).get("a", {"n": 2}, make)["value"] == 3
+    monkeypatch.setitem(VERSIONS, "generation", 2)
+    for _ in range(2):
+        assert Ledger(tmp_path / "m.json", {}).get("a", {"n": 2}, make)["value"] == 4

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from prologue import published
 from prologue.errors import EvaluationError, MissingExtraError
 from prologue.evaluation.distances import Distances, measure_name
 from prologue.evaluation.features import open_features
 from prologue.evaluation.inception import InceptionExtractor
 from prologue.evaluation.runs import Features
+from prologue.published import PUBLISHED
 from prologue.weights import file_hash
 
 MODULE = "torch_fidelity.feature_extractor_inceptionv3"
@@ -101,9 +103,17 @@ def test_weights_from_the_cache_or_a_download(weights: Path, tmp_path: Path, mon
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
+    made = tmp_path / "cache" / "weights" / PUBLISHED["inception"].file
+    made.parent.mkdir(parents=True)
+    torch.save({f"fc.{key}": value for key, value in torch.nn.Linear(3, 5).state_dict().items()}, made)
+    with monkeypatch.context() as patched:
+        patched.setattr(published, "cache_folder", lambda: tmp_path / "cache")
+        assert InceptionExtractor().hash == file_hash(made)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "other"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(EvaluationError, match=r"no network.*--inception-weights"):
+    with pytest.raises(
+        EvaluationError, match=r"no network.*get https://example.*prologue weights inception FILE.*--inception-weights"
+    ):
         InceptionExtractor()
 
 

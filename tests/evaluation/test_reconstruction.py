@@ -28,6 +28,7 @@ from prologue.evaluation.runs import (
     wilson_interval,
 )
 from prologue.manifest import Manifest
+from prologue.plain import save_json
 from prologue.tokenizer import to_model_range, to_uint8
 from prologue.training import codebooks
 from prologue.training.run import RunFolder
@@ -212,7 +213,8 @@ def test_a_run_says_where_its_images_are(tmp_path) -> None:
     with pytest.raises(EvaluationError, match=r"imported.*--data WHERE"):
         imported.open_data(None, (8, 8))
     assert imported.open_data("shapes", (8, 8)).source == "shapes"
-    Manifest(("a",), data=str(tmp_path / "gone")).save(tmp_path / "moved")
+    Manifest(("a",)).save(tmp_path / "moved")
+    save_json(tmp_path / "moved" / "pipeline.json", {"class_names": ["a"], "data": str(tmp_path / "gone"), "format": 1})
     with pytest.raises(DataError, match=r"gone.*--data WHERE"):
         RunInfo.load(tmp_path / "moved").open_data(None, (8, 8))
 

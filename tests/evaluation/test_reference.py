@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,8 +107,12 @@ def test_damaged_and_wrong_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(EvaluationError, match=named):
             open_reference(path, "means", "train")
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(EvaluationError, match="cannot be read as an"):
-        open_reference(path, "means", "train")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        with pytest.raises(EvaluationError, match="cannot be read as an"):
+            open_reference(path, "means", "train")
+        gc.collect()
+    assert [warning for warning in told if str(path) in str(warning.message)] == []  # it is closed
     with pytest.raises(EvaluationError, match="is not a file"):
         open_reference(tmp_path / "gone.npz")
 
@@ -123,3 +129,38 @@ def test_the_json_must_fit(tmp_path: Path) -> None:
     card_path(path).write_text(json.dumps(card | {"surprise": 1}))
     with pytest.raises(EvaluationError, match="surprise"):
         open_reference(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_in_any_order_of_memory(tmp_path: Path, save: Any) -> None:
+    path = tmp_path / "fortran.npz"
+    rows_last = np.asfortranarray(IMAGES.transpose(0, 2, 3, 1))
+    assert not rows_last.flags.c_contiguous
+    save(path, arr_0=rows_last, mu=np.zeros(3), sigma=np.asfortranarray(np.arange(9.0).reshape(3, 3)))
+    reference = open_reference(path, "means", "train")
+    assert reference.images_shape == (5, 4, 6)
+    read = list(reference.batches(2, ALONE))
+    assert [len(part) for part in read] == [2, 2, 1]
+    assert all(part.is_contiguous() for part in read)
+    np.testing.assert_array_equal(torch.cat(read).numpy(), IMAGES)
+    shares = [list(reference.batches(2, Processes(rank, 2))) for rank in range(2)]
+    np.testing.assert_array_equal(torch.cat([*shares[0], *shares[1]]).numpy(), IMAGES)
+    assert reference.moments is not None
+    np.testing.assert_array_equal(reference.moments.covariance.numpy(), np.arange(9.0).reshape(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("images", "fault"),
+    [
+        (IMAGES, r"its shape \(5, 3, 4, 6\) has the channels before rows and columns"),
+        (IMAGES.transpose(0, 2, 3, 1) / 255, r"its values are float64, not whole numbers 0 to 255 \(uint8\)"),
+        (IMAGES[:, 0], r"its shape \(5, 4, 6\) is that of grey images, or of a single one"),
+        (np.zeros((5, 4, 6, 4), np.uint8), r"its shape \(5, 4, 6, 4\) has a channel of transparency"),
+        (np.zeros((0, 4, 6, 3), np.uint8), r"its shape \(0, 4, 6, 3\) holds no pixels"),
+        (np.zeros((5, 4), np.uint8), r"its shape is \(5, 4\)"),
+    ],
+)
+def test_the_fault_of_an_array_of_images_is_told(tmp_path: Path, images: np.ndarray, fault: str) -> None:
+    np.savez(tmp_path / "bad.npz", arr_0=images)
+    with pytest.raises(EvaluationError, match=rf"arr_0 must be uint8 images of shape \(N, H, W, 3\), and {fault}"):
+        open_reference(tmp_path / "bad.npz", "means", "train")

@@ -209,7 +209,7 @@ def test_none_is_no_term() -> None:
 
 @pytest.mark.parametrize("kind", ["lpips", "convnext"])
 def test_missing_path_names_the_option(kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"tokenizer_training\.perceptual_path"):
+    with pytest.raises(ConfigError, match=rf"`prologue weights {kind}`.*tokenizer_training\.perceptual_path"):
         perceptual_loss(kind)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"absent\.safetensors"):
         perceptual_loss(kind, "absent.safetensors")  # type: ignore[arg-type]

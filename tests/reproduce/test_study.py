@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from safetensors.torch import load_file
 from prologue import locks
 from prologue.cli import main
 from prologue.errors import ConfigError, EvaluationError, RunError
+from prologue.evaluation.versions import VERSIONS
 from prologue.plain import load_json, save_json
 from prologue.reproduce import jobs, state, study, worker
 from prologue.reproduce.pieces import (
@@ -324,13 +327,14 @@ def test_a_last_piece_that_ends_late_is_finished(tmp_path: Path, monkeypatch: py
 def test_a_study_has_one_process_at_a_time(tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "PATIENCE", 0.1)
     # Not even its settings are written, or unpacked, beside another process.
-    with locks.alone_in(tmp_path), pytest.raises(RunError, match="another process is at work in"):
-        reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
-    assert [path.name for path in tmp_path.iterdir()] == [locks.LOCK]
-    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
-    with locks.alone_in(tmp_path), pytest.raises(RunError, match="another process is at work in"):
-        reproduce(_request(tmp_path, seeds=(1,), variants=("2d",)), Silent())
-    assert reproduce(_request(tmp_path, seeds=(1,), variants=("2d",)), Silent()).finished
+    for seed in (0, 1):
+        before = list(tmp_path.iterdir())
+        with locks.alone_in(tmp_path), ThreadPoolExecutor(1) as pool:
+            second = pool.submit(reproduce, _request(tmp_path, seeds=(seed,), variants=("2d",)), Silent())
+            with pytest.raises(RunError, match="another process is at work in"):
+                second.result()
+        assert list(tmp_path.iterdir()) == before
+        assert reproduce(_request(tmp_path, seeds=(seed,), variants=("2d",)), Silent()).finished
 
 
 def test_a_deadline_stops_as_a_signal_does() -> None:
@@ -462,6 +466,17 @@ def test_a_study_keeps_its_number_format_and_refuses_another_recipe(
 
     monkeypatch.setattr("prologue.reproduce.setting.run_config", other)
     with pytest.raises(RunError, match=r"recipes\.2d\.prior\.dropout: 0\.0 in the study, 0\.3 now"):
+        open_bench(_request(tmp_path), Silent())
+
+
+def test_a_study_of_other_versions_of_the_figures_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_bench(_request(tmp_path), Silent())
+    settings = json.loads((tmp_path / "study.json").read_text())
+    del settings["versions"], settings["features_source"]  # as it was written before they were kept
+    (tmp_path / "study.json").write_text(json.dumps(settings))
+    open_bench(_request(tmp_path), Silent())
+    monkeypatch.setitem(VERSIONS, "sweep", 2)
+    with pytest.raises(RunError, match=r"versions\.sweep: 1 in the study, 2 now"):
         open_bench(_request(tmp_path), Silent())
 
 
@@ -711,8 +726,12 @@ def test_the_piece_under_way_comes_first_into_the_state(tmp_path: Path, stub: _S
     for name in ("2d-s0", "prologue-post-s1", "prologue-s1"):
         (tmp_path / "results" / f"{name}.json").unlink()
     shutil.rmtree(tmp_path / "runs" / "2d-s0")
-    checkpoint = tmp_path / "runs" / "prologue-post-s1" / "checkpoints" / "prior" / "step-00000003"
+    run = RunFolder.load(tmp_path / "runs" / "prologue-post-s1")
+    checkpoint = run.path / "checkpoints" / "prior" / "step-00000003"
     checkpoint.mkdir(parents=True)
+    (run.path / "checkpoints" / "tokenizer" / "step-00000004").mkdir(parents=True)  # of a finished stage: left out
+    run.set_stage("tokenizer", finished=True)
+    run.set_stage("prior", finished=False)
     at_work = Worker(request, open_bench(request, Silent()), Deadline(None), Silent())
     needed, shares = at_work._state_files(all_pieces(("2d", "prologue-post"), (0, 1)))
     assert {path.stem for path in needed} == {

@@ -8,6 +8,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch._inductor.config
 from tests.conftest import shake
 from tests.sampling.test_decode import RECIPES, SPLIT, assert_equal_up_to_near_ties, reference
 
@@ -18,6 +19,7 @@ from prologue.sampling import compiling
 from prologue.sampling.compiling import Compiler, worth_compiling
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.engine import Engine
+from prologue.sampling.graphs import Logits
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 
@@ -169,21 +171,82 @@ def test_another_prior_of_the_same_sizes_keeps_its_own_weights(compiled) -> None
     assert_equal_up_to_near_ties(found, expected, lead)
 
 
-def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(tiny_models, monkeypatch: pytest.MonkeyPatch) -> None:
+class CppCompileError(RuntimeError):
+    """By the name of torch's own, which is made of a command and what it printed."""
+
+
+class TritonMissing(RuntimeError):
+    pass
+
+
+def wrapped(error: Exception) -> RuntimeError:
+    """As the compiler hands errors on."""
+    outer = RuntimeError("backend='inductor' raised")
+    outer.inner_exception = error  # type: ignore[attr-defined]
+    return outer
+
+
+MISSING = {
+    "compiler": RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')\nmore"),
+    "headers": wrapped(CppCompileError("C++ compile error\nfatal error: Python.h: No such file or directory")),
+    "linker": CppCompileError("ld: cannot find -lgomp"),
+    "triton": wrapped(TritonMissing("Cannot find it")),
+    "triton's compiler": wrapped(RuntimeError("Failed to find C compiler. Please specify via CC")),
+    "in a worker": RuntimeError("An exception occurred in a subprocess:\nRuntimeError: Failed to find C compiler"),
+    "python": RuntimeError("torch.compile is not supported on Python 3.15+"),
+}
+OTHERS = {
+    "a branch": torch._dynamo.exc.Unsupported("Data-dependent branching"),
+    "a fault of the code": CppCompileError("error: 'tmp0' was not declared in this scope"),
+    "a mistake": TypeError("unsupported operand"),
+    "a lost tensor": wrapped(RuntimeError("accessing tensor output of CUDAGraphs that has been overwritten")),
+}
+
+
+@pytest.mark.parametrize("reason", MISSING)
+def test_without_tools_it_runs_as_it_is_and_says_so_once(
+    tiny_models, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
     _, prior = tiny_models()
 
     def fail(*_, **__):
-        raise RuntimeError("no working C++ compiler\nwith details")
+        raise MISSING[reason]
 
     monkeypatch.setattr(compiling, "_first", fail)
     engine = Engine(prior, Compiler(CPU))
     classes, seeds = torch.tensor([0, 1]), [1, 2]
-    with pytest.warns(UserWarning, match=r"goes on without compiling.*no working C\+\+ compiler\)") as said:
+    with pytest.warns(UserWarning, match=r"goes on without compiling.*install a C\+\+ compiler") as said:
         found, again = (sample_sequences(prior, classes, Recipe(SPLIT), seeds, engine=engine) for _ in range(2))
     assert len(said) == 1
     expected, lead = reference(prior, classes, Recipe(SPLIT), seeds)
     assert_equal_up_to_near_ties(found, expected, lead)
     assert torch.equal(again, found)
+
+
+@pytest.mark.parametrize("reason", OTHERS)
+def test_other_errors_are_not_taken_for_missing_tools(
+    tiny_models, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    _, prior = tiny_models()
+
+    def fail(*_, **__):
+        raise OTHERS[reason]
+
+    monkeypatch.setattr(compiling, "_first", fail)
+    with pytest.raises(type(OTHERS[reason])):
+        sample_sequences(prior, torch.tensor([0]), Recipe(), [1], engine=Engine(prior, Compiler(CPU)))
+
+
+def test_a_machine_without_a_compiler(tiny_models) -> None:
+    """What torch itself raises there."""
+    _, prior = tiny_models()
+    torch._dynamo.reset()
+    graph, hidden = Logits(prior, prior.layout.segments[-1]), torch.ones(2, 1, 24)
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True})
+    with torch.inference_mode(), without, pytest.warns(UserWarning, match="goes on without compiling"):
+        logits, finite = Compiler(CPU).compile(graph, "logits")(hidden, None)
+    assert torch.equal(logits, graph(hidden, None)[0])
+    assert finite
 
 
 def test_missing_memory_is_no_missing_compiler(tiny_models, monkeypatch: pytest.MonkeyPatch) -> None:

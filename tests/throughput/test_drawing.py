@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import socket
 import sys
 import time
@@ -18,10 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from prologue import Guidance, Pipeline
+from prologue import Guidance, Pipeline, locks
 from prologue.cli import main
 from prologue.commands import generate
 from prologue.errors import RunError, SamplingError
+from prologue.locks import LOCK
 from prologue.manifest import Manifest
 from prologue.processes import Processes
 from prologue.throughput.drawing import Drawing, Job
@@ -130,6 +132,51 @@ def test_a_finished_folder_is_left_alone(draw, pipe: Pipeline, tmp_path: Path) -
     assert files(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("write", ["png", "npz", "both"])
+def test_a_finished_folder_is_filled_up_where_something_is_gone(
+    draw, pipe: Pipeline, tmp_path: Path, write: str
+) -> None:
+    """What the folder states is not believed: the files are looked at."""
+    job = replace(JOB, write=write)
+    whole, out = draw("out", job), tmp_path / "out"
+    chunk, drawn = pipe.chunk, []
+
+    def watch(class_ids, seeds, rows, **options):
+        drawn.append((seeds[0] - JOB.seed) // 4)
+        return chunk(class_ids, seeds, rows, **options)
+
+    pipe.chunk = watch  # type: ignore[method-assign]
+    pictures = sorted(name for name in whole if name.startswith("000"))
+    archives = sorted(name for name in whole if name.endswith(".npz"))
+    for names, damage, chunks in (
+        (["grid.png"], "gone", []),
+        (["grid.png"], "cut", []),
+        (pictures[5:6], "gone", [1]),
+        (pictures[5:6], "cut", [1]),
+        (pictures[5:6] + pictures[-1:], "empty", [1, 5]),
+        (archives[1:], "gone", [3, 4, 5]),
+        (archives[1:], "cut", [3, 4, 5]),
+        (pictures + archives, "gone", [0, 1, 2, 3, 4, 5]),
+    ):
+        for name in names:
+            (out / name).unlink()
+            if damage != "gone":
+                (out / name).write_bytes(whole[name][: len(whole[name]) // 2] if damage == "cut" else b"")
+        drawn.clear()
+        assert Drawing(pipe, job, Output(out)).run() is bool(names)
+        assert (drawn, files(out)) == (chunks if names else [], whole)
+
+
+def test_a_picture_that_went_while_the_folder_was_unfinished_is_drawn_again(draw, tmp_path: Path, monkeypatch) -> None:
+    whole = draw("whole")
+    monkeypatch.setattr(Output, "assemble", lambda *_: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        draw("out")
+    monkeypatch.undo()
+    next((tmp_path / "out").glob("00001_*.png")).unlink()
+    assert draw("out") == whole
+
+
 def test_what_a_kill_at_the_edges_leaves_is_no_obstacle(draw, pipe: Pipeline, tmp_path: Path) -> None:
     whole = draw("whole")
     out = tmp_path / "out"
@@ -141,6 +188,7 @@ def test_what_a_kill_at_the_edges_leaves_is_no_obstacle(draw, pipe: Pipeline, tm
     assert draw("out") == whole
     (out / "00000_ring_seed7.png.tmp").write_bytes(b"half")  # of other images, which are replaced
     (out / "samples-00007.npz.tmp").write_bytes(b"half")
+    (out / "grid.png.0123abcd.tmp").write_bytes(b"half")
     Drawing(pipe, JOB, Output(out)).run(overwrite=True)
     assert files(out) == whole
 
@@ -162,7 +210,7 @@ def test_who_goes_on_computes_as_who_began(
     chunk, seen = pipe.chunk, []
 
     def stop(class_ids, seeds, rows, **options):
-        seen.append((torch.get_num_threads(), pipe.prepare(24, rows)))
+        seen.append((torch.get_num_threads(), options["compiled"]))
         if len(seen) == 3:
             raise Killed
         return chunk(class_ids, seeds, rows, **options)
@@ -171,7 +219,6 @@ def test_who_goes_on_computes_as_who_began(
     with threads(2), pytest.raises(Killed):
         draw("out")
     monkeypatch.setattr("prologue.pipeline.worth_compiling", lambda *_: True)
-    pipe._prepared = None
     with threads(1):
         draw("out")
         assert torch.get_num_threads() == 1
@@ -217,7 +264,7 @@ def test_a_batch_that_does_not_fit_is_halved_before_anything_is_written(
 
     def small(class_ids, seeds, rows, **options):
         if rows > 2:
-            assert not (tmp_path / "out").exists()
+            assert os.listdir(tmp_path / "out") == [LOCK]
             raise NO_MEMORY
         return chunk(class_ids, seeds, rows, **options)
 
@@ -302,6 +349,9 @@ def test_several_processes_share_the_chunks(draw, pipe: Pipeline, tmp_path: Path
         def wait(self) -> None:
             pass
 
+        def any(self, flag: bool) -> bool:
+            return flag
+
     last = Drawing(pipe, JOB, output, Alone(2, 3))
     last.run()
     Drawing(pipe, JOB, output, Alone(1, 3)).run()
@@ -319,9 +369,14 @@ def run_folder(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _in_process(argv: list[str], environment: dict[str, str]) -> None:
+def _in_process(
+    argv: list[str], environment: dict[str, str], heard: Path | None = None, patience: float = locks.PATIENCE
+) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    locks.PATIENCE = patience
+    if heard is not None:
+        sys.stderr = heard.open("w")
     sys.exit(main(argv))
 
 
@@ -358,6 +413,34 @@ def test_three_kills_and_a_group_of_processes(run_folder: Path, tmp_path: Path) 
     assert [process.exitcode for process in (whole, *group)] == [0, 0, 0]
     assert files(killed) == files(tmp_path / "whole")
     assert len(files(killed)) == 200 + 4 + 2
+
+
+def test_two_at_once_in_one_folder(run_folder: Path, tmp_path: Path) -> None:
+    """One of them fills the folder; the other says that it is taken."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["prologue.commands.generate", "accelerate"])
+    out, heard = tmp_path / "both", [tmp_path / "first", tmp_path / "second"]
+    both = []
+    for seed, file in zip((0, 1000), heard, strict=True):
+        argv = ["generate", str(run_folder), "--out", str(out), "--count", "100", "--batch", "4"]
+        argv += ["--seed", str(seed), "--device", "cpu", "--write", "both"]
+        both.append(context.Process(target=_in_process, args=(argv, {}, file, 0.2)))
+        both[-1].start()
+    for process in both:
+        process.join(120)
+    codes, said = [process.exitcode for process in both], [file.read_text() for file in heard]
+    assert sorted(codes) == [0, 2], said
+    won, lost = codes.index(0), codes.index(2)
+    assert re.search(r"(another process is at work in|holds images of other settings)", said[lost]), said
+    assert str(out) in said[lost]
+    seed = (0, 1000)[won]
+    archive = np.load(out / "samples.npz")
+    assert archive["seeds"].tolist() == list(range(seed, seed + 100))
+    expected = Pipeline.from_pretrained(str(run_folder), device="cpu").generate(count=4, seed=seed, batch=4)
+    assert np.array_equal(archive["arr_0"][:4], np.stack([np.array(image) for image in expected.images]))
+    names = [path.name for path in out.iterdir()]
+    assert len(names) == 100 + 3
+    assert not [name for name in names if name.endswith((".tmp", LOCK))]
 
 
 def test_the_command_says_what_it_found(

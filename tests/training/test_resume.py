@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +50,8 @@ def test_stopped_in_every_stage_and_continued(kit: SimpleNamespace, uninterrupte
     assert kit.figures(out) == kit.figures(uninterrupted)
     steps = [(record["stage"], record["step"]) for record in kit.figures(out)]
     assert len(steps) == len(set(steps))
-    assert list((out / "checkpoints").glob("*")) == []
+    left = [str(path.relative_to(out / "checkpoints")) for path in sorted((out / "checkpoints").glob("*/*"))]
+    assert left == ["prior/step-00000020", "tokenizer/step-00000020"]  # what --extend goes on from
 
 
 def test_a_stop_at_the_last_step_finishes_the_stage(kit: SimpleNamespace, uninterrupted: Path, tmp_path: Path) -> None:
@@ -244,7 +246,8 @@ def test_finished_stages_are_skipped(kit: SimpleNamespace, uninterrupted: Path, 
     before = everything(out)
     heard = kit.Heard()
     kit.run_training(out, kit.tiny_config(), heard)
-    assert heard.said == [f"{stage}: finished already" for stage in ("tokenizer", "tokens", "prior")]
+    assert heard.said[0].startswith("shapes: 16 images in 8 classes ")
+    assert heard.said[1:] == [f"{stage}: finished already" for stage in ("tokenizer", "tokens", "prior")]
     assert everything(out) == before
 
 
@@ -297,6 +300,12 @@ def test_a_run_has_one_process_at_a_time(
     monkeypatch.setattr(locks, "PATIENCE", 0.1)
     out = tmp_path / "run"
     shutil.copytree(uninterrupted, out)
-    with locks.alone_in(out), pytest.raises(RunError, match="another process is at work in"):
-        kit.run_training(out, kit.tiny_config())
+    RunFolder.load(out).set_stage("prior", finished=False)
+    empty = tmp_path / "empty"
+    for folder in (out, empty):
+        with locks.alone_in(folder), ThreadPoolExecutor(1) as pool:
+            second = pool.submit(kit.run_training, folder, kit.tiny_config())
+            with pytest.raises(RunError, match="another process is at work in"):
+                second.result()
+    assert not empty.exists()  # not even its settings were written
     kit.run_training(out, kit.tiny_config())

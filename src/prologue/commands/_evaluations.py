@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -19,17 +18,12 @@ from prologue.commands._options import plain, write_measurement
 from prologue.commands.kinds.base import Prepared
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
-from prologue.files import whole
+from prologue.evaluation.versions import versions_of
+from prologue.images import save_png
 from prologue.plain import load_json
 
 FOLDER = "evaluations"
 _NAME = re.compile(r"\w+-[0-9a-f]{12}\.json")
-_NO_MATTER = (
-    *("json", "again", "run", "batch", "data", "features", "baseline", "store"),
-    *("inception_weights", "reference", "samples_npz", "lpips"),
-)
-"""Options that a figure does not depend on, or that the facts name by what is in them."""
-_NO_FACT = ("run", "baseline", "batch", "reference")
 
 
 @dataclass(frozen=True)
@@ -58,14 +52,8 @@ class Evaluation:
 
 
 def key_of(kind: str, prepared: Prepared) -> str:
-    """What the figures depend on, as 12 hexadecimal digits: options, weights, images, features, this version."""
-    options = dataclasses.asdict(prepared.options)
-    request = {
-        "kind": kind,
-        "prologue": __version__,
-        "options": {name: value for name, value in options.items() if name not in _NO_MATTER},
-        "facts": {name: value for name, value in prepared.facts.items() if name not in _NO_FACT},
-    }
+    """What the figures depend on, as 12 hexadecimal digits: options, weights, images, features, versions."""
+    request = {"kind": kind, "prologue": __version__, "versions": versions_of(kind), **prepared.counted}
     return hashlib.sha256(json.dumps(plain(request), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -77,8 +65,7 @@ def place(run: Path, kind: str, key: str) -> Path:
 def keep(path: Path, provenance: Mapping[str, Any], record: Record, pictures: Mapping[str, Image.Image]) -> Evaluation:
     """Write pictures, then figures: where the figures are, everything is."""
     for name, picture in pictures.items():
-        with whole(path.with_name(f"{path.stem}-{name}.png")) as file:
-            picture.save(file, format="PNG")
+        save_png(path.with_name(f"{path.stem}-{name}.png"), picture)
     write_measurement(path, provenance, [record])
     return Evaluation.read(path)
 

@@ -2,6 +2,8 @@
 
 Conventions: `--device` (`DeviceOption`), `--seed` (`SeedOption`) on what draws, `--json FILE` (`JsonOption`) on what
 measures. Flags may be written with dashes or underscores; booleans as `--flag`, `--no-flag` or `--flag true|false`.
+`~` is a home folder in every path: in `Path` options and in those that are marked as a `LOCATION`. An option that is
+marked as an `OUTPUT_FILE` is refused at once where it cannot be written.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import io
 import math
 import platform
 import shlex
+import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,13 +26,19 @@ import tyro
 
 from prologue._version import __version__
 from prologue.commands._overrides import fields_help, resolve_run_config, split_overrides
-from prologue.errors import ConfigError
+from prologue.errors import ConfigError, RunError
+from prologue.files import expand, is_stdout, require_writable
 from prologue.plain import save_json
+from prologue.rng import check_seeds
 
 __all__ = [
+    "LOCATION",
+    "OUTPUT_FILE",
     "DeviceOption",
     "JsonOption",
     "SeedOption",
+    "check_run_seed",
+    "export_measurement",
     "fields_help",
     "parse",
     "plain",
@@ -39,13 +48,21 @@ __all__ = [
     "write_measurement",
 ]
 
+LOCATION = "location"
+"""Marks a text option that may be a path: `--data`, `RUN`."""
+OUTPUT_FILE = "output file"
+"""Marks an option that names a file to write."""
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     tyro.conf.arg(help="Where to compute; auto takes the first of cuda, mps, cpu that is there."),
 ]
-SeedOption = Annotated[int, tyro.conf.arg(help="Everything random descends from this number.")]
+SeedOption = Annotated[
+    int, tyro.conf.arg(help="Everything random descends from this number, which has at most 64 bits with its sign.")
+]
 JsonOption = Annotated[
-    Path | None, tyro.conf.arg(metavar="FILE", help="Also write the figures, with their provenance, to this file.")
+    Path | None,
+    tyro.conf.arg(metavar="FILE", help="Also write the figures, with their provenance, to this file."),
+    OUTPUT_FILE,
 ]
 
 T = TypeVar("T")
@@ -54,19 +71,56 @@ T = TypeVar("T")
 def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, epilog: str = "") -> T:
     """Build the options dataclass `kind` from argv; a mistake in argv is a `ConfigError` of one sentence.
 
-    `--help` prints the options, then `epilog`, and leaves with `SystemExit(0)`.
+    A `--seed` from which `--count` seeds leave the range of seeds is a `SamplingError`. `--help` prints the options,
+    then `epilog`, and leaves with `SystemExit(0)`.
     """
     arguments = _spell_booleans(kind, argv)
     refused = io.StringIO()
     try:
         with contextlib.redirect_stderr(refused):
-            return tyro.cli(kind, args=arguments, prog=prog, description=description)
+            options = tyro.cli(kind, args=arguments, prog=prog, description=description)
     except SystemExit as stop:
         if stop.code == 0:
             if epilog:
                 print(f"\n{epilog}")
             raise
         raise ConfigError(f"{_sentence(refused.getvalue())}; see `{prog} --help`") from None
+    seed, count = getattr(options, "seed", None), getattr(options, "count", None)
+    if seed is not None:
+        check_seeds(seed, count or 1)
+    return _with_paths(options)
+
+
+def check_run_seed(seed: int, count: int = 1) -> None:
+    """Raise `ConfigError` where a run or a study of so many seeds cannot begin with this one."""
+    if seed < 0:
+        raise ConfigError(f"--seed must not be negative, is {seed}")
+    check_seeds(seed, count)
+
+
+def _with_paths(options: T) -> T:
+    """The options with home folders in their paths written out, and their output files found to be writable.
+
+    Where an output file is the standard output, what the command prints goes to standard error from here on.
+    """
+    hints = typing.get_type_hints(type(options), include_extras=True)
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(options):  # type: ignore[arg-type]
+        value, marks = getattr(options, item.name), getattr(hints[item.name], "__metadata__", ())
+        changes[item.name] = value = _expanded(value, LOCATION in marks)
+        if OUTPUT_FILE in marks and value is not None:
+            require_writable(value)
+            if is_stdout(value):
+                sys.stdout = sys.stderr
+    return dataclasses.replace(options, **changes)  # type: ignore[type-var]
+
+
+def _expanded(value: Any, text: bool) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_expanded(each, text) for each in value)
+    if isinstance(value, Path):
+        return Path(expand(str(value)))
+    return expand(value) if text and isinstance(value, str) else value
 
 
 def _spell_booleans(kind: type, argv: Sequence[str]) -> list[str]:
@@ -118,6 +172,20 @@ def write_measurement(path: Path, provenance: Mapping[str, Any], records: Iterab
     """Write `{"provenance": {…}, "records": [{…}]}` to `path`, whole or not at all; numbers that are not finite
     become null."""
     save_json(path, plain({"provenance": dict(provenance), "records": list(records)}))
+
+
+def export_measurement(
+    path: Path | None, provenance: Mapping[str, Any], records: Iterable[Mapping[str, Any]], kept: str = "printed above"
+) -> None:
+    """Write what `--json` asks for, last of all; a `RunError` where that fails says that the figures are `kept`."""
+    if path is None:
+        return
+    try:
+        write_measurement(path, provenance, records)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and is_stdout(path):  # as of any output whose reader is gone
+            raise
+        raise RunError(f"--json {path} cannot be written ({error.strerror}); the figures are {kept}") from error
 
 
 def provenance(command: Sequence[str], **extra: Any) -> dict[str, Any]:

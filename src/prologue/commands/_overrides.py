@@ -17,6 +17,7 @@ from typing import Any, Literal, Union
 
 from prologue.config import RunConfig
 from prologue.errors import ConfigError
+from prologue.files import expand
 from prologue.plain import from_dict, load_json, to_dict
 from prologue.presets import preset as named_preset
 
@@ -67,7 +68,16 @@ def resolve_run_config(preset: str, config_file: Path | None, overrides: Sequenc
             _check_names(RunConfig, settings, "")
         except ConfigError as error:
             raise ConfigError(f"{config_file}: {error}") from None
-    return from_dict(RunConfig, _merge(settings, parse_overrides(overrides)), base=base)
+    return from_dict(RunConfig, _with_paths(_merge(settings, parse_overrides(overrides))), base=base)
+
+
+def _with_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with home folders written out in their paths, which are the fields named `…_path`."""
+    written: dict[str, Any] = {}
+    for key, value in settings.items():
+        is_path = str(key).endswith("_path") and isinstance(value, str)
+        written[key] = expand(value) if is_path else _with_paths(value) if isinstance(value, Mapping) else value
+    return written
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

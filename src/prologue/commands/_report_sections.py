@@ -105,8 +105,7 @@ def _run_row(run: Reported) -> list[str]:
     def setting(name: str) -> str:
         return run.settings.get(f"tokenizer.{name}", "–")
 
-    data = run.manifest.data if run.manifest is not None else None
-    cells = [run.name, data or "–", setting("image_size").replace(", ", " × ")]
+    cells = [run.name, run.data or "–", setting("image_size").replace(", ", " × ")]
     steps = ["–", "–"]
     if run.config is not None:
         tokenizer, prior = run.config.tokenizer_training, run.config.prior_training

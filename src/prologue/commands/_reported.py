@@ -36,6 +36,8 @@ class Reported:
     """All fields of the configuration by their dotted names."""
     metrics: list[dict[str, Any]]
     manifest: Manifest | None
+    data: str | None
+    """What it was trained on."""
     weights: dict[str, str]
     evaluations: list[Evaluation]
     """Oldest first."""
@@ -60,6 +62,7 @@ class Reported:
             dict(_flat(settings)),
             [] if folder is None else folder.metrics(),
             manifest,
+            folder.record["facts"].get("data") if folder is not None else manifest.data if manifest else None,
             RunInfo(path, manifest or Manifest()).weights,
             evaluations,
             [*faults, *damaged],

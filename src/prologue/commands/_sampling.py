@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import arg
 
+from prologue.class_names import ClassLike
 from prologue.commands._options import DeviceOption, JsonOption, SeedOption
-from prologue.errors import ConfigError, RunError
-from prologue.images import WRITTEN_NAME
-from prologue.pipeline import ClassLike, Pipeline, SamplingOptions
+from prologue.errors import ConfigError
+from prologue.pipeline import Pipeline, SamplingOptions
 from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
 from prologue.sampling.recipe import Recipe
+from prologue.training.models import Which
 
 GUIDANCE_HELP = """guidance:
   none                        the class alone
@@ -82,6 +83,8 @@ class SamplingFlags(RecipeFlags):
     byte each."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decode step, which takes a minute or two; auto does where there is enough to draw."""
+    checkpoint: Which = "finished"
+    """Models to draw with: finished ones, or, of a run that is still training, the EMA of its newest checkpoint."""
     overwrite: bool = False
     """Replace the images that an earlier call left in the folder."""
     json: JsonOption = None
@@ -89,7 +92,9 @@ class SamplingFlags(RecipeFlags):
     def open(self, run: str, device: torch.device | None = None) -> Pipeline:
         """The pipeline, as the flags have it or on `device`; what it compiles is said on standard error."""
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "on": True, "off": False}
-        pipeline = Pipeline.from_pretrained(run, device or self.device, self.dtype, choice[self.compile])
+        pipeline = Pipeline.from_pretrained(
+            run, device or self.device, self.dtype, choice[self.compile], self.checkpoint
+        )
         pipeline.on_compile = _say_compiled
         return pipeline
 
@@ -149,23 +154,6 @@ def _parse_class(text: str, names: tuple[str, ...]) -> ClassLike:
     if text == NULL_NAME:
         return None
     return int(text) if text.isdecimal() else text
-
-
-def output_folder(folder: Path, overwrite: bool) -> Path:
-    """The folder, made if needed; one that holds files is a `RunError` unless `overwrite`."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file: give a folder with --out")
-    if folder.exists() and not overwrite and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty: give another --out, or --overwrite to replace the images in it")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def clear_earlier(folder: Path) -> None:
-    """Remove what an earlier call wrote, and nothing else; to be called when the first new images are there."""
-    for path in folder.iterdir():
-        if WRITTEN_NAME.fullmatch(path.name):
-            path.unlink()
 
 
 def progress(steps: Sequence[int], what: str) -> Iterable[int]:

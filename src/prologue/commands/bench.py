@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,18 @@ from tyro.conf import arg
 from prologue.bench.machine import machine
 from prologue.bench.models import PRECISIONS, prior_options, tokenizer_config
 from prologue.bench.sampling import GUIDANCE_WORDS, WARM_UP_POSITIONS, Case, Record, Request, SamplingBench, best_of
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance, write_measurement
+from prologue.commands._options import (
+    DeviceOption,
+    JsonOption,
+    SeedOption,
+    export_measurement,
+    parse,
+    provenance,
+    write_measurement,
+)
 from prologue.device import pick_device
 from prologue.errors import ConfigError
+from prologue.files import is_stream
 
 WIDE = 240
 """Columns of the table where it is not cut: a terminal wraps it, a file keeps it whole."""
@@ -62,8 +72,9 @@ def run(argv: list[str]) -> int:
     source = provenance(["bench", *argv])
 
     def save(records: list[Record]) -> None:
-        if options.json is not None:
-            write_measurement(options.json, source | bench.facts(), records)
+        if options.json is not None and not is_stream(options.json):
+            with suppress(OSError):  # said at the end, when the figures are printed
+                write_measurement(options.json, source | bench.facts(), records)
 
     bench = SamplingBench(request, watch=lambda line: print(line, file=sys.stderr, flush=True), save=save)
     records = bench.run()
@@ -72,6 +83,7 @@ def run(argv: list[str]) -> int:
     Console(width=WIDE).print(_table(records))
     for line in _conclusions(records):
         print(line)
+    export_measurement(options.json, source | bench.facts(), records)
     return 0
 
 

@@ -9,7 +9,15 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance, write_measurement
+from prologue.commands._options import (
+    DeviceOption,
+    JsonOption,
+    SeedOption,
+    check_run_seed,
+    export_measurement,
+    parse,
+    provenance,
+)
 from prologue.errors import ConfigError
 
 DEFAULT_MINUTES = 10.0
@@ -37,6 +45,7 @@ def run(argv: list[str]) -> int:
     description = "Train a tokenizer and its prior on embedded scenes, draw images, measure them, and write a report."
     options = parse(DemoOptions, argv, "prologue demo", description)
     minutes = _minutes(options)
+    check_run_seed(options.seed)
     from prologue.allocator import keep_freed_memory
     from prologue.commands._stopping import stops
     from prologue.demo.story import DemoRequest, tell
@@ -48,10 +57,9 @@ def run(argv: list[str]) -> int:
     request = DemoRequest(minutes, options.compare, options.out, options.seed, options.device, source, began)
     with stops(progress):
         result = tell(request, progress)
-    if options.json is not None:
-        write_measurement(options.json, source, result.records)
     print(*result.lines, sep="\n")
     print(f"report: {result.report}")
+    export_measurement(options.json, source, result.records, f"kept in {options.out}")
     return 0
 
 

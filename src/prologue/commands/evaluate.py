@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -15,10 +16,15 @@ from rich.table import Table
 
 from prologue.builtin import shown
 from prologue.commands._evaluations import Evaluation, keep, key_of, place
-from prologue.commands._options import plain, provenance, write_measurement
+from prologue.commands._options import export_measurement, plain, provenance
 from prologue.commands.kinds.base import Measurement, Prepared, last_sentences
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
+from prologue.evaluation.versions import versions_of
+from prologue.files import is_stream
+from prologue.launcher import launched
+from prologue.locks import alone_at
+from prologue.processes import main_decides
 
 KINDS: dict[str, str] = {
     "reconstruction": "PSNR, SSIM, distances to the originals, use of the codebook",
@@ -46,41 +52,58 @@ def run(argv: list[str]) -> int:
     prepared: Prepared = kind.prepare(argv[1:])
     options = prepared.options
     path = place(options.run, name, key_of(name, prepared))
-    if path.is_file() and not options.again and not prepared.anew:
-        found = Evaluation.read(path)
-        print(f"found in {path}, measured {found.provenance['time']}; --again measures anew", file=sys.stderr)
-    else:
-        found = _measured(argv, prepared, path)
-    if not _speaks():
+    with _alone(path, prepared):
+        if main_decides(path.is_file() and not options.again and not prepared.anew):
+            found = Evaluation.read(path)
+            print(f"found in {path}, measured {found.provenance['time']}; --again measures anew", file=sys.stderr)
+        else:
+            found = _measured(argv, name, prepared, path)
+    if not launched().main:
         return 0
-    if options.json is not None:
-        write_measurement(options.json, found.provenance, [found.record])
     _show(kind, name, found.record, shown(options.run))
     for picture in found.pictures.values():
         print(f"Picture: {picture}")
     if prepared.after is not None:
         prepared.after(found.record)
+    kept = f"kept in {path}" if path.is_file() else "printed above"
+    export_measurement(options.json, found.provenance, [found.record], kept)
     return 0
 
 
-def _measured(argv: list[str], prepared: Prepared, path: Path) -> Evaluation:
+@contextmanager
+def _alone(path: Path, prepared: Prepared) -> Iterator[None]:
+    """Hold, for all processes of a launcher, what is written: the place of the figures and the file that is asked for.
+
+    The same evaluation waits for the one under way, and finds its figures; others of the same run go side by side. In a
+    store that cannot be written nothing is held.
+    """
+    with ExitStack() as held:
+        if launched().main:
+            if prepared.writes is not None and not is_stream(prepared.writes):
+                held.enter_context(alone_at(prepared.writes))
+            with suppress(OSError):
+                held.enter_context(alone_at(path, print_waiting))
+        yield
+
+
+def print_waiting() -> None:
+    """Say why nothing happens."""
+    print("another process measures the same: waiting for its figures", file=sys.stderr, flush=True)
+
+
+def _measured(argv: list[str], kind: str, prepared: Prepared, path: Path) -> Evaluation:
     """Measure, and keep the figures where the run's folder can be written."""
     begin = time.perf_counter()
     found: Measurement = prepared.measure()
     seconds = round(time.perf_counter() - begin, 2)
-    origin = provenance(["evaluate", *argv], **prepared.facts, seconds=seconds)
-    if not _speaks():
+    origin = provenance(["evaluate", *argv], **prepared.stated, versions=versions_of(kind), seconds=seconds)
+    if not launched().main:
         return Evaluation(path, plain(origin), plain(found.record))
     try:
         return keep(path, origin, found.record, found.pictures)
     except OSError as error:
         print(f"note: the figures are not kept in {path.parent}: {error}", file=sys.stderr)
         return Evaluation(path, plain(origin), plain(found.record))
-
-
-def _speaks() -> bool:
-    """Launchers (torchrun, accelerate) number the processes of a group: one of them writes and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _usage() -> str:

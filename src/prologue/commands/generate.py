@@ -15,15 +15,14 @@ from tyro.conf import Positional, arg
 
 from prologue import builtin
 from prologue._version import __version__
-from prologue.commands._options import parse, provenance, write_measurement
+from prologue.commands._options import LOCATION, export_measurement, parse, provenance
 from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, notes_on_stderr, parse_classes
 from prologue.errors import ConfigError
 from prologue.pipeline import IN_TURN, Pipeline
 from prologue.processes import Processes
+from prologue.rng import check_seeds
 from prologue.throughput.drawing import Drawing, Job, Write
 from prologue.throughput.output import Output
-from prologue.throughput.plan import Plan
-from prologue.weights import model_hashes
 
 _DEFAULT_COUNT = 16
 _SECONDS_PER_LINE = 30.0
@@ -32,7 +31,7 @@ _SECONDS_PER_LINE = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(SamplingFlags):
-    run: Annotated[Positional[str], arg(metavar="RUN")] = builtin.DEFAULT
+    run: Annotated[Positional[str], arg(metavar="RUN"), LOCATION] = builtin.DEFAULT
     """A finished run's folder, an imported one, or builtin:NAME."""
     classes: Annotated[str | None, arg(metavar="A,B,…")] = None
     """Names or ids; `null` for no class. Left out: all classes in turn."""
@@ -69,9 +68,6 @@ def run(argv: list[str]) -> int:
     if not processes.main:
         return 0
     seconds = time.perf_counter() - begin
-    if options.json is not None:
-        extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
-        write_measurement(options.json, provenance(["generate", *argv], **extra, seconds=seconds), _records(drawing))
     count = len(job.class_ids)
     made = {"png": "PNG files", "npz": "NPZ", "both": "PNG files and NPZ"}[job.write]
     if not drew:
@@ -79,6 +75,10 @@ def run(argv: list[str]) -> int:
     else:
         rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # none where only the files were to be finished
         print(f"{count} images ({made}) and grid.png are in {options.out}{rate}")
+    extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
+    extra |= pipeline.source.facts if pipeline.source is not None else {}
+    origin = provenance(["generate", *argv], **extra, seconds=seconds)
+    export_measurement(options.json, origin, _records(drawing), f"of the images in {options.out}")
     return 0
 
 
@@ -89,13 +89,15 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
     if count is None and options.classes is None:
         count = _DEFAULT_COUNT
     class_ids = pipeline.deal(IN_TURN if named is None else named, count)
+    check_seeds(options.seed, len(class_ids))
     # What is dealt in turn, repetitions included: `ring,ring,7` are other images than `ring,7`.
     dealt = list(dict.fromkeys(class_ids)) if named is None else pipeline.deal(named)[: len(class_ids)]
     write: Write = "both" if len(class_ids) <= options.shard_size else "npz"
     if options.write != "auto":
         write = options.write
     sampling = options.sampling()
-    weights = model_hashes(builtin.locate(options.run))
+    assert pipeline.source is not None
+    weights = pipeline.source.hashes()
     request = {
         "weights": weights,
         "classes": [pipeline.class_name(index) for index in dealt],
@@ -118,12 +120,9 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
 def _records(drawing: Drawing) -> list[dict[str, Any]]:
     """One for each image: where it is, its class and its seed."""
     job = drawing.job
-    state = drawing.output.state(job.request, overwrite=False)
-    assert state is not None
-    plan = Plan(len(job.class_ids), state["batch"], job.shard_size)
     records = []
     for index, class_id in enumerate(job.class_ids):
-        shard, place = plan.place(index)
+        shard, place = drawing.plan.place(index)
         where = {"shard": shard, "index": place} if job.write == "npz" else {"file": drawing.file(index)}
         seed = job.seed + index
         records.append({**where, "class": drawing.class_name(index), "class_id": class_id, "seed": seed})

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from prologue.commands._options import parse
 from prologue.errors import RunError
 from prologue.interop.authors import ImportOptions, import_pipeline_models, load_config
+from prologue.locks import LOCK, alone_in
 from prologue.manifest import Manifest
 from prologue.pipeline import Pipeline
 
@@ -35,7 +36,12 @@ def run(argv: list[str]) -> int:
     """Read the authors' layout, fold its constant condition away, and write one folder."""
     description = "Turn the authors' checkpoints into a folder that this package opens."
     options = parse(ImportCommandOptions, argv, "prologue import", description)
-    if options.out.is_file() or (options.out.exists() and any(options.out.iterdir())):
+    with alone_in(options.out):
+        return _import(options)
+
+
+def _import(options: ImportCommandOptions) -> int:
+    if any(path.name != LOCK for path in options.out.iterdir()):
         raise RunError(f"{options.out} is not an empty folder: give another one")
     config = load_config(options.config) if options.config is not None else None
     chosen = ImportOptions(image_size=options.image_size, config=config, online=options.online)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,7 +12,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from prologue import presets
-from prologue.commands._options import JsonOption, parse, provenance, write_measurement
+from prologue.commands._options import JsonOption, export_measurement, parse, provenance
 from prologue.config import RunConfig, TokenizerConfig, TransformerConfig
 from prologue.plain import to_dict
 
@@ -35,12 +34,11 @@ def run(argv: list[str]) -> int:
     options = parse(PresetsOptions, argv, "prologue presets", "List the named configurations, or print one as JSON.")
     chosen = [options.name] if options.name is not None else presets.names()
     records = [_record(name, presets.preset(name)) for name in chosen]
-    if options.json is not None:
-        write_measurement(Path(options.json), provenance(["presets", *argv]), records)
     if options.name is not None:
         print(json.dumps(to_dict(presets.preset(options.name)), indent=1))
     else:
         Console().print(_table(records))
+    export_measurement(options.json, provenance(["presets", *argv]), records)
     return 0
 
 

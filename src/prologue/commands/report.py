@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from prologue.builtin import locate, notes_folder
-from prologue.commands._options import parse, provenance
+from prologue.commands._options import OUTPUT_FILE, parse, provenance
 from prologue.errors import ConfigError
 
 MAKER = "prologue report"
@@ -22,7 +22,7 @@ _HEAD = 2000
 class ReportOptions:
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
     """Folders of runs, or imported ones; what `prologue evaluate` found of them stands side by side."""
-    out: Annotated[Path | None, arg(metavar="FILE")] = None
+    out: Annotated[Path | None, arg(metavar="FILE"), OUTPUT_FILE] = None
     """The page. Left out: report.html in the first run's folder, or evaluations.html where the report of
     `prologue demo` has that name."""
 
@@ -41,8 +41,6 @@ def run(argv: list[str]) -> int:
     origin = provenance(["report", *argv])
     report = runs_report(runs, f"Made {origin['time']} by prologue {origin['prologue']}: {origin['command']}", MAKER)
     path = options.out if options.out is not None else _free_name(notes_folder(locate(options.runs[0])))
-    if path.is_dir():
-        raise ConfigError(f"--out {path} is a folder: name a file, such as {path / _NAMES[0]}")
     report.write(path, beside=False)
     print(report.verdict)
     print(f"Report: {path}")

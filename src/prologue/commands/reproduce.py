@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,17 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption, parse, provenance
+from prologue.commands._options import (
+    LOCATION,
+    DeviceOption,
+    JsonOption,
+    SeedOption,
+    check_run_seed,
+    parse,
+    provenance,
+)
 from prologue.errors import ConfigError
+from prologue.launcher import launched
 
 UNFINISHED = 3
 """Exit code of a call whose minutes were up: the same call continues."""
@@ -21,7 +29,7 @@ UNFINISHED = 3
 class ReproduceOptions:
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder of the study. The same command on the same folder continues it; more seeds and variants may be added."""
-    data: Annotated[str, arg(metavar="WHERE")] = "shapes"
+    data: Annotated[str, arg(metavar="WHERE"), LOCATION] = "shapes"
     """Images: the embedded `shapes`, `digits` or `plates`, a folder or a zip."""
     scale: Literal["minutes", "hours", "gpu"] = "minutes"
     """minutes shows that everything runs; hours makes the tables on two CPU cores; gpu on one GPU."""
@@ -45,7 +53,7 @@ def run(argv: list[str]) -> int:
     """Do, or continue, a study."""
     began = time.monotonic()
     description = "Train all variants under equal budgets over several seeds, and judge the paper's claims."
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched().world > 1:
         raise ConfigError("`prologue reproduce` works in one process: start it without a launcher")
     options = parse(ReproduceOptions, argv, "prologue reproduce", description)
     seeds, variants = _seeds(options), options.variants
@@ -86,10 +94,10 @@ def run(argv: list[str]) -> int:
     progress = Terminal()
     with stops(progress):
         outcome = reproduce(request, progress)
-    if options.json is not None and (options.out / JSON).is_file():
-        save_json(options.json, load_json(options.out / JSON))
     if outcome.done:
         print(*outcome.lines, *(f"{name}: {options.out / name}" for name in (MARKDOWN, JSON, PAGE)), sep="\n")
+    if options.json is not None and (options.out / JSON).is_file():
+        save_json(options.json, load_json(options.out / JSON))
     if not outcome.finished:
         progress.say(
             f"the time is up: {outcome.done} of {outcome.wanted} runs are finished. "
@@ -105,8 +113,7 @@ def _seeds(options: ReproduceOptions) -> int | None:
         raise ConfigError(f"--seeds must be at least 1, not {options.seeds}")
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {options.jobs}")
-    if options.seed < 0:
-        raise ConfigError(f"--seed must not be negative, is {options.seed}")
+    check_run_seed(options.seed, options.seeds or 1)
     if options.minutes is not None and not 0 < options.minutes < float("inf"):
         raise ConfigError(f"--minutes must be positive, not {options.minutes:g}")
     return options.seeds

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,28 +17,42 @@ import torch
 from PIL import Image
 from tyro.conf import Positional, arg
 
-from prologue.commands._options import parse, provenance, write_measurement
+from prologue._version import __version__
+from prologue.commands._options import LOCATION, export_measurement, parse, provenance
 from prologue.commands._sampling import (
     GUIDANCE_HELP,
     SamplingFlags,
-    clear_earlier,
     notes_on_stderr,
-    output_folder,
     parse_classes,
     progress,
 )
 from prologue.errors import ConfigError, SamplingError
-from prologue.images import SampleArchive, file_name, fit, labelled_grid, open_image, to_pil
-from prologue.pipeline import Pipeline
+from prologue.images import (
+    SampleArchive,
+    file_name,
+    fit,
+    is_whole_archive,
+    is_whole_png,
+    labelled_grid,
+    open_image,
+    read_images,
+    save_png,
+    to_pil,
+)
+from prologue.locks import alone_in
+from prologue.pipeline import Generated, Pipeline
+from prologue.rng import check_seeds
 from prologue.sequence import TokenIds
+from prologue.throughput.output import GRID, Output
 
+ARCHIVE = "samples.npz"
 _GRID_ROWS = 16
 _GRID_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResampleOptions(SamplingFlags):
-    run: Annotated[Positional[str], arg(metavar="RUN")]
+    run: Annotated[Positional[str], arg(metavar="RUN"), LOCATION]
     """A finished run's folder, an imported one, or builtin:NAME, whose tokenizer has a prologue."""
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE…")]
     """Image files of any size; they are covered and center-cropped to the model's."""
@@ -45,7 +63,7 @@ class ResampleOptions(SamplingFlags):
 
 
 def run(argv: list[str]) -> int:
-    """Draw new images with the prologues of the given ones and write them to `--out`."""
+    """Draw new images with the prologues of the given ones, and write to `--out` what is missing there."""
     description = "Keep an image's prologue and draw its visual tokens again: same layout, new details."
     options = parse(ResampleOptions, argv, "prologue resample", description, GUIDANCE_HELP)
     options.check()
@@ -53,19 +71,21 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--count must be at least 1, not {options.count}")
     if not options.images:
         raise ConfigError("no image was given: `prologue resample RUN IMAGE… --out DIR`")
+    check_seeds(options.seed, options.count * len(options.images))
     pipeline = options.open(options.run)
     pipeline.check_resamples()
     originals = _read(options.images, pipeline)
     class_ids = _classes(pipeline, options.classes, len(originals))
-    folder = output_folder(options.out, options.overwrite)
-    begin = time.perf_counter()
-    with notes_on_stderr():
-        records = _draw(pipeline, originals, class_ids, options)
-    if options.json is not None:
-        extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
-        seconds = time.perf_counter() - begin
-        write_measurement(options.json, provenance(["resample", *argv], **extra, seconds=seconds), records)
-    print(f"{len(records)} images, grid.png and samples.npz are in {folder}")
+    folder, begin = options.out, time.perf_counter()
+    with notes_on_stderr(), alone_in(folder):
+        records, drew = _fill(pipeline, originals, class_ids, options)
+    seconds = time.perf_counter() - begin
+    made = f"{len(records)} images, {GRID} and {ARCHIVE} are in {folder}"
+    print(made if drew else f"{folder} already holds these {len(records)} images")
+    extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
+    extra |= pipeline.source.facts if pipeline.source is not None else {}
+    origin = provenance(["resample", *argv], **extra, seconds=seconds)
+    export_measurement(options.json, origin, records, f"of the images in {folder}")
     return 0
 
 
@@ -83,52 +103,117 @@ def _classes(pipeline: Pipeline, text: str | None, images: int) -> list[int]:
     return ids * images if len(ids) == 1 else ids
 
 
-def _draw(
+def _fill(
     pipeline: Pipeline, originals: list[Image.Image], class_ids: list[int], options: ResampleOptions
-) -> list[dict[str, Any]]:
-    """Draw and write image by image of the given ones; one record for each new image."""
-    folder, count, labels = options.out, options.count, _labels(options.images)
+) -> tuple[list[dict[str, Any]], bool]:
+    """Write what is missing in the folder; one record for each new image, and whether anything was missing.
+
+    An archive that is whole gives the images again; without it all are drawn.
+    """
+    output, count, labels = Output(options.out), options.count, _labels(options.images)
+    size, archive = pipeline.tokenizer.config.image_size, options.out / ARCHIVE
+    request = _request(pipeline, originals, class_ids, options, labels)
+    state = output.state(request, options.overwrite)
+    records: list[dict[str, Any]] = []
+    for index in range(len(originals) * count):
+        source, seed = index // count, options.seed + index
+        class_id = class_ids[source]
+        about = {"class": pipeline.class_name(class_id), "class_id": class_id, "seed": seed}
+        file = file_name(index, labels[source], seed)
+        records.append({"file": file, "source": str(options.images[source]), **about})
+    drawn = state is not None and is_whole_archive(archive, len(records), size)
+    there = [drawn and is_whole_png(options.out / record["file"]) for record in records]
+    if all(there) and output.has_grid():
+        return records, False
     sources = pipeline.encode(originals, options.batch)
     reconstructions = pipeline.decode(sources.visual[:_GRID_ROWS], options.batch)
-    records: list[dict[str, Any]] = []
-    parts: list[TokenIds] = []
+    begun = {"batch": options.batch, "compiled": pipeline.compile is True, "threads": torch.get_num_threads()}
+    start = state is None
+    state = {"request": request, **begun} if state is None else state
+    if drawn:
+        images: Iterator[Image.Image] = read_images(archive, len(records))
+    else:
+        images = _draw(pipeline, sources, class_ids, options, output, state if start else None)
     rows: list[list[Image.Image]] = []
-    with SampleArchive(folder / "samples.npz", len(originals) * count, pipeline.tokenizer.config.image_size) as archive:
-        for index in progress(range(len(originals)), "images"):
-            first = index * count
-            out = pipeline.resample(
-                sources[index : index + 1],
-                class_ids[index],
-                count,
-                seed=options.seed + first,
-                batch=options.batch,
-                **options.sampling(),
-            )
-            if index == 0:
-                clear_earlier(folder)
+    for index, image in enumerate(images):
+        source, offset = divmod(index, count)
+        if not there[index]:
+            save_png(options.out / records[index]["file"], image, durable=False)
+        if source < _GRID_ROWS and offset == 0:
+            rows.append([originals[source], reconstructions[source]])
+        if source < _GRID_ROWS and offset < _GRID_SAMPLES:
+            rows[-1].append(image)
+    samples = [f"sample {index + 1}" for index in range(min(count, _GRID_SAMPLES))]
+    save_png(
+        options.out / GRID,
+        labelled_grid(rows, ["original", "reconstruction", *samples], labels[: len(rows)]),
+    )
+    output.finish(state)
+    return records, True
+
+
+def _request(
+    pipeline: Pipeline,
+    originals: list[Image.Image],
+    class_ids: list[int],
+    options: ResampleOptions,
+    labels: list[str],
+) -> dict[str, Any]:
+    """All that the bytes depend on, as JSON values."""
+    assert pipeline.source is not None
+    return {
+        "command": "resample",
+        "weights": pipeline.source.hashes(),
+        "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in originals],
+        "labels": labels,
+        "classes": class_ids,
+        "count": options.count,
+        "seed": options.seed,
+        "recipe": json.loads(json.dumps(pipeline.recipe.replace(**options.sampling()).to_dict())),
+        "batch": options.batch,
+        "precision": pipeline.prior.precision,
+        "compile": options.compile,
+        "device": pipeline.device.type,
+        "torch": torch.__version__,
+        "prologue": __version__,
+    }
+
+
+def _draw(
+    pipeline: Pipeline,
+    sources: TokenIds,
+    class_ids: list[int],
+    options: ResampleOptions,
+    output: Output,
+    state: Mapping[str, Any] | None,
+) -> Iterator[Image.Image]:
+    """Draw, image by image of the given ones, and write the archive. With a `state` the folder is begun anew, once the
+    first images are there."""
+    count = options.count
+
+    def resampled(index: int) -> Generated:
+        seed, of = options.seed + index * count, sources[index : index + 1]
+        return pipeline.resample(of, class_ids[index], count, seed=seed, batch=options.batch, **options.sampling())
+
+    steps = iter(progress(range(len(class_ids)), "images"))
+    first = resampled(next(steps))
+    if state is not None:
+        output.start(state)
+    parts: list[TokenIds] = []
+    size = pipeline.tokenizer.config.image_size
+    with SampleArchive(options.out / ARCHIVE, len(class_ids) * count, size) as archive:
+        for out in chain([first], map(resampled, steps)):
             archive.add(out.images)
             parts.append(out.tokens.to("cpu"))
-            if index < _GRID_ROWS:
-                rows.append([originals[index], reconstructions[index], *out.images[:_GRID_SAMPLES]])
-            for offset, (image, seed) in enumerate(zip(out.images, out.seeds, strict=True)):
-                file = file_name(first + offset, labels[index], seed)
-                image.save(folder / file)
-                name = pipeline.class_name(class_ids[index])
-                source = str(options.images[index])
-                records.append(
-                    {"file": file, "source": source, "class": name, "class_id": class_ids[index], "seed": seed}
-                )
+            yield from out.images
         archive.finish(
             class_ids=np.repeat(np.array(class_ids, dtype=np.int64), count),
             class_names=np.array(pipeline.class_names, dtype=np.str_),
-            seeds=np.array([record["seed"] for record in records], dtype=np.int64),
-            source=np.repeat(np.arange(len(originals)), count),
+            seeds=np.arange(options.seed, options.seed + len(class_ids) * count, dtype=np.int64),
+            source=np.repeat(np.arange(len(class_ids)), count),
             prologue=np.concatenate([part.prologue.numpy() for part in parts]),
             visual=np.concatenate([part.visual.numpy() for part in parts]),
         )
-    samples = [f"sample {index + 1}" for index in range(min(count, _GRID_SAMPLES))]
-    labelled_grid(rows, ["original", "reconstruction", *samples], labels[: len(rows)]).save(folder / "grid.png")
-    return records
 
 
 def _labels(paths: tuple[Path, ...]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,12 +12,13 @@ from tyro.conf import arg
 
 from prologue.allocator import keep_freed_memory
 from prologue.builtin import locate
-from prologue.commands._options import DeviceOption, fields_help, parse, resolve_run_config, split_overrides
+from prologue.commands._options import LOCATION, DeviceOption, fields_help, parse, resolve_run_config, split_overrides
 from prologue.commands._overrides import parse_overrides
 from prologue.commands._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
 from prologue.device import pick_device
 from prologue.errors import ConfigError
+from prologue.launcher import launched
 from prologue.plain import to_dict
 from prologue.presets import preset
 from prologue.training.progress import Progress, Silent, Terminal
@@ -31,7 +31,7 @@ DEFAULT_PRESET = "small-32"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    data: Annotated[str, arg(metavar="WHERE")]
+    data: Annotated[str, arg(metavar="WHERE"), LOCATION]
     """Images: a folder, a zip, or the embedded `shapes`, `digits` or `plates`."""
     out: Annotated[Path, arg(metavar="RUN")]
     """Run folder. The same command on the same folder continues the run."""
@@ -44,6 +44,8 @@ class TrainOptions:
     tokenizer: Annotated[Path | None, arg(metavar="RUN")] = None
     """Take a finished run's tokenizer instead of training one; a post-hoc prologue reads it frozen."""
     device: DeviceOption = "auto"
+    extend: bool = False
+    """Continue a run, also a finished one, to more steps than it was begun with; its learning rates may change too."""
 
 
 def _named_preset(argv: list[str]) -> str:
@@ -82,11 +84,12 @@ def run(argv: list[str]) -> int:
         stage=options.stage,
         tokenizer_from=tokenizer_from,
         device=options.device,
+        extend=options.extend,
     )
     if pick_device(options.device).type == "cpu":
         keep_freed_memory()
     # Launchers (torchrun, accelerate) number the processes of a group: one of them speaks.
-    progress: Progress = Terminal() if int(os.environ.get("RANK", "0")) == 0 else Silent()
+    progress: Progress = Terminal() if launched().main else Silent()
     with stops(progress):
         finished = train(request, progress)
     if (finished.prior_folder / WEIGHTS).is_file():

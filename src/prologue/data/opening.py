@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prologue.config import DataConfig
 from prologue.data.options import NoOptions, PlatesOptions, ShapesOptions, embedded_name
 from prologue.data.source import Data
+
+
+def place_of(where: str) -> str:
+    """Where the images lie, whatever the working directory: the name of an embedded set and its options, else an
+    absolute path."""
+    return where if embedded_name(where) is not None else str(Path(where).absolute())
 
 
 def open_data(where: str, config: DataConfig, image_size: tuple[int, int]) -> Data:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from prologue.config import DataConfig
+from prologue.data.names import counted, readable
 
 
 class ImageSet(Protocol):
@@ -41,6 +42,14 @@ class ImageSet(Protocol):
         ...
 
 
+class FileRecord(NamedTuple):
+    """What is known of an image file without its pixels: its relative name, its bytes, and its class if it has one."""
+
+    name: str
+    size: int
+    label: str | None
+
+
 @dataclass(frozen=True)
 class Data:
     """A data source opened at one image size: its splits, its classes, and what the user should know."""
@@ -54,10 +63,37 @@ class Data:
     """Changes with the files' names, sizes and labels, and with every option that changes what is seen."""
     notes: tuple[str, ...] = ()
     """Sentences to be said once."""
+    left_out: tuple[str, ...] = ()
+    """What the source holds and is not taken, and why, in a few words each."""
+    file_rule: int | None = None
+    """The rule by which the files of a folder or zip were read; None for embedded data."""
+    files: tuple[FileRecord, ...] = ()
+    """The image files of a folder or zip, of both splits."""
+    content: str | None = None
+    """Changes with every file that is written again, also with the same size; None for embedded images."""
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def summary(self, where: str) -> str:
+        """The line with which a command that opens `where` begins: images, classes, what is held and left out."""
+        held, total = len(self.validation), len(self.train) + len(self.validation)
+        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"{readable(where)}: {counted(total, 'image')} {self._classes()}, {held:,} held out{left_out}"
+
+    def _classes(self) -> str:
+        if not self.class_names:
+            return "without classes"
+        labels = np.concatenate([self.train.labels, self.validation.labels])
+        counts = np.bincount(labels, minlength=self.num_classes)
+        few, many = int(counts.argmin()), int(counts.argmax())
+        if self.num_classes == 1:
+            return f"in 1 class ({self.class_names[0]})"
+        if counts[few] == counts[many]:
+            return f"in {self.num_classes} classes of {counts[few]:,} each"
+        smallest, largest = (f"{self.class_names[each]} with {counts[each]:,}" for each in (few, many))
+        return f"in {self.num_classes} classes (smallest {smallest}, largest {largest})"
 
 
 def fingerprint(**parts: Any) -> str:

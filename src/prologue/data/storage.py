@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import posixpath
+import re
+import stat
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from prologue.data.decode import damaged
+from prologue.data.names import parents, readable
+from prologue.data.rules import FileRule
 from prologue.errors import DataError
 
 _LOCAL_HEADER = 30
@@ -18,13 +24,18 @@ _LOCAL_MAGIC = b"PK\x03\x04"
 
 
 class Storage(Protocol):
-    """Named files with sizes. Names are relative, with forward slashes; hidden files are left out."""
+    """Named files with sizes. Names are relative, with forward slashes; system files are left out."""
 
     sizes: dict[str, int]
     """Size of each file in bytes, by name."""
+    stamps: dict[str, int]
+    """What changes when a file is written again: its time in a folder, its checksum in a zip."""
+    folders: set[str]
+    """All folders, also empty ones."""
+    left_out: LeftOut
 
     def shown(self, name: str) -> str:
-        """The name as the user knows it."""
+        """The name as the user knows it, as printable text."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -36,32 +47,43 @@ class Storage(Protocol):
         ...
 
 
-def open_storage(where: str) -> Storage:
+@dataclass
+class LeftOut:
+    """What a storage does not offer."""
+
+    folders: set[str] = field(default_factory=set)
+    """Names of system folders."""
+    images: int = 0
+    """Hidden image files outside such folders."""
+    repeated: int = 0
+    """Entries of a zip that a later one of the same name replaces."""
+
+
+def open_storage(where: str, rule: FileRule) -> Storage:
     """A folder or zip as storage. Raises `DataError` if there is none at `where`."""
     path = Path(where).expanduser()
     try:
         if path.is_dir():
-            return FolderStorage(path)
+            return FolderStorage(path, rule)
         if path.is_file():
-            return ZipStorage(path)
+            return ZipStorage(path, rule)
     except OSError as error:
-        raise DataError(f"{where} cannot be opened: {error}") from error
+        raise DataError(f"{readable(where)} cannot be opened: {error.strerror or error}") from error
     raise DataError(
-        f"there is no folder or zip named {where}: give the path of one, or one of the embedded sets 'shapes', 'digits'"
+        f"there is no folder or zip named {readable(where)}: give the path of one, or one of the embedded sets "
+        "'shapes', 'digits'"
     )
-
-
-def _hidden(name: str) -> bool:
-    """Files that systems leave about: .DS_Store, .git, macOS's resource forks."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 class FolderStorage:
     """All files below a folder. Links are followed; a link back to a folder already visited is not."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, rule: FileRule) -> None:
+        self._root, self._rule = root, rule
         self.sizes: dict[str, int] = {}
+        self.stamps: dict[str, int] = {}
+        self.folders: set[str] = set()
+        self.left_out = LeftOut()
         self._walk(root, "", frozenset())
 
     def _walk(self, folder: Path, prefix: str, parents: frozenset[str]) -> None:
@@ -70,20 +92,30 @@ class FolderStorage:
             return
         try:
             with os.scandir(folder) as found:
-                entries = [entry for entry in found if not _hidden(entry.name)]
+                entries = list(found)
         except OSError as error:
-            raise DataError(f"the folder {folder} cannot be read: {error.strerror}") from error
+            raise DataError(f"the folder {readable(str(folder))} cannot be read: {error.strerror}") from error
         for entry in entries:
-            if entry.is_dir():
-                self._walk(folder / entry.name, f"{prefix}{entry.name}/", parents | {real})
+            name = prefix + entry.name
+            if self._rule.is_system(entry.name):
+                if entry.is_dir():
+                    self.left_out.folders.add(entry.name)
+                else:
+                    self.left_out.images += self._rule.is_image(entry.name)
+            elif entry.is_dir():
+                self.folders.add(name)
+                self._walk(folder / entry.name, f"{name}/", parents | {real})
             else:
                 try:
-                    self.sizes[prefix + entry.name] = entry.stat().st_size
+                    found_there = entry.stat()
                 except OSError:  # a dangling link: named as unreadable when it is read
-                    self.sizes[prefix + entry.name] = 0
+                    self.sizes[name] = self.stamps[name] = 0
+                    continue
+                if stat.S_ISREG(found_there.st_mode):  # a pipe would be waited for
+                    self.sizes[name], self.stamps[name] = found_there.st_size, found_there.st_mtime_ns
 
     def shown(self, name: str) -> str:
-        return str(self._root / name)
+        return readable(str(self._root / name))
 
     def read(self, name: str) -> bytes:
         return self.head(name, -1)
@@ -114,19 +146,29 @@ class ZipStorage:
     Each read opens the zip anew and goes straight to the file, so that threads and forked processes share nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rule: FileRule) -> None:
         self._path = path
+        self.left_out = LeftOut()
         try:
             with zipfile.ZipFile(path) as archive:
-                infos = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.is_dir()}
+                named = [(_entry_name(info, rule), info) for info in archive.infolist()]
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise DataError(
-                f"{path} is neither a folder nor a readable zip ({error}): give a folder of images or a zip of one"
+                f"{readable(str(path))} is neither a folder nor a readable zip ({error}): "
+                "give a folder of images or a zip of one"
             ) from error
-        kept = {name: info for name, info in infos.items() if not _hidden(name)}
+        kept: dict[str, zipfile.ZipInfo] = {}
+        folders: set[str] = set()
+        for name, info in named:
+            if not self._leaves_out(name, rule, info.is_dir()):
+                (folders.add(name) if info.is_dir() else self._keep(kept, name, info))
         tops = {name.partition("/")[0] for name in kept}
         wrapped = len(tops) == 1 and all("/" in name for name in kept)
+        if wrapped and rule.split_of(next(iter(tops))) is not None:
+            wrapped = False
         self._prefix = tops.pop() + "/" if wrapped else ""
+        folders.update(parent for name in kept for parent in parents(name))
+        self.folders = {name.removeprefix(self._prefix) for name in folders if name.startswith(self._prefix)}
         self._members = {
             name.removeprefix(self._prefix): _Member(
                 info.header_offset,
@@ -139,9 +181,25 @@ class ZipStorage:
             for name, info in kept.items()
         }
         self.sizes = {name: member.size for name, member in self._members.items()}
+        self.stamps = {name: member.crc for name, member in self._members.items()}
+
+    def _keep(self, kept: dict[str, zipfile.ZipInfo], name: str, info: zipfile.ZipInfo) -> None:
+        self.left_out.repeated += name in kept
+        kept[name] = info
+
+    def _leaves_out(self, name: str, rule: FileRule, is_folder: bool) -> bool:
+        parts = name.split("/")
+        system = next((index for index, part in enumerate(parts) if rule.is_system(part)), None)
+        if system is None:
+            return not name
+        if is_folder or system < len(parts) - 1:
+            self.left_out.folders.add(parts[system])
+        else:
+            self.left_out.images += rule.is_image(name)
+        return True
 
     def shown(self, name: str) -> str:
-        return f"{self._path}/{self._prefix}{name}"
+        return readable(f"{self._path}/{self._prefix}{name}")
 
     def read(self, name: str) -> bytes:
         member = self._members[name]
@@ -174,3 +232,18 @@ class ZipStorage:
             raw = file.read(member.stored if length == member.size else min(member.stored, length))
         # The output is bounded by what the zip's directory declares, whatever the stream would grow to.
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, length) if length else b""
+
+
+_UTF8_NAME = 0x800
+
+
+def _entry_name(info: zipfile.ZipInfo, rule: FileRule) -> str:
+    """A relative name with forward slashes, wherever the zip's own name would lead."""
+    name = info.filename.replace("\\", "/")
+    if rule.first:
+        return name.removesuffix("/")
+    if not info.flag_bits & _UTF8_NAME:
+        # Many tools write UTF-8 without saying so; other bytes are hardly ever valid UTF-8.
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return posixpath.normpath("/" + re.sub(r"^[A-Za-z]:", "", name)).lstrip("/")

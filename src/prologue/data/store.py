@@ -81,8 +81,7 @@ class _Index:
             return cls(_FORMAT, from_dict(StoreLayout, plain["layout"], "layout"), dict(plain["meta"]), shards)
         except (ConfigError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path}: no usable token store there ({error}); delete the folder {path.parent} and run the stage "
-                "`tokens` again"
+                f"{path}: no usable token store there ({error}); `prologue train --stage tokens` makes it again"
             ) from error
 
 
@@ -148,9 +147,10 @@ class TokenStoreWriter:
                     f"{count} images of {layout.views} views need {name} ids ({count * layout.views}, {length}), "
                     f"not {tuple(ids.shape)}"
                 )
-            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= codebook):
+            taken = ids.cpu().numpy()
+            if taken.size and not 0 <= taken.min() <= taken.max() < codebook:
                 raise DataError(f"{name} ids must lie in 0…{codebook - 1}")
-            block["ids"][:, :, start : start + length] = ids.cpu().numpy().reshape(count, layout.views, length)
+            block["ids"][:, :, start : start + length] = taken.reshape(count, layout.views, length)
             start += length
         block["label"] = labels.cpu().numpy()
         self._pending.append(block)
@@ -210,11 +210,11 @@ def _check_size(folder: Path, shard: _Shard, layout: StoreLayout) -> None:
     try:
         actual = path.stat().st_size
     except OSError as error:
-        raise CheckpointError(f"{path} is missing: delete the folder {folder} and run the stage again") from error
+        raise CheckpointError(f"{path} is missing; `prologue train --stage tokens` makes it again") from error
     if actual != expected:
         raise CheckpointError(
-            f"{path} holds {actual} bytes where its index says {expected}: delete the folder {folder} and run the "
-            "stage `tokens` again"
+            f"{path} holds {actual} bytes where its index says {expected}; `prologue train --stage tokens` makes it "
+            "again"
         )
 
 
@@ -265,6 +265,13 @@ class TokenStore:
             labels[wanted] = shard["label"][inside]
         whole = torch.from_numpy(ids)
         border = self.layout.prologue_tokens
+        sizes = (self.layout.prologue_codebook_size, self.layout.visual_codebook_size)
+        for part, size in zip((ids[:, :border], ids[:, border:]), sizes, strict=True):
+            if part.size and not 0 <= part.min() <= part.max() < size:
+                raise CheckpointError(
+                    f"{self.folder} is damaged (it holds an id outside of its codebook 0…{size - 1}): delete this "
+                    "folder, and the same `prologue train` command makes it again"
+                )
         return TokenIds(whole[:, :border], whole[:, border:]), torch.from_numpy(labels)
 
     def visual_histogram(self) -> Int64[np.ndarray, " K"]:
@@ -280,6 +287,6 @@ class TokenStore:
         for shard, records in zip(self._index.shards, self._shards, strict=True):
             if hashlib.sha256(records.data).hexdigest() != shard.sha256:
                 raise CheckpointError(
-                    f"{self.folder / shard.file} is damaged (its hash differs from the index): delete the folder "
-                    f"{self.folder} and run the stage `tokens` again"
+                    f"{self.folder / shard.file} is damaged (its hash differs from the index): delete it, and "
+                    "`prologue train --stage tokens` makes it again"
                 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
+from prologue.evaluation.versions import VERSIONS, completed
 from prologue.plain import load_json, save_json
 
 
@@ -26,11 +27,14 @@ class Ledger:
             self.records = {}  # a damaged file holds nothing that cannot be made again
 
     def get(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Record]) -> Record:
-        """The stored record of `name` if it was made from `inputs`, else what `make` gives, with its seconds."""
-        wanted = json.loads(json.dumps(dict(inputs)))
+        """The stored record of `name` if it was made from `inputs` by this code, else what `make` gives, with its
+        seconds."""
+        wanted = json.loads(json.dumps({**inputs, "versions": VERSIONS}))
         stored = self.records.get(name)
-        if stored is not None and stored.get("inputs") == wanted:
-            return stored
+        if stored is not None and "inputs" in stored:
+            made_from = stored["inputs"] | {"versions": completed(stored["inputs"].get("versions"))}
+            if made_from == wanted:
+                return stored
         begin = time.perf_counter()
         made = make()
         self.put(name, {**made, "inputs": wanted, "seconds": round(time.perf_counter() - begin, 2)})

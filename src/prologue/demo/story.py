@@ -25,7 +25,8 @@ from prologue.demo.recipe import demo_config
 from prologue.demo.sections import Resampled, Told, demo_report
 from prologue.errors import RunError
 from prologue.evaluation.runs import Record
-from prologue.images import to_pil
+from prologue.images import save_png, to_pil
+from prologue.locks import alone_in
 from prologue.pipeline import Pipeline
 from prologue.plain import to_dict
 from prologue.report.page import PICTURES
@@ -70,6 +71,11 @@ def tell(request: DemoRequest, progress: Progress) -> DemoResult:
 
     Raises `Stopped` on a signal while training, and `RunError` where the folder holds something else.
     """
+    with alone_in(request.out):
+        return _tell(request, progress)
+
+
+def _tell(request: DemoRequest, progress: Progress) -> DemoResult:
     stored = stored_plan(request)
     plan, configs = stored if stored is not None else _new_plan(request, progress)
     ledger = Ledger(request.out / MEASURES, request.provenance)
@@ -136,8 +142,7 @@ def _new_plan(request: DemoRequest, progress: Progress) -> tuple[Plan, dict[Vari
 
 def _show_opening(out: Path, progress: Progress) -> None:
     """Something to look at while the demo trains."""
-    out.mkdir(parents=True, exist_ok=True)
-    opening_grid().save(out / OPENING)
+    save_png(out / OPENING, opening_grid())
     progress.say(f"this is what a few hours buy: {out / OPENING}, samples of {builtin.DEFAULT} in the package")
 
 
@@ -185,7 +190,7 @@ def _report(
     opening = request.out / OPENING
     shown = Image.open(opening) if opening.is_file() else None
     demo_report(request.out, plan, told, resampled, minutes, footer, shown).write(path)
-    originals[0].save(request.out / PICTURES / "original.png")
+    save_png(request.out / PICTURES / "original.png", originals[0])
     return DemoResult(path, summary(plan, told["prologue"]), list(ledger.records.values()))
 
 

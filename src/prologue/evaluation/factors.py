@@ -23,6 +23,7 @@ def known_factors(
 ) -> list[Factor]:
     """Of `shapes` kind, colour, texture, background and night, then light, x, y and size in thirds; of `plates` figure,
     its hue and the ground's, then x and y in thirds; of other images none."""
+    thirds: tuple[str, ...]
     if isinstance(train, ShapesSet) and isinstance(test, ShapesSet):
         named, thirds = KINDS["shapes"].factors, _SCENES_IN_THIRDS
     elif isinstance(train, PlatesSet) and isinstance(test, PlatesSet):

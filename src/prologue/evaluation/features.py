@@ -33,6 +33,8 @@ class FeatureExtractor(ABC):
     """Features per image; None where it is not known before the first image."""
     hash: str | None
     """sha256 of the weight file, to be stated with every figure; None where nobody knows it."""
+    source: str | None = None
+    """Of a user's function: its module, its name and the sha256 of its code. None for features of the package."""
 
     @abstractmethod
     def __call__(self, images: Pixels) -> Float32[Tensor, "b d"]:

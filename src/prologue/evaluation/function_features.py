@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +24,9 @@ class FunctionExtractor(FeatureExtractor):
 
     The module must be importable from the Python path or the working folder: nothing is loaded from a file that an
     option or a download names. Distances are called after the function; `hash` is the callable's attribute of that
-    name, else None. Raises `EvaluationError` for a module or function that is not there or of another form.
+    name, else None. `source` hashes the whole files of the module and of the function, so that an edited helper beside
+    it counts. Other modules that these import and files that they read are not seen: state those in `hash`. Raises
+    `EvaluationError` for a module or function that is not there, of another form, or without a source file.
     """
 
     dimension = None
@@ -34,7 +38,8 @@ class FunctionExtractor(FeatureExtractor):
         if function.lower() in CHOICES:
             raise EvaluationError(f"features of your own cannot be called {function!r}: rename the function")
         self.name = function
-        make = getattr(_module(module_name, where), function, None)
+        module = _module(module_name, where)
+        make = getattr(module, function, None)
         if not callable(make):
             raise EvaluationError(
                 f"--features {where!r}: {module_name} has no function {function!r}; it must be {_FORM}"
@@ -42,6 +47,7 @@ class FunctionExtractor(FeatureExtractor):
         self._callable: Any = make()
         if not callable(self._callable):
             raise EvaluationError(f"--features {where!r} returned {type(self._callable).__name__}; it must be {_FORM}")
+        self.source = f"{where} {_code_hash(where, module, make, type(self._callable))}"
         stated = getattr(self._callable, "hash", None)
         self.hash = None if stated is None else str(stated)
 
@@ -54,6 +60,26 @@ class FunctionExtractor(FeatureExtractor):
                 f"the features {self.name!r} of {len(images)} images must be a tensor ({len(images)}, d), not {shown}"
             )
         return features.float().cpu()
+
+
+def _code_hash(where: str, *parts: Any) -> str:
+    """sha256 of the files that the parts are defined in. A part that is built in has none; the module must have one."""
+    files = set()
+    for part in parts:
+        try:
+            files.add(inspect.getfile(inspect.unwrap(part) if callable(part) else part))
+        except (TypeError, OSError):
+            continue
+    try:
+        contents = sorted({Path(file).read_bytes() for file in files})
+    except OSError as error:
+        raise EvaluationError(f"--features {where!r}: its code cannot be read ({error})") from error
+    if not contents:
+        raise EvaluationError(
+            f"--features {where!r}: the module has no source file that would tell its figures from those of another "
+            "version: move the function to a module of its own"
+        )
+    return hashlib.sha256(b"\0".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 def _module(name: str, where: str) -> Any:

@@ -27,6 +27,7 @@ from prologue.evaluation.runs import (
 )
 from prologue.prior import Prior
 from prologue.processes import ALONE, Processes
+from prologue.rng import check_seeds
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
@@ -63,8 +64,10 @@ def draw_samples(
 
     Of several processes each draws its share of the batches.
 
-    Raises `SamplingError` for a recipe that cannot be satisfied, such as guidance on the null class.
+    Raises `SamplingError` for a recipe that cannot be satisfied, such as guidance on the null class, and for seeds that
+    leave their range.
     """
+    check_seeds(seed, len(class_ids))
     device = prior.token_embedding.weight.device
     for start in watch(processes.share(range(0, len(class_ids), batch)), "samples"):
         chunk = class_ids[start : start + batch]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prologue.errors import EvaluationError, MissingExtraError
+from prologue.errors import CheckpointError, EvaluationError, MissingExtraError
 from prologue.evaluation.features import ClassifierExtractor, Pixels
+from prologue.published import download, place, read_published
 from prologue.weights import file_hash
 
 _MODULE = "torch_fidelity.feature_extractor_inceptionv3"
@@ -21,9 +22,9 @@ _LAYERS = ["2048", "logits_unbiased"]
 class InceptionExtractor(ClassifierExtractor):
     """Pooled features (2048) and logits of Inception-V3 of 2015; needs the extra [fid].
 
-    Weights come from the file `weights`, else from torch's cache, else they are downloaded into it. Their pickle may
-    hold tensors only. Raises `MissingExtraError` without the extra, `EvaluationError` for weights that are not there,
-    damaged or unsafe.
+    Weights come from the file `weights`, else from where `prologue weights inception` leaves it, else from torch's
+    cache, else they are downloaded into it. Their pickle may hold tensors only. Raises `MissingExtraError` without the
+    extra, `EvaluationError` for weights that are not there, damaged or unsafe.
     """
 
     name = "Inception"
@@ -54,19 +55,21 @@ class InceptionExtractor(ClassifierExtractor):
 
 
 def _cached(module: Any) -> Path:
-    """The weight file in torch's cache, downloaded where it is not there; its name ends in its sha256's beginning."""
+    """The weight file of `prologue weights inception`; else the one in torch's cache, downloaded where it is not there,
+    whose name ends in its sha256's beginning."""
+    if place("inception").is_file():
+        return place("inception")
     url: str = module.URL_INCEPTION_V3
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=False)
-        except (OSError, RuntimeError) as error:
-            raise EvaluationError(
-                f"the weights of Inception cannot be downloaded ({error}): get {url} by another way and give the file "
-                f"with --inception-weights, or put it at {path}"
-            ) from error
-    return path
+    if path.is_file():
+        return path
+    try:
+        return download(url, path, path.stem.rpartition("-")[2])
+    except CheckpointError as error:
+        raise EvaluationError(
+            f"the weights of Inception: {error}, then run `prologue weights inception FILE` once, or give the file "
+            "with --inception-weights"
+        ) from error
 
 
 def _check(path: Path) -> None:
@@ -74,9 +77,6 @@ def _check(path: Path) -> None:
     if not path.is_file():
         raise EvaluationError(f"{path} is not a file: --inception-weights wants torch-fidelity's weight file (.pth)")
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EvaluationError(
-            f"{path} cannot be read as weights, or holds more than tensors ({reason}): take torch-fidelity's file"
-        ) from error
+        read_published(path)
+    except CheckpointError as error:
+        raise EvaluationError(f"{error}: take torch-fidelity's file (`prologue weights inception`)") from error

@@ -21,6 +21,7 @@ from prologue.evaluation.runs import (
     wilson_interval,
 )
 from prologue.prior import Prior
+from prologue.rng import check_seeds
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.recipe import Recipe
 from prologue.tokenizer import Tokenizer, to_uint8
@@ -73,6 +74,7 @@ def intervene(
         raise EvaluationError("this run's prior has no prologue to intervene on: measure a run whose prior has one")
     sample = _sampler(tokenizer, prior, recipe, batch, watch)
     count, positions = pairs.prologue.shape
+    check_seeds(seed, _FAR + count)
     seeds = torch.arange(seed, seed + count)
     before, whole, resampled = (
         sample(prologue, pairs.class_ids, seeds + shift, what)

@@ -18,7 +18,7 @@ from prologue.evaluation.judge import Judge
 from prologue.evaluation.likelihood import encode_images
 from prologue.evaluation.runs import Features, Record, Watch, evaluating, unwatched
 from prologue.prior import Prior
-from prologue.rng import numpy_stream
+from prologue.rng import check_seeds, numpy_stream
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
@@ -113,6 +113,7 @@ def _drawn(
     layout, device = prior.layout, prior.token_embedding.weight.device
     if bool((class_ids == prior.null_class).any()):
         recipe = recipe.replace(guidance=Guidance.none())
+    check_seeds(seed, len(tokens) * per)
     given = layout.pack_prologue(tokens.prologue)
     for start in watch(range(0, len(tokens) * per, batch), "images from prologues"):
         rows = torch.arange(start, min(start + batch, len(tokens) * per))

@@ -51,6 +51,8 @@ class ReferenceCard:
     data_fingerprint: str | None
     sha256: str
     """Of the `.npz` file."""
+    features_source: str | None = None
+    """`FeatureExtractor.source`: the code of a user's features."""
     prologue: str = __version__
     torch: str = field(default_factory=lambda: version("torch"))
 
@@ -90,6 +92,13 @@ class Reference:
                     f"{self.path} was made with other weights of {name} ({str(theirs)[:12]}…) than the measurement's "
                     f"({digest[:12]}…): make the reference again"
                 )
+            made_with = self.card.features_source if self.card is not None else None
+            source = getattr(extractor, "source", None)
+            if None not in (made_with, source) and made_with != source:
+                raise EvaluationError(
+                    f"{self.path} was made with other code of {name} ({made_with}) than the measurement's ({source}): "
+                    "make the reference again"
+                )
             dimension, own = len(self.moments.mean), extractor.dimension
             if own is not None and own != dimension:
                 raise EvaluationError(f"{self.path} is of {dimension} features an image, and {name} gives {own}")
@@ -114,13 +123,24 @@ class Reference:
         count, *size = self.images_shape
         each = size[0] * size[1] * 3
         with _member(self.path, "arr_0") as file:
-            _read_header(file)
+            _, fortran, _ = _read_header(file)
+            if fortran:  # the pixels of an image lie all over the file
+                yield from self._batches_of(_whole_images(self.path), batch, processes)
+                return
             begin = file.tell()
             for start in processes.share(range(0, count, batch)):
                 file.seek(begin + start * each)
                 rows = min(batch, count - start)
                 pixels = np.frombuffer(file.read(rows * each), dtype=np.uint8).reshape(rows, *size, 3)
                 yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
+
+    @staticmethod
+    def _batches_of(
+        images: UInt8[np.ndarray, "n h w 3"], batch: int, processes: Processes
+    ) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
+        for start in processes.share(range(0, len(images), batch)):
+            pixels = np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2))
+            yield torch.from_numpy(pixels)
 
     def facts(self) -> dict[str, Any]:
         """What the provenance of a figure against it states."""
@@ -174,9 +194,9 @@ def write_reference(
     image_size: tuple[int, int],
     split: str,
     data_fingerprint: str | None,
+    features_source: str | None = None,
 ) -> ReferenceCard:
     """Write `mu`, `sigma` and, where given, `arr_0`, one image at a time, and the JSON beside them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy()}
     card_path(path).unlink(missing_ok=True)  # it would describe another file until the new one is written
     if images is None:
@@ -194,6 +214,7 @@ def write_reference(
         split=split,
         count=statistics.count,
         data_fingerprint=data_fingerprint,
+        features_source=features_source,
         sha256=file_hash(path),
     )
     save_json(card_path(path), to_dict(card))
@@ -219,7 +240,8 @@ def _read_card(path: Path, digest: str) -> ReferenceCard:
 def _read(path: Path) -> tuple[Moments | None, tuple[int, int, int] | None]:
     """The moments and the shape of the images; either may be missing, not both."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because numpy leaves a file open whose zip is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             keys = list(archive.keys()) if hasattr(archive, "keys") else []
             moments = _moments(archive["mu"], archive["sigma"], path) if {"mu", "sigma"} <= set(keys) else None
         shape = _images_shape(path) if "arr_0" in keys else None
@@ -247,10 +269,33 @@ def _moments(mean: np.ndarray, covariance: np.ndarray, path: Path) -> Moments:
 
 def _images_shape(path: Path) -> tuple[int, int, int]:
     with _member(path, "arr_0") as file:
-        shape, fortran, dtype = _read_header(file)
-    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3:
-        raise EvaluationError(f"{path}: arr_0 must be uint8 of shape (N, H, W, 3), and it is {dtype} {shape}")
-    return shape[0], shape[1], shape[2]
+        shape, _, dtype = _read_header(file)
+    if dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and 0 not in shape:
+        return shape[0], shape[1], shape[2]
+    raise EvaluationError(
+        f"{path}: arr_0 must be uint8 images of shape (N, H, W, 3), and {_image_fault(shape, dtype)}: write it again"
+    )
+
+
+def _image_fault(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """What is wrong with an array that should hold images."""
+    if dtype != np.uint8:
+        return f"its values are {dtype}, not whole numbers 0 to 255 (uint8)"
+    if len(shape) == 4 and shape[1] == 3:
+        return f"its shape {shape} has the channels before rows and columns"
+    if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
+        return f"its shape {shape} is that of grey images, or of a single one"
+    if len(shape) == 4 and shape[3] == 4:
+        return f"its shape {shape} has a channel of transparency"
+    if 0 in shape:
+        return f"its shape {shape} holds no pixels"
+    return f"its shape is {shape}"
+
+
+def _whole_images(path: Path) -> UInt8[np.ndarray, "n h w 3"]:
+    with np.load(path, allow_pickle=False) as archive:
+        images: UInt8[np.ndarray, "n h w 3"] = archive["arr_0"]
+    return images
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -14,17 +14,19 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from prologue.config import DataConfig, RunConfig
+from prologue.data.inventory import changed_files
 from prologue.data.joined import JoinedSet
 from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
-from prologue.data.source import Data, ImageSet
+from prologue.data.source import Data, ImageSet, fingerprint
 from prologue.errors import DataError, EvaluationError
 from prologue.evaluation.features import FeatureExtractor, open_features
 from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
 from prologue.rng import numpy_stream
+from prologue.training.models import RunModels, Which, unfinished_manifest
 from prologue.training.run import RunFolder
-from prologue.weights import model_hashes
+from prologue.weights import CONFIG, model_hashes
 
 LIKELIHOOD_IMAGES = 1024
 """Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
@@ -137,6 +139,15 @@ class RunImages:
     """They are those of the training, so that what was held out there is held out."""
     notes: tuple[str, ...] = ()
 
+    def facts(self) -> dict[str, Any]:
+        """What figures on these images depend on."""
+        return {
+            "data": self.source,
+            "data_fingerprint": self.data.fingerprint,
+            "data_content": self.data.content,
+            "data_own": self.own,
+        }
+
     def measured(self) -> Split:
         """The images held out of the training; the trained ones, with a note, where there are none. Others whole."""
         data = self.data
@@ -164,21 +175,47 @@ class RunInfo:
     manifest: Manifest
     config: RunConfig | None = None
     fingerprint: str | None = None
+    data: str | None = None
+    """Where the training images lay; None where the folder does not say."""
+
+    models: RunModels | None = field(default=None, repr=False)
+    """Where its models are read from."""
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read it. Of an unfinished run the tokenizer must be finished; else `Manifest.load`'s errors."""
+    def load(cls, path: Path, checkpoint: Which = "finished") -> Self:
+        """Read it. Of an unfinished run the tokenizer must be finished; else `Manifest.load`'s errors.
+
+        `checkpoint="newest"` reads what is not finished from the newest checkpoint (`RunModels.open`).
+        """
+        models = RunModels.open(path, checkpoint)
         if not (path / "run.json").is_file():
-            return cls(path, Manifest.load(path))
-        run = RunFolder.load(path)
+            manifest = Manifest.load(path)
+            return cls(path, manifest, data=manifest.data, models=models)
+        run = models.run or RunFolder.load(path)
         tokenizer_only = run.finished("tokenizer") and not (path / MANIFEST).is_file()
-        manifest = _unfinished_manifest(run) if tokenizer_only else Manifest.load(path)
-        return cls(path, manifest, run.config, run.record["facts"].get("data_fingerprint"))
+        manifest = unfinished_manifest(run) if tokenizer_only else models.manifest()
+        facts = run.record["facts"]
+        found = facts.get("data", manifest.data)
+        return cls(path, manifest, run.config, facts.get("data_fingerprint"), found, models)
+
+    @property
+    def source(self) -> RunModels:
+        """Where its models are read from."""
+        return self.models or RunModels(self.path)
 
     @property
     def weights(self) -> dict[str, str]:
         """sha256 of the weight files of both models, of those that are there."""
-        return model_hashes(self.path)
+        return self.source.hashes()
+
+    def facts(self) -> dict[str, Any]:
+        """What figures of the run depend on: the files of its models, and of its manifest all but the recipe."""
+        manifest = self.manifest
+        return {
+            "weights": self.weights,
+            "configs": model_hashes(self.path, CONFIG),
+            "manifest": fingerprint(class_names=manifest.class_names, trained_on=manifest.trained_on),
+        }
 
     def open_data(self, where: str | None, image_size: tuple[int, int]) -> RunImages:
         """The run's images, or those at `where`, read with the run's own options.
@@ -190,31 +227,29 @@ class RunInfo:
         try:
             data = open_data(source, config, image_size)
         except DataError as error:
+            if where is not None and "--data." in str(error):
+                raise DataError(
+                    f"{error}. (Those flags belong to `prologue train`: a run is measured with its own options)"
+                ) from error
             if where is not None:
                 raise
             raise DataError(f"{error}. These are the run's own images; give other ones with --data WHERE") from error
         same = self.fingerprint in (None, data.fingerprint)
         notes = list(data.notes)
         if where is None and not same:
-            notes.append(f"the images in {source} are not those of the training any more: files or labels have changed")
-        own = where is None or source == self.manifest.data or (self.fingerprint is not None and same)
+            changed = changed_files(self.path, data.files) or "files or labels have changed"
+            notes.append(f"the images in {source} are not those of the training any more: {changed}")
+        own = where is None or source == self.data or (self.fingerprint is not None and same)
         return RunImages(source, data, own, tuple(notes))
 
     def data_name(self, where: str | None) -> str:
         """`where`, or what the run was trained on; an `EvaluationError` where nobody says."""
-        source = where if where is not None else self.manifest.data
+        source = where if where is not None else self.data
         if source is None:
             raise EvaluationError(
                 f"{self.path} does not say which images it was trained on (it was imported): give --data WHERE"
             )
         return source
-
-
-def _unfinished_manifest(run: RunFolder) -> Manifest:
-    """What the manifest of a run will say of its tokenizer, whose prior is still to be trained."""
-    facts = run.record["facts"]
-    names, background = tuple(facts.get("class_names", ())), run.config.data.background
-    return Manifest(names, None, facts.get("data"), run.trained_on, background)
 
 
 @dataclass(frozen=True)
@@ -243,7 +278,6 @@ class Features:
         return cls(extractor, reason, extractor is not None and extractor.name.lower() in trained_on)
 
     def facts(self) -> dict[str, str | None]:
-        """What the provenance of figures in these features states."""
-        if self.extractor is None:
-            return {"features": None, "features_hash": None}
-        return {"features": self.extractor.name, "features_hash": self.extractor.hash}
+        """What figures in these features depend on."""
+        names = {"features": "name", "features_hash": "hash", "features_source": "source"}
+        return {fact: getattr(self.extractor, name, None) for fact, name in names.items()}

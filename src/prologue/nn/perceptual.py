@@ -17,6 +17,7 @@ from prologue.config import Perceptual
 from prologue.errors import ConfigError
 from prologue.nn.convnext import ConvNeXt
 from prologue.nn.lite0 import Lite0, resize
+from prologue.published import place
 from prologue.weights import load_exactly, read_tensors
 
 Images = Float[Tensor, "b 3 h w"]
@@ -32,8 +33,9 @@ def perceptual_loss(kind: Perceptual, path: str | Path | None = None) -> Percept
     """The perceptual term `kind`, in eval mode on the CPU: call it as `(reconstruction, image) -> scalar`.
 
     `lpips` and `convnext` read their weights from the safetensors file `path` (see `Lpips`, `ConvNeXtLogits` for its
-    tensors); `lite0` brings its own; `none` gives None. A missing path is a `ConfigError`, a file with missing,
-    unexpected or misshapen tensors a `CheckpointError` that names one, an absent extra a `MissingExtraError`.
+    tensors), without one from where `prologue weights` leaves them; `lite0` brings its own; `none` gives None. No
+    file there is a `ConfigError`, one with missing, unexpected or misshapen tensors a `CheckpointError` that names
+    one, an absent extra a `MissingExtraError`.
     """
     if kind == "none":
         return None
@@ -48,12 +50,13 @@ def perceptual_loss(kind: Perceptual, path: str | Path | None = None) -> Percept
             module = ConvNeXtLogits()
     else:
         raise ConfigError(f"unknown perceptual term {kind!r}: choose none, lpips, convnext or lite0")
-    if path is None:
+    if path is None and not place(kind).is_file():
         raise ConfigError(
-            f"the perceptual term {kind!r} needs a weight file: set tokenizer_training.perceptual_path to a "
-            "safetensors file, or tokenizer_training.perceptual to lite0 or none"
+            f"the perceptual term {kind!r} needs a weight file: `prologue weights {kind}` makes {place(kind)} from the "
+            "published ones; or set tokenizer_training.perceptual_path to a safetensors file, or "
+            "tokenizer_training.perceptual to lite0 or none"
         )
-    return module.load(Path(path))
+    return module.load(Path(path) if path is not None else place(kind))
 
 
 class PerceptualLoss(nn.Module):
@@ -99,8 +102,8 @@ class Lpips(PerceptualLoss):
 
     `channels` and `convolutions` size the five stages; the defaults are VGG-16. The weight file holds, for
     `i` in 0 2 5 7 10 12 14 17 19 21 24 26 28, `features.{i}.weight` (out, in, 3, 3) and `features.{i}.bias` as
-    torchvision's `vgg16().state_dict()` names them (leave `classifier.*` out), and for `k` in 0..4 `lin{k}.weight`
-    (1, C, 1, 1), which the `lpips` package calls `lin{k}.model.1.weight`.
+    torchvision's `vgg16().state_dict()` names them (`classifier.*` is left out), and for `k` in 0..4 `lin{k}.weight`
+    (1, C, 1, 1), which the `lpips` package calls `lin{k}.model.1.weight`. `prologue weights lpips` makes it.
     """
 
     def __init__(
@@ -151,7 +154,8 @@ class Lpips(PerceptualLoss):
 class ConvNeXtLogits(PerceptualLoss):
     """Mean squared difference of a ConvNeXt classifier's logits; the default sizes are ConvNeXt-S on ImageNet-1k.
 
-    The weight file holds the tensors of torchvision's `convnext_small().state_dict()` under its names, all of them.
+    The weight file holds the tensors of torchvision's `convnext_small().state_dict()` under its names, all of them;
+    `prologue weights convnext` makes it.
     Images go to [0, 1] without a clamp, bilinear antialiased to 224, then ImageNet's normalisation (METHOD §7).
     """
 

@@ -109,7 +109,8 @@ class PrologueQuantizer(CosineQuantizer):
         logits = self._logits(z)
         ids = logits.argmax(-1)
         probability = (logits / self.temperature).softmax(-1)
-        hard = F.one_hot(ids, self.size).to(probability.dtype)
+        # Not `one_hot`, which looks at the ids' values on the host.
+        hard = torch.zeros_like(probability).scatter_(-1, ids[..., None], 1.0)
         one_hot = probability + (hard - probability).detach()
         return Quantized(ids, z, self.codes(ids), one_hot, z.new_zeros(()))
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 from PIL import Image
 
 from prologue.errors import ConfigError
-from prologue.files import write_whole
+from prologue.files import write_text, write_whole
 
 PICTURES = "pictures"
 
@@ -149,7 +149,7 @@ class Report:
         page = environment.get_template("report.html.j2").render(report=self, folder=PICTURES if beside else "")
         for name, content in self.pictures.items() if beside else ():
             write_whole(path.parent / PICTURES / f"{name}.png", content)
-        write_whole(path, page.encode())
+        write_text(path, page)
 
     def _all_blocks(self) -> Iterator[Block]:
         waiting = [block for section in reversed(self.sections) for block in reversed(section.blocks)]

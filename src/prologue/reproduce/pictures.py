@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from prologue.evaluation.layout import Shown
-from prologue.images import labelled_grid, to_pil
+from prologue.images import labelled_grid, save_png, to_pil
 
 FOLDER = "pictures"
 _COLUMNS = 10
@@ -41,8 +41,7 @@ def resampled_picture(shown: Shown, class_names: Sequence[str]) -> Image.Image:
 
 def save_picture(picture: Image.Image, folder: Path, piece: str, kind: str) -> None:
     """Keep a piece's picture beside the tables."""
-    folder.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / f"{piece}-{kind}.png")
+    save_png(folder / f"{piece}-{kind}.png", picture)
 
 
 def find_picture(folder: Path, piece: str, kind: str) -> Image.Image | None:

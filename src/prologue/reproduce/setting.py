@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prologue.config import FILE_RULE, RunConfig
 from prologue.data.opening import open_data
 from prologue.data.options import ENDLESS, embedded_name
 from prologue.device import pick_device, pick_precision
 from prologue.errors import EvaluationError, MissingExtraError, RunError
 from prologue.evaluation.kid import LEAST
 from prologue.evaluation.runs import Features
+from prologue.evaluation.versions import VERSIONS, completed
+from prologue.files import temporary_of
 from prologue.locks import LOCK
-from prologue.plain import load_json, save_json, to_dict
+from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.reproduce import state
 from prologue.reproduce.measures import Bench
 from prologue.reproduce.pictures import FOLDER as PICTURES
@@ -24,6 +28,8 @@ from prologue.training.run import differences
 
 STUDY = "study.json"
 STUDY_FORMAT = 1
+_MEASURED = ("features", "reconstruction", "generation", "likelihood", "probe", "layout", "memorisation", "sweep")
+"""Kinds of figures that a study has: runs measured with other versions of them do not go into one table."""
 _FREE = ("data", "precision", "scale.seeds")
 """What may differ: the place of the same images, and how many seeds are usual; a study keeps its own number format."""
 
@@ -35,8 +41,11 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
         progress.say(f"restoring the study from {out / state.FOLDER}")
         state.unpack(out)
     size = (scale.image_size, scale.image_size)
-    data = open_data(request.data, run_config(scale, "2d", 0).data, size)
-    for note in data.notes:
+    known = _read_settings(out)
+    rule = known.get("file_rule", FILE_RULE)
+    config = dataclasses.replace(run_config(scale, "2d", 0).data, file_rule=rule)
+    data = open_data(request.data, config, size)
+    for note in (data.summary(request.data), *data.notes):
         progress.say(note)
     if len(data.validation) < LEAST:
         raise EvaluationError(
@@ -48,7 +57,6 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
     features = Features.open(name, request.data, device)
     if features.extractor is None:
         raise MissingExtraError(f"a distance between images of {request.data}", "lite0")
-    known = load_json(out / STUDY) if (out / STUDY).is_file() else {}
     # Whatever computes the rest of a study computes it in the number format that it began with.
     precision = known.get("precision") or pick_precision("auto", device)
     settings = {
@@ -59,13 +67,26 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
         "recipes": {name: to_dict(run_config(scale, name, 0)) for name in VARIANTS},
         "data": request.data,
         "data_fingerprint": data.fingerprint,
+        "file_rule": rule,
         **features.facts(),
+        "versions": {kind: VERSIONS[kind] for kind in _MEASURED},
     }
     if known:
-        _require_same(out, known, settings)
+        # Studies that were begun before these were kept: the first versions, and the code that is there now.
+        versions = {kind: completed(known.get("versions"))[kind] for kind in _MEASURED}
+        _require_same(out, {"features_source": settings["features_source"], **known, "versions": versions}, settings)
     else:
         save_json(out / STUDY, settings)
     return Bench(scale, data, features, request.data, out / PICTURES, precision)
+
+
+def _read_settings(out: Path) -> dict[str, Any]:
+    """The settings of a study; what its version did not have stands at what it did. Empty for a new one."""
+    if not (out / STUDY).is_file():
+        return {}
+    known: dict[str, Any] = load_json(out / STUDY)
+    recipes = {name: to_dict(from_dict(RunConfig, recipe)) for name, recipe in known.get("recipes", {}).items()}
+    return {"file_rule": 1, **known, "recipes": recipes}
 
 
 def require_study_folder(out: Path) -> None:
@@ -78,7 +99,9 @@ def require_study_folder(out: Path) -> None:
 
 def _is_vacant(out: Path) -> bool:
     """Whether a study can begin here; what a kill leaves of its very first steps does not count."""
-    return not out.exists() or (out.is_dir() and all(file.name in (f"{STUDY}.tmp", LOCK) for file in out.iterdir()))
+    return not out.exists() or (
+        out.is_dir() and all(file.name == LOCK or temporary_of(file.name) == STUDY for file in out.iterdir())
+    )
 
 
 def _require_same(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -34,9 +34,8 @@ def reproduce(request: StudyRequest, progress: Progress) -> StudyOutcome:
     Raises `Stopped` on a signal; a call that runs out of its minutes returns as not finished. Other
     settings than the folder's, but for more seeds and variants, are a `RunError`.
     """
-    require_study_folder(request.out)
-    request.out.mkdir(parents=True, exist_ok=True)
     with alone_in(request.out):
+        require_study_folder(request.out)
         return _reproduce(request, open_bench(request, progress), progress)
 
 

@@ -89,7 +89,8 @@ class Worker:
         stopwatch: Progress = self.progress
         if ledger is not None:
             stopwatch = Stopwatch(self.progress, partial(_keep_time, ledger))
-        config = dataclasses.replace(config, precision=self.bench.precision)
+        data = dataclasses.replace(config.data, file_rule=self.bench.data.file_rule)
+        config = dataclasses.replace(config, precision=self.bench.precision, data=data)
         request = TrainRequest(config, self.request.data, folder, tokenizer_from=given, device=self.request.device)
         one_stage = config.tokenizer_training.one_stage
         stages: list[StageName] = ["tokenizer"] if one_stage else ["tokenizer", "tokens", "prior"]
@@ -176,7 +177,9 @@ def _share(folder: Path) -> state.Share:
     """A run's finished models; and its checkpoints, which are of no use without its settings."""
     names = ("run.json", "pipeline.json", "metrics.jsonl", "measures.json", "tokenizer", "prior")
     files = [folder / name for name in names if (folder / name).exists()]
-    return state.Share(files, sorted((folder / "checkpoints").glob("*/step-*")))
+    checkpoints = sorted((folder / "checkpoints").glob("*/step-*"))
+    # Those of finished stages are for `--extend`, which a study does not do.
+    return state.Share(files, [path for path in checkpoints if not _finished(folder, path.parent.name)])
 
 
 def _finished(folder: Path, stage: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prologue.files import write_whole
+from prologue.files import write_text
 from prologue.plain import save_json, to_dict
 from prologue.report.page import Block, Fold, Picture, Report, Section, Table, Text
 from prologue.reproduce.claims import Claim, Results, headline, judge_claims, sentence
@@ -26,7 +26,7 @@ def write_tables(out: Path, results: Results, scale: Scale, provenance: Mapping[
     tables = make_tables(results, claims)
     sentences = [sentence(claim) for claim in claims]
     line, _ = verdict_line(claims)
-    write_whole(out / MARKDOWN, markdown(line, tables, [*sentences, *notes_of(claims)]).encode())
+    write_text(out / MARKDOWN, markdown(line, tables, [*sentences, *notes_of(claims)]))
     save_json(out / JSON, summary(results, claims, scale, provenance))
     _page(out, results, claims, tables, provenance).write(out / PAGE, beside=False)
     return sentences

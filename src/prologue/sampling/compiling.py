@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,23 +14,39 @@ from typing import Any
 import torch
 
 from prologue.config import PriorConfig
-from prologue.device import out_of_memory
+from prologue.sampling.graphs import Graph
 
 Report = Callable[[str, float | None], None]
 """Called with what is compiled: before it begins with None, then with the seconds it took."""
 
 
 class Compiler:
-    """Compiles functions for one device; one that cannot be compiled runs as it is, which is said once."""
+    """Compiles graphs for one device; where the tools for that are missing they run as they are, which is said once.
+
+    Results of a compiled graph may lie in memory that its next call overwrites: what is kept has to be copied.
+    """
 
     def __init__(self, device: torch.device, report: Report | None = None) -> None:
         self.device = device
         self.report = report
         self._said = False
 
-    def compile(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
-        """`function` as one graph without breaks, compiled at its first call."""
-        graph = torch.compile(_apart(function), fullgraph=True, mode=_MODES.get(self.device.type))
+    def takes(self, kind: type[Graph]) -> bool:
+        """Whether this kind of graph is compiled on the device."""
+        return self.device.type in kind.devices
+
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether steps must have one shape at all positions, so that they can be recorded (CUDA graphs)."""
+        return self.device.type != "cpu"
+
+    def begin(self) -> None:
+        """To be called before the first graph of each position and of each batch: earlier results are let go of."""
+        if self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+    def compile(self, graph: Graph, what: str) -> Callable[..., Any]:
+        """`graph` without breaks, compiled at its first call. Errors other than missing tools pass through."""
         chosen: Callable[..., Any] | None = None
 
         def call(*args: Any) -> Any:
@@ -37,18 +56,24 @@ class Compiler:
             self._say(what, None)
             begin = time.perf_counter()
             try:
-                out = _first(graph, args, self.device)
-                chosen = graph
+                compiled = self.whole(_apart(graph))
+                out = _first(compiled, args, self.device)
+                chosen = compiled
             except Exception as error:
-                if out_of_memory(error):
+                if not lacks_tools(error):
                     raise
                 self._warn(error)
-                chosen = function
-                return function(*args)
+                chosen = graph
+                return graph(*args)
             self._say(what, time.perf_counter() - begin)
             return out
 
         return call
+
+    def whole(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as one graph, for the device."""
+        compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, mode=_MODES.get(self.device.type))
+        return compiled
 
     def _warn(self, error: Exception) -> None:
         if self._said:
@@ -64,6 +89,37 @@ class Compiler:
     def _say(self, what: str, seconds: float | None) -> None:
         if self.report is not None:
             self.report(what, seconds)
+
+
+_MISSING = {"InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"}
+"""Names of torch's errors for tools that are not there; they moved between its modules from release to release."""
+_SAYS_MISSING = re.compile(
+    "No working C\\+\\+ compiler found|Cannot find a working triton installation|Failed to find C compiler"
+    "|too old to be supported by the triton GPU compiler|torch.compile is not supported on"
+)
+"""The same where only the text comes through: from processes that compile, from Triton, from torch.compile itself."""
+_HALF_INSTALLED = re.compile(
+    "No such file|file not found|cannot find -l|library not found|cannot execute|not permitted"
+)
+"""In what a C++ compiler printed: its headers, libraries or own parts are missing."""
+
+
+def lacks_tools(error: BaseException) -> bool:
+    """Whether an error says that the tools which compiling needs are missing or incomplete here."""
+    seen: list[BaseException] = []
+    following: list[Any] = [error]
+    while following:
+        each = following.pop()
+        if not isinstance(each, BaseException) or each in seen:
+            continue
+        seen.append(each)
+        name = type(each).__name__
+        if name in _MISSING or _SAYS_MISSING.search(str(each)):
+            return True
+        if name == "CppCompileError" and _HALF_INSTALLED.search(str(each)):
+            return True
+        following += [each.__cause__, getattr(each, "inner_exception", None)]
+    return False
 
 
 _MODES = {"cuda": "max-autotune"}
@@ -86,17 +142,33 @@ def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""Compiling changes settings of the whole process for as long as it takes."""
+
+
 def _first(graph: Callable[..., Any], args: tuple[Any, ...], device: torch.device) -> Any:
     """The first call, which compiles: shapes that are not marked are fixed."""
     import torch._inductor.config as inductor  # heavy, and only now needed
 
     with (
+        _ONE_AT_A_TIME,
         _quiet(),
         # Not as the compiler's options: weights are frozen while the function is traced, before those count.
         inductor.patch(_CPU if device.type == "cpu" else {}),
         torch._dynamo.config.patch(automatic_dynamic_shapes=False),
     ):
+        if device.type == "cuda":
+            _let_this_thread_record()
         return graph(*args)
+
+
+def _let_this_thread_record() -> None:
+    """Older releases of torch let only the thread that imported it keep recorded graphs."""
+    import torch._inductor.cudagraph_trees as trees
+
+    if not hasattr(trees.local, "tree_manager_containers"):
+        trees.local.tree_manager_containers = {}
+        trees.local.tree_manager_locks = defaultdict(threading.Lock)
 
 
 @contextmanager

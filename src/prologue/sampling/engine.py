@@ -13,8 +13,8 @@ from prologue.nn.transformer import LayerCache
 from prologue.prior import Prior
 from prologue.sampling.compiling import Compiler
 from prologue.sampling.draw import draw, gumbel_noise
+from prologue.sampling.graphs import Draw, Graph, Logits, Step
 from prologue.sampling.recipe import Recipe
-from prologue.sampling.step import Logits, Step, draw_unfiltered
 from prologue.sequence import Segment
 
 _FEWEST_SLOTS = 2
@@ -25,13 +25,14 @@ class Engine:
     """Runs one prior. With a `compiler`, steps of the visual segment go through it.
 
     Compiled steps hold a copy of the weights in the order their products read them; weights changed afterwards are
-    noticed at the next `begin`. Row counts are compiled one by one, positions share a graph.
+    noticed at the next `begin`. Row counts are compiled one by one, positions share a graph. An engine serves one
+    thread at a time: its cache is the same memory for every batch.
     """
 
     def __init__(self, prior: Prior, compiler: Compiler | None = None) -> None:
         self.prior = prior
         self.compiler = compiler
-        self._graphs: dict[tuple[str, int, bool], Callable[..., Any]] = {}
+        self._graphs: dict[tuple[type[Graph], int, bool], Callable[..., Any]] = {}
         self._state: tuple[tuple[int, int], ...] = ()
         self._cache: Tensor | None = None
 
@@ -58,6 +59,7 @@ class Engine:
 
         Rows that are alike from the beginning are computed once.
         """
+        self._begin_position()
         if start > 0:
             return self._run(cache, self.prior.embed(ids[:, start - 1 :]), start)
         alike, inverse = torch.unique(torch.cat([class_ids[:, None], ids], dim=1), dim=0, return_inverse=True)
@@ -75,15 +77,14 @@ class Engine:
 
     def step(self, cache: Tensor, ids: Int[Tensor, " R"], position: int, segment: Segment) -> Float[Tensor, "R 1 D"]:
         """Run one input position, whose ids are given, and remember it."""
-        if not self._worth_compiling(segment):
+        graph = self._graph(Step, len(ids), segment, lambda: Step(self.prior))
+        if graph is None:
             return self._run(cache, self.prior.embed(ids[:, None]), position)
-        graph = self._graph("step", len(ids), False, lambda: Step(self.prior))
-        if ids.device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        self._begin_position()
         past = cache
-        if ids.device.type == "cpu":
-            # Only what is filled is read; the length is a variable of the graph. On a GPU the whole cache is read,
-            # whose fixed shape lets the graph be recorded.
+        if self.compiler is not None and not self.compiler.fixed_shapes:
+            # Only what is filled is read; the length is a variable of the graph. Where shapes are fixed the whole cache
+            # is read, which lets the graph be recorded.
             past = cache[:, :, :, :, : max(_FEWEST_SLOTS, position)]
             torch._dynamo.mark_dynamic(past, 4)
         # Laid out alike at every step: the graph is compiled for the strides that it saw first.
@@ -93,36 +94,38 @@ class Engine:
         return out
 
     def logits(self, hidden: Float[Tensor, "R 1 D"], segment: Segment, scale: float | None) -> tuple[Tensor, Tensor]:
-        """Guided logits of a segment (B, V) and whether they are finite."""
-        if not self._worth_compiling(segment):
-            return Logits(self.prior, segment)(hidden, scale)  # type: ignore[no-any-return]
+        """Guided logits of a segment (B, V), good until the next position, and whether they are finite."""
         guided = scale is not None
-        graph = self._graph("logits", len(hidden), guided, lambda: Logits(self.prior, segment))
-        out: tuple[Tensor, Tensor] = graph(
-            hidden.clone(), torch.tensor(scale, device=hidden.device) if guided else None
-        )
-        return out
+        graph = self._graph(Logits, len(hidden), segment, lambda: Logits(self.prior, segment), guided)
+        if graph is None:
+            return Logits(self.prior, segment)(hidden, scale)  # type: ignore[no-any-return]
+        logits, finite = graph(hidden.clone(), torch.tensor(scale, device=hidden.device) if guided else None)
+        return logits, finite.clone()  # kept to the end, while the next position overwrites what a graph returned
 
     def draw(
         self, logits: Float[Tensor, "B V"], keys: Int[Tensor, " B"], position: int, recipe: Recipe, segment: Segment
     ) -> Int[Tensor, " B"]:
-        """One id for each image, as the prior counts them."""
+        """One id for each image, as the prior counts them; good until the next position."""
         temperature = recipe.segment_temperature(segment.name)
-        # On a CPU the compiler gains nothing here, and does not take the noise's wrapping 64-bit products.
-        if recipe.filtered or keys.device.type == "cpu" or not self._worth_compiling(segment):
+        graph = None if recipe.filtered else self._graph(Draw, len(logits), segment, lambda: Draw(segment))
+        if graph is None:
             noise = gumbel_noise(keys, position, segment.first_id, segment.last_id)
             return segment.first_id + draw(logits, noise, temperature, recipe.top_k, recipe.top_p)
-        graph = self._graph("draw", len(logits), False, lambda: draw_unfiltered)
         where, heat = (torch.tensor(value, device=keys.device) for value in (position, temperature))
-        out: Tensor = graph(logits, keys, where, heat, segment.first_id)
+        out: Tensor = graph(logits, keys, where, heat)
         return out
 
-    def _worth_compiling(self, segment: Segment) -> bool:
-        return self.compiler is not None and segment is self.prior.layout.segments[-1]
+    def _begin_position(self) -> None:
+        if self.compiler is not None:
+            self.compiler.begin()
 
-    def _graph(self, name: str, rows: int, guided: bool, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-        key = (name, rows, guided)
+    def _graph(
+        self, kind: type[Graph], rows: int, segment: Segment, make: Callable[[], Graph], guided: bool = False
+    ) -> Callable[..., Any] | None:
+        """The compiled graph of so many rows; None where this is not compiled. The visual segment alone is worth it."""
+        if self.compiler is None or not self.compiler.takes(kind) or segment is not self.prior.layout.segments[-1]:
+            return None
+        key = (kind, rows, guided)
         if key not in self._graphs:
-            assert self.compiler is not None
-            self._graphs[key] = self.compiler.compile(make(), f"{name} of {rows} rows")
+            self._graphs[key] = self.compiler.compile(make(), f"{kind.__name__.lower()} of {rows} rows")
         return self._graphs[key]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 from prologue.errors import SamplingError
 from prologue.sequence import SequenceLayout
@@ -27,8 +28,9 @@ class Schedule:
         if self.kind not in _KINDS:
             raise SamplingError(f"unknown guidance schedule {self.kind!r}: choose one of {', '.join(_KINDS)}")
         for name in ("scale", "power", "start"):
-            if not math.isfinite(getattr(self, name)):
-                raise SamplingError(f"guidance {name} must be a finite number, not {getattr(self, name)}")
+            value: Any = getattr(self, name)
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise SamplingError(f"guidance {name} must be a finite number, not {value!r}")
         if self.power <= 0:
             raise SamplingError(f"guidance power must be positive, not {self.power}")
 
@@ -93,5 +95,6 @@ class Guidance:
 def _schedule(parts: SegmentSchedule | Sequence[object], start: float) -> Schedule:
     if isinstance(parts, str) or not isinstance(parts, Sequence) or not 2 <= len(parts) <= 3:
         raise SamplingError(f"a segment's guidance is (kind, scale) or (kind, scale, power), not {parts!r}")
-    kind, scale, *power = parts
-    return Schedule(kind, float(scale), float(power[0]) if power else 1.0, start)  # type: ignore[arg-type]
+    kind, scale, power = (*parts, 1.0)[:3]
+    scale, power = (float(value) if isinstance(value, Real) else value for value in (scale, power))
+    return Schedule(kind, scale, power, start)  # type: ignore[arg-type]

@@ -67,3 +67,9 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         return from_dict(cls, data, "recipe")
+
+
+def check_recipe(recipe: Any) -> None:
+    """Raise `SamplingError` for what is no recipe."""
+    if not isinstance(recipe, Recipe):
+        raise SamplingError(f"a recipe is a Recipe, such as Recipe(temperature=0.9), not {recipe!r}")

@@ -15,11 +15,10 @@ from PIL import Image
 
 from prologue.device import out_of_memory
 from prologue.errors import SamplingError
-from prologue.files import whole
-from prologue.images import class_grid, file_name, read_images
+from prologue.images import class_grid, file_name, open_image, read_images, save_png
 from prologue.pipeline import Pipeline, SamplingOptions
 from prologue.processes import Processes
-from prologue.throughput.output import Chunk, Output
+from prologue.throughput.output import GRID, Chunk, Output
 from prologue.throughput.plan import Plan
 
 Write = Literal["png", "npz", "both"]
@@ -56,62 +55,79 @@ class Drawing:
     processes: Processes = field(default_factory=Processes)
     say: Callable[[str], None] = lambda sentence: None
     progress: Progress = lambda done, count, rate: None
+    plan: Plan = field(init=False)
+    """Which image is where, known once it runs."""
 
     def run(self, overwrite: bool = False) -> bool:
         """Draw what is missing; false where nothing was.
 
-        Raises `RunError` where the folder holds something else, `SamplingError` where memory runs out later.
+        Raises `RunError` where the folder holds something else or another process is at work in it, `SamplingError`
+        where memory runs out later.
         """
-        state = self.output.state(self.job.request, overwrite)
-        if state is not None and state.get("finished"):
-            if self.processes.main:
-                self.output.clear()
-            return False
+        with self.processes.alone_in(self.output.folder):
+            return self._run(overwrite)
+
+    def _run(self, overwrite: bool) -> bool:
         begin = time.perf_counter()  # the trial draws the first images: without its time a rate would be too good
+        state = self.output.state(self.job.request, overwrite)
         # Everyone has looked at the folder before the first process changes it.
         self.processes.wait()
         first: Chunk | None = None
         if state is None:
             if self.processes.main:
-                batch, first = self._try()
-                compiled = self.pipeline.prepare(len(self.job.class_ids), batch)
+                batch, compiled, first = self._try()
                 found = {"batch": batch, "compiled": compiled, "threads": torch.get_num_threads()}
                 self.output.start({"request": dict(self.job.request), **found})
             self.processes.wait()
             state = self.output.state(self.job.request, overwrite=False)
             assert state is not None
-        plan = Plan(len(self.job.class_ids), state["batch"], self.job.shard_size)
+        self.plan = plan = Plan(len(self.job.class_ids), state["batch"], self.job.shard_size)
+        left = self.output.missing(plan, self._archived_size, self._names)
+        self.processes.wait()  # everyone has looked at the files
+        if not left and state.get("finished") and self.output.has_grid():
+            if self.processes.main:
+                self.output.finish(state)
+            return False
+        if self.processes.main:
+            self.output.forget(left)
+        self.processes.wait()
         with self._as_begun(state):
-            self._draw(plan, first, begin)
+            self._draw(plan, left, state["compiled"], first, begin)
         self.processes.wait()
         if self.processes.main:
             self._finish(plan, state)
         self.processes.wait()
         return True
 
+    @property
+    def _archived_size(self) -> tuple[int, int] | None:
+        return None if self.job.write == "png" else self.pipeline.tokenizer.config.image_size
+
+    def _names(self, chunk: int) -> list[str]:
+        """The pictures of a chunk that are written."""
+        return [] if self.job.write == "npz" else [self.file(index) for index in self.plan.images(chunk)]
+
     @contextmanager
     def _as_begun(self, state: Mapping[str, Any]) -> Iterator[None]:
-        """Compute as whoever began did: products round otherwise compiled, and on a CPU with other threads."""
-        compiles, threads = self.pipeline.compile, torch.get_num_threads()
-        self.pipeline.compile = state["compiled"]
+        """Compute with as many threads as whoever began: on a CPU products round otherwise with others."""
+        threads = torch.get_num_threads()
         torch.set_num_threads(state["threads"] if self.pipeline.device.type == "cpu" else threads)
         try:
             yield
         finally:
-            self.pipeline.compile = compiles
             torch.set_num_threads(threads)
 
-    def _try(self) -> tuple[int, Chunk]:
-        """The largest batch that fits, halving the one asked for, and its first chunk.
+    def _try(self) -> tuple[int, bool, Chunk]:
+        """The largest batch that fits, halving the one asked for, whether it is compiled, and its first chunk.
 
         No larger than the count: a chunk is filled up to the batch, and what fills it is computed for nothing.
         """
         batch = min(self.job.batch, len(self.job.class_ids))
         while True:
             plan = Plan(len(self.job.class_ids), batch, self.job.shard_size)
-            self.pipeline.prepare(plan.count, batch)
+            compiled = self.pipeline.compiles(plan.count, batch)
             try:
-                return batch, self._chunk(plan, 0)
+                return batch, compiled, self._chunk(plan, 0, compiled)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -125,30 +141,29 @@ class Drawing:
             self.say(f"a batch of {batch} does not fit into memory, going on with {smaller} ({_first_line(reason)})")
             batch = smaller
 
-    def _draw(self, plan: Plan, first: Chunk | None, begin: float) -> None:
-        """This process's share of the chunks, less those that are done."""
-        drawn, before = 0, self.output.done(plan)
+    def _draw(self, plan: Plan, left: Sequence[int], compiled: bool, first: Chunk | None, begin: float) -> None:
+        """This process's share of the chunks, of those that are left."""
+        drawn, before, wanted = 0, plan.chunks - len(left), set(left)
         pending: list[Future[None]] = []
         with ThreadPoolExecutor(1) as writer:
             for number in plan.share(self.processes.rank, self.processes.world):
-                if self.output.has(plan, number):
+                if number not in wanted:
                     continue
-                chunk = first if number == 0 and first is not None else self._guarded(plan, number)
+                chunk = first if number == 0 and first is not None else self._guarded(plan, number, compiled)
                 pending.append(writer.submit(self._write, plan, number, chunk))
                 while len(pending) > _QUEUED or (pending and pending[0].done()):
                     pending.pop(0).result()
                 drawn += len(plan.images(number))
                 if self.processes.main:
-                    everyone = self.output.done(plan) - before if self.processes.world > 1 else None
-                    done = drawn if everyone is None else everyone * plan.batch
+                    done = sum(map(self.output.keeps, left)) * plan.batch if self.processes.world > 1 else drawn
                     rate = done / (time.perf_counter() - begin)
                     self.progress(min(plan.count, before * plan.batch + done), plan.count, rate)
             for future in pending:
                 future.result()
 
-    def _guarded(self, plan: Plan, number: int) -> Chunk:
+    def _guarded(self, plan: Plan, number: int, compiled: bool) -> Chunk:
         try:
-            return self._chunk(plan, number)
+            return self._chunk(plan, number, compiled)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -157,11 +172,11 @@ class Drawing:
                 f"free memory and run the same again, or start anew with a --batch below {plan.batch}"
             ) from error
 
-    def _chunk(self, plan: Plan, number: int) -> Chunk:
+    def _chunk(self, plan: Plan, number: int, compiled: bool) -> Chunk:
         images = plan.images(number)
         seeds = [self.job.seed + index for index in images]
         class_ids = [self.job.class_ids[index] for index in images]
-        tokens, pixels = self.pipeline.chunk(class_ids, seeds, plan.batch, **self.job.options)
+        tokens, pixels = self.pipeline.chunk(class_ids, seeds, plan.batch, compiled=compiled, **self.job.options)
         tokens = tokens.to("cpu")
         return {
             "images": pixels.permute(0, 2, 3, 1).contiguous().numpy(),
@@ -173,8 +188,7 @@ class Drawing:
         """In the writer's thread: the chunk, and the shards that it completes."""
         pictures = []
         if self.job.write != "npz":
-            names = [self.file(index) for index in plan.images(number)]
-            pictures = list(zip(names, chunk["images"], strict=True))
+            pictures = list(zip(self._names(number), chunk["images"], strict=True))
         if self.job.write == "png":
             chunk = {name: array for name, array in chunk.items() if name != "images"}
         self.output.add(number, chunk, pictures)
@@ -194,22 +208,19 @@ class Drawing:
 
     def _finish(self, plan: Plan, state: Mapping[str, Any]) -> None:
         """Put together what is not yet, draw the grid, and state that all is done."""
-        if self.job.write != "png":
-            for shard in range(plan.shards):
-                if (self.output.folder / plan.shard_name(shard)).is_file():
-                    self.output.tidy(plan, shard)
-                else:
-                    self._assemble(plan, shard)
+        size = self._archived_size
+        for shard in range(plan.shards):
+            if size is not None and not self.output.has_shard(plan, shard, size):
+                self._assemble(plan, shard)
         shown = range(min(plan.count, _GRID_IMAGES))
         names = [self.class_name(index) or "" for index in shown]
-        with whole(self.output.folder / "grid.png") as file:
-            class_grid(self._pictures(plan, len(shown)), names).save(file, format="PNG")
+        save_png(self.output.folder / GRID, class_grid(self._pictures(plan, len(shown)), names))
         self.output.finish(state)
 
     def _pictures(self, plan: Plan, count: int) -> list[Image.Image]:
         """The first `count` images, from the files."""
         if self.job.write != "npz":
-            return [Image.open(self.output.folder / self.file(index)).convert("RGB") for index in range(count)]
+            return [open_image(self.output.folder / self.file(index)) for index in range(count)]
         out: list[Image.Image] = []
         for shard in range(plan.shards):
             if len(out) < count:

@@ -1,14 +1,15 @@
 """The folder that is filled: what was asked of it, the chunks that are done, and the archives made of them.
 
 A chunk is written whole or not at all, its pictures before it. When all chunks of a shard are there, its archive is
-put in place and they are removed. Nothing in the final files depends on when or by whom it was written.
+put in place and they are removed. Nothing in the final files depends on when or by whom it was written. What is done
+is seen from the files alone: nothing that is stated stands for a file that is gone.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from prologue.errors import ConfigError, RunError
-from prologue.images import WRITTEN_NAME, SampleArchive
+from prologue.files import temporary_of, whole
+from prologue.images import WRITTEN_NAME, SampleArchive, is_whole_archive, is_whole_png, save_png
+from prologue.locks import LOCK
 from prologue.plain import load_json, save_json
 from prologue.throughput.plan import Plan
 
 STATE = "generation.json"
-_HALF_STATE = f"{STATE}.tmp"
 _FOUND = {"batch", "compiled", "threads"}
 """What the first call found out beside the request."""
+GRID = "grid.png"
 _CHUNKS = ".chunks"
 Chunk = dict[str, np.ndarray]
 """`images` (n, H, W, 3) uint8 where archives are written, `prologue` (n, P) and `visual` (n, N) ids."""
@@ -42,11 +45,10 @@ class Output:
 
         Files of something else, or of another request, are a `RunError`; nothing is touched.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise RunError(f"{self.folder} is a file: give a folder with --out")
         if overwrite or not self.folder.exists():
             return None
-        if all(path.name == _HALF_STATE for path in self.folder.iterdir()):  # empty, or killed at the very start
+        # Empty, or killed at the very start.
+        if all(path.name == LOCK or temporary_of(path.name) == STATE for path in self.folder.iterdir()):
             return None
         if not (self.folder / STATE).is_file():
             raise RunError(
@@ -66,43 +68,62 @@ class Output:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / STATE).unlink(missing_ok=True)
         self.clear()
-        for path in self.folder.iterdir():
-            if WRITTEN_NAME.fullmatch(path.name.removesuffix(".tmp")):
+        for path in list(self.folder.iterdir()):
+            if WRITTEN_NAME.fullmatch(temporary_of(path.name) or path.name):
                 path.unlink()
         save_json(self.folder / STATE, dict(state))
 
     def finish(self, state: Mapping[str, Any]) -> None:
         """State that all is done."""
-        save_json(self.folder / STATE, {**state, "finished": True})
+        if not state.get("finished"):
+            save_json(self.folder / STATE, {**state, "finished": True})
         self.clear()
+        for path in list(self.folder.iterdir()):  # of writers that were killed
+            if WRITTEN_NAME.fullmatch(temporary_of(path.name) or ""):
+                path.unlink()
 
     def clear(self) -> None:
         """Remove the chunks that are kept, which are of no use to a finished folder."""
         shutil.rmtree(self._chunks, ignore_errors=True)
 
-    def has(self, plan: Plan, chunk: int) -> bool:
-        """Whether a chunk is done: kept for itself, or in its shard."""
-        return self._chunk(chunk).is_file() or (self.folder / plan.shard_name(plan.shard_of(chunk))).is_file()
+    def missing(self, plan: Plan, size: tuple[int, int] | None, names: Callable[[int], Sequence[str]]) -> list[int]:
+        """The chunks of which something is not there: a picture, or the images in their shard or in a kept chunk.
 
-    def done(self, plan: Plan) -> int:
-        """How many chunks are done, by all processes."""
-        kept = {int(path.stem) for path in self._chunks.glob("*.npz")} if self._chunks.is_dir() else set()
-        for shard in range(plan.shards):
-            if (self.folder / plan.shard_name(shard)).is_file():
-                kept.update(plan.shard_chunks(shard))
-        return len(kept)
+        `size` is that of archived images, None where no archive is written; `names` are the pictures of a chunk. Files
+        are looked at from their ends, so 50000 take seconds.
+        """
+        shards = [size is None or self.has_shard(plan, shard, size) for shard in range(plan.shards)]
+        return [
+            chunk
+            for chunk in range(plan.chunks)
+            if not (
+                (shards[plan.shard_of(chunk)] or self.keeps(chunk))
+                and all(is_whole_png(self.folder / name) for name in names(chunk))
+            )
+        ]
+
+    def has_shard(self, plan: Plan, shard: int, size: tuple[int, int]) -> bool:
+        """Whether the archive of a shard is in place and whole."""
+        return is_whole_archive(self.folder / plan.shard_name(shard), len(plan.shard_images(shard)), size)
+
+    def has_grid(self) -> bool:
+        return is_whole_png(self.folder / GRID)
+
+    def keeps(self, chunk: int) -> bool:
+        """Whether a chunk was drawn and its shard is not yet put together."""
+        return self._chunk(chunk).is_file()
+
+    def forget(self, chunks: Sequence[int]) -> None:
+        """Remove kept chunks that are drawn again, so that they count only once they are."""
+        for number in chunks:
+            self._chunk(number).unlink(missing_ok=True)
 
     def add(self, number: int, chunk: Chunk, pictures: Sequence[tuple[str, UInt8[np.ndarray, "H W 3"]]]) -> None:
         """Write a chunk's pictures, then the chunk."""
         for name, pixels in pictures:
-            temporary = self.folder / f"{name}.tmp"
-            Image.fromarray(pixels).save(temporary, format="PNG")
-            temporary.replace(self.folder / name)
-        self._chunks.mkdir(exist_ok=True)
-        temporary = self._chunk(number).with_suffix(".tmp")
-        with temporary.open("wb") as file:
+            save_png(self.folder / name, Image.fromarray(pixels), durable=False)
+        with whole(self._chunk(number), durable=False) as file:
             np.savez(file, **chunk)  # type: ignore[arg-type]
-        temporary.replace(self._chunk(number))
 
     def read(self, number: int) -> Chunk:
         """A chunk that is done and not yet in a shard; a damaged one is a `RunError`."""
@@ -114,7 +135,7 @@ class Output:
 
     def complete(self, plan: Plan, shard: int) -> bool:
         """Whether all chunks of a shard are kept and it can be put together."""
-        return all(self._chunk(chunk).is_file() for chunk in plan.shard_chunks(shard))
+        return all(map(self.keeps, plan.shard_chunks(shard)))
 
     def assemble(self, plan: Plan, shard: int, size: tuple[int, int], beside: Mapping[str, np.ndarray]) -> None:
         """Put a shard's archive in place, chunk by chunk, with `beside` next to images and tokens."""
@@ -127,12 +148,7 @@ class Output:
                 tokens.append(chunk)
             parts = {name: np.concatenate([chunk[name] for chunk in tokens]) for name in ("prologue", "visual")}
             archive.finish(**beside, **parts)
-        self.tidy(plan, shard)
-
-    def tidy(self, plan: Plan, shard: int) -> None:
-        """Remove the chunks of a shard that is in place."""
-        for number in plan.shard_chunks(shard):
-            self._chunk(number).unlink(missing_ok=True)
+        self.forget(plan.shard_chunks(shard))
 
     def _chunk(self, number: int) -> Path:
         return self._chunks / f"{number:06d}.npz"

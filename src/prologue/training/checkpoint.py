@@ -16,17 +16,21 @@ from prologue.weights import file_hash, read_tensors, write_tensors
 STATE = "state.safetensors"
 CHECKSUM = "checksum.json"
 WRITING = ".writing-"
+READ_ATTEMPTS = 10
 
 
 class Checkpoints:
-    """`checkpoints/STAGE/step-00001000/` of one stage; the last `keep` are kept."""
+    """`checkpoints/STAGE/step-00001000/` of one stage; the last `keep` are kept, and the last good one."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
 
-    def save(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Store the state after `step` steps. A full disk is a `RunError`, and costs no older checkpoint."""
+    def save(self, step: int, tensors: dict[str, Tensor], failing: bool = False) -> None:
+        """Store the state after `step` steps. A full disk is a `RunError`, and costs no older checkpoint.
+
+        `failing` marks a state whose last updates were skipped: it does not replace the last one before them.
+        """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f"{WRITING}{step:08d}"
         for left in self.folder.glob(f"{WRITING}*"):  # by a process that was killed here
@@ -34,7 +38,8 @@ class Checkpoints:
         try:
             temporary.mkdir(parents=True)
             write_tensors(temporary / STATE, tensors)
-            save_json(temporary / CHECKSUM, {"step": step, "sha256": file_hash(temporary / STATE)})
+            checksum = {"step": step, "sha256": file_hash(temporary / STATE)}
+            save_json(temporary / CHECKSUM, checksum | ({"failing": True} if failing else {}))
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
         except Exception as error:
@@ -46,37 +51,77 @@ class Checkpoints:
                 ) from error
             raise
         # A later one can only be damaged, or the run would have continued from it; it must not count among those kept.
-        earlier = [other for other in self._steps() if other <= step]
-        for other in self._steps():
-            if other not in earlier[-self.keep :]:
-                shutil.rmtree(self._path(other), ignore_errors=True)
+        earlier = [other for other in self.steps() if other <= step]
+        self._keep({*earlier[-self.keep :], *self.good(step + 1)[-1:]})
+
+    def good(self, before: int) -> list[int]:
+        """The steps of those that are not failing and of fewer steps than `before`, in order."""
+        return [step for step in self.steps() if step < before and not self._failing(step)]
+
+    def drop_failing(self, before: int) -> None:
+        """Remove all but the good ones."""
+        self._keep(set(self.good(before)))
+
+    def _keep(self, steps: set[int]) -> None:
+        for step in self.steps():
+            if step not in steps:
+                shutil.rmtree(self._path(step), ignore_errors=True)
+
+    def _failing(self, step: int) -> bool:
+        try:
+            return bool(load_json(self._path(step) / CHECKSUM).get("failing"))
+        except (ConfigError, AttributeError):  # a damaged one
+            return False
 
     def restore(self, warn: Callable[[str], None]) -> tuple[int, dict[str, Tensor]] | None:
         """(steps done, state) of the newest whole checkpoint; damaged ones are named to `warn` and passed over."""
-        for step in reversed(self._steps()):
+        for step in reversed(self.steps()):
             try:
                 return step, self._read(step)
             except (CheckpointError, ConfigError) as error:
                 warn(f"passing over a damaged checkpoint: {error}")
         return None
 
+    def newest(self, only: tuple[str, ...]) -> tuple[int, str, dict[str, Tensor]] | None:
+        """(steps done, hash, tensors) of the newest whole checkpoint, of the tensors whose names begin so.
+
+        Another process may be training: where it removes what is being read, there is a newer one to read.
+        """
+        for _ in range(READ_ATTEMPTS):
+            seen = self.steps()
+            for step in reversed(seen):
+                try:
+                    tensors = self._read(step, only)
+                    return step, str(load_json(self._path(step) / CHECKSUM)["sha256"]), tensors
+                except (CheckpointError, ConfigError, OSError):
+                    if not self._path(step).exists():
+                        break
+            if self.steps() == seen:
+                break
+        return None
+
     def clear(self) -> None:
         """Remove all of this stage's checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _read(self, step: int) -> dict[str, Tensor]:
+    def keep_last(self) -> None:
+        """Remove all but the newest: what a finished stage needs to go on for longer."""
+        self._keep(set(self.steps()[-1:]))
+
+    def _read(self, step: int, only: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
         path = self._path(step)
         expected = load_json(path / CHECKSUM)
         if not isinstance(expected, dict) or expected.get("step") != step:
             raise CheckpointError(f"{path / CHECKSUM} does not describe step {step}")
         if not (path / STATE).is_file() or file_hash(path / STATE) != expected.get("sha256"):
             raise CheckpointError(f"{path / STATE} differs from its checksum")
-        return read_tensors(path / STATE)
+        return read_tensors(path / STATE, only)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """The numbers of steps of the checkpoints that are there, in order."""
         names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
         return sorted(int(name) for name in names if name.isdigit())
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prologue.training.transfer import send
+
 COLLAPSED_USAGE = 0.05
 COLLAPSED_NATS = 0.1
 
@@ -20,11 +22,9 @@ class Usage:
     @torch.no_grad()
     def add(self, ids: Int[Tensor, "B T"]) -> None:
         positions, size = self.counts.shape
-        if positions == 1:
-            self.counts[0] += torch.bincount(ids.flatten(), minlength=size)
-            return
         offset = torch.arange(positions, device=ids.device) * size
-        self.counts += torch.bincount((ids + offset).flatten(), minlength=positions * size).view(positions, size)
+        places = ids.flatten() if positions == 1 else (ids + offset).flatten()
+        _count(self.counts.view(-1), places)
 
     def reset(self) -> None:
         self.counts.zero_()
@@ -48,15 +48,23 @@ class Usage:
         return float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
 
+def _count(counts: Int[Tensor, " n"], places: Int[Tensor, " m"]) -> None:
+    """Add 1 at each of `places`. Not `bincount`, which waits for the device to learn the largest."""
+    counts.scatter_add_(0, places, torch.ones_like(places))
+
+
 def replacement_rows(
     unused: Int[Tensor, " n"], z: Float[Tensor, "B T d"], generator: torch.Generator
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, "m d"]]:
-    """Rows to re-seed and their new values: distinct encoder outputs, drawn without replacement."""
+    """Rows to re-seed and their new values: distinct encoder outputs, drawn without replacement.
+
+    `unused` is on the host, because the draws depend on how many there are; the results are on the device of `z`.
+    """
     pool = z.flatten(0, 1)
     count = min(len(unused), len(pool))
-    chosen = torch.randperm(len(pool), generator=generator)[:count].to(pool.device)
-    rows = torch.randperm(len(unused), generator=generator)[:count].to(unused.device)
-    return unused[rows], pool[chosen]
+    chosen = torch.randperm(len(pool), generator=generator)[:count]
+    rows = torch.randperm(len(unused), generator=generator)[:count]
+    return send(unused[rows], pool.device), pool[send(chosen, pool.device)]
 
 
 def spherical_kmeans(
@@ -68,24 +76,25 @@ def spherical_kmeans(
     """
     if len(points) < count:
         copies = -(-count // len(points))
-        noise = torch.randn(copies * len(points), points.shape[1], generator=generator).to(points)
-        points = F.normalize(points.repeat(copies, 1) + 0.01 * noise, dim=-1)
+        noise = send(torch.randn(copies * len(points), points.shape[1], generator=generator), points.device)
+        points = F.normalize(points.repeat(copies, 1) + 0.01 * noise.to(points.dtype), dim=-1)
     # Outputs that hardly depend on the image yet lie so close together that their cosines round to the same number.
     # Seen from their mean they do not, and of unit vectors the nearest is the one of largest cosine.
     mean = points.mean(0)
     offsets = points - mean
-    centres = points[torch.randperm(len(points), generator=generator)[:count].to(points.device)]
+    centres = points[send(torch.randperm(len(points), generator=generator)[:count], points.device)]
     for _ in range(rounds):
         shifted = centres - mean
         nearness, owner = (offsets @ shifted.T - shifted.square().sum(-1) / 2).max(dim=1)
         sums = torch.zeros_like(centres).index_add_(0, owner, offsets)
-        sizes = torch.bincount(owner, minlength=count)
+        sizes = torch.zeros(count, dtype=torch.int64, device=points.device)
+        _count(sizes, owner)
         centres = F.normalize(sums / sizes.clamp(min=1)[:, None] + mean, dim=-1)
         empty = sizes == 0
-        if bool(empty.any()):
-            distance = offsets.square().sum(-1) / 2 - nearness
-            farthest = distance.argsort(stable=True, descending=True)[: int(empty.sum())]
-            centres[empty] = points[farthest]
+        distance = offsets.square().sum(-1) / 2 - nearness
+        farthest = distance.argsort(stable=True, descending=True)[:count]
+        place = (empty.cumsum(0) - 1).clamp_min(0)  # an empty cluster's number among the empty ones
+        centres = torch.where(empty[:, None], points[farthest[place]], centres)
     return centres
 
 

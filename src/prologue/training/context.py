@@ -19,6 +19,7 @@ from prologue.rng import torch_stream
 from prologue.training.learner import Learner
 from prologue.training.prefetch import Prefetcher
 from prologue.training.run import RunFolder
+from prologue.training.transfer import send
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Context:
     def images(self, step: int, batch: int) -> tuple[Tensor, Tensor]:
         """This process's training images of `step` as uint8, and their class ids, on the device."""
         taken = self.batches.get(step, batch)
-        return taken.images.to(self.device, non_blocking=True), taken.labels.to(self.device, non_blocking=True)
+        return send(taken.images, self.device), send(taken.labels, self.device)
 
     def chance(self, probability: float, step: int, batch: int, name: str) -> Bool[Tensor, " B"]:
         """This process's part of the global batch's coin flips: the same for every number of processes."""
@@ -84,7 +85,7 @@ class Context:
         draws = torch.rand(batch, generator=torch_stream(self.config.seed, name, step))
         share = batch // self.world
         mine = draws[self.rank * share : (self.rank + 1) * share] < probability
-        return mine.to(self.device)
+        return send(mine, self.device)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """`tensor` of all processes, one after another along the first dimension."""

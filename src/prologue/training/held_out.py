@@ -47,7 +47,10 @@ class BestPrior:
     def __init__(self, context: Context, prior: Prior) -> None:
         self.context = context
         self.model = copy.deepcopy(prior).eval().requires_grad_(False)
-        self.lowest, self.step = float("inf"), 0
+        # float64, which Apple's GPUs lack; elsewhere the figures stay on the device, so that nothing waits for it.
+        self.home = torch.device("cpu") if context.device.type == "mps" else context.device
+        self._lowest = torch.tensor([float("inf"), 0], dtype=torch.float64, device=self.home)
+        """The lowest cross-entropy, and the step it was found at."""
         self.last: CrossEntropy | None = None
         """Per token, as the losses are."""
         self._images: tuple[TokenIds, Tensor] | None = None
@@ -56,17 +59,31 @@ class BestPrior:
     def look(self, step: int, prior: Prior) -> None:
         """Measure `prior` after `step` steps, and keep its weights where it did better than before."""
         tokens, labels = self._encoded()
-        layout, sums = prior.layout, torch.zeros(3, dtype=torch.float64)
+        layout, sums = prior.layout, torch.zeros(3, dtype=torch.float64, device=self.home)
         for start in range(0, len(labels), BATCH):
             rows = slice(start, start + BATCH)
-            sequence = layout.pack(layout.kept(tokens[rows]))
+            sequence = layout.join(layout.kept(tokens[rows]))
             with self.context.accelerator.autocast():
                 terms = cross_entropy_terms(prior(sequence, labels[rows]), sequence, layout)
-            sums += torch.stack(tuple(terms)).double().cpu() * len(sequence)
+            sums += torch.stack(tuple(terms)).to(self.home).double() * len(sequence)
         self.last = CrossEntropy(*(sums / len(labels)))
-        if float(self.last.total) < self.lowest:
-            self.lowest, self.step = float(self.last.total), step
-            self.model.load_state_dict(prior.state_dict())
+        better = self.last.total < self._lowest[0]
+        found = torch.stack([self.last.total, torch.full_like(self.last.total, step)])
+        self._lowest = torch.where(better, found, self._lowest)
+        better = better.to(self.context.device)
+        new = prior.state_dict()
+        for key, kept in self.model.state_dict().items():
+            kept.copy_(torch.where(better, new[key], kept))
+
+    @property
+    def lowest(self) -> float:
+        """The lowest cross-entropy per token so far."""
+        return float(self._lowest[0])
+
+    @property
+    def step(self) -> int:
+        """The step that it was found at; 0 before the first look."""
+        return int(self._lowest[1])
 
     def _encoded(self) -> tuple[TokenIds, Tensor]:
         if self._images is None:
@@ -98,7 +115,7 @@ class BestPrior:
     def state(self) -> dict[str, Tensor]:
         """For the checkpoint."""
         last = torch.full((3,), torch.nan, dtype=torch.float64) if self.last is None else torch.stack(tuple(self.last))
-        facts = {"lowest": torch.tensor([self.lowest, self.step], dtype=torch.float64), "last": last}
+        facts = {"lowest": self._lowest, "last": last}
         return {f"best.{key}": value for key, value in (facts | self._weights()).items()}
 
     def _weights(self) -> dict[str, Tensor]:
@@ -109,5 +126,5 @@ class BestPrior:
         lowest, last = stored(tensors, "best.lowest", torch.zeros(2)), stored(tensors, "best.last", torch.zeros(3))
         for key, value in self._weights().items():
             value.copy_(stored(tensors, f"best.{key}", value))
-        self.lowest, self.step = float(lowest[0]), int(lowest[1])
-        self.last = None if last.isnan().any() else CrossEntropy(*last.double())
+        self._lowest.copy_(lowest)
+        self.last = None if last.isnan().any() else CrossEntropy(*last.double().to(self.home))

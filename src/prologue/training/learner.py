@@ -40,7 +40,9 @@ class Learner:
         self.config = config
         self.total = total
         self.updates = 0
-        self.skipped = 0
+        self.device = next(module.parameters()).device
+        self.skips = torch.zeros(2, dtype=torch.int64, device=self.device)
+        """Updates skipped so far, and how many of the last ones in a row; on the device, so that nothing waits."""
         self.parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
         decayed = [p for p in self.parameters.values() if p.ndim > 1]
         spared = [p for p in self.parameters.values() if p.ndim <= 1]
@@ -65,7 +67,8 @@ class Learner:
     def update(self, weight: float = 1.0) -> Tensor:
         """Apply the gradients of `weight` times the loss, and clear them; the norm of the loss's own is returned.
 
-        A gradient that is not finite skips the step, which still counts as an update, and is counted (METHOD §7).
+        A gradient that is not finite skips the step, which still counts as an update, and is counted in `skips`
+        (METHOD §7). Nothing here waits for the device.
         """
         rate = learning_rate(self.config, self.updates, self.total)
         for group in self.optimizer.param_groups:
@@ -74,22 +77,31 @@ class Learner:
         if weight != 1.0:
             torch._foreach_div_(gradients, weight)
         norm = self._norm(gradients)
-        if bool(torch.isfinite(norm)):
-            if self.config.clip > 0:
-                scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
-                torch._foreach_mul_(gradients, scale)
-            self.optimizer.step()
-        else:
-            self.skipped += 1
+        skip = torch.isfinite(norm).logical_not()
+        self.skips.add_(skip)
+        self.skips[1].mul_(skip)
+        if self.config.clip > 0:
+            scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, scale)
+        self._step(skip)
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         self._follow()
         return norm
 
+    def _step(self, skip: Tensor) -> None:
+        """The optimizer's step, unless `skip`: then weights, moments and their counts of steps stay as they are."""
+        if self.device.type in ("cpu", "cuda"):
+            # The fused step reads this tensor on the device, as it does for a gradient scaler.
+            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bool(skip):  # the fused step of other devices does not read it
+            self.optimizer.step()
+
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         """Of all gradients together; 0 before any loss reaches this network (its terms begin later)."""
         if not gradients:
-            return torch.zeros((), device=next(iter(self.parameters.values())).device)
+            return torch.zeros((), device=self.device)
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return norm
 
@@ -122,8 +134,10 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next update depends on, under this learner's name."""
+        skipped, in_a_row = self.skips.cpu()
         return dict(self._tensors()) | {
-            f"{self.name}.counts": torch.tensor([self.updates, self.skipped], dtype=torch.int64)
+            f"{self.name}.counts": torch.stack([torch.tensor(self.updates), skipped]),
+            f"{self.name}.in_a_row": in_a_row.clone(),
         }
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
@@ -133,7 +147,16 @@ class Learner:
         for key, target in (*self._tensors(), (f"{self.name}.counts", counts)):
             with torch.no_grad():
                 target.copy_(stored(tensors, key, target))
-        self.updates, self.skipped = (int(value) for value in counts)
+        in_a_row = tensors.get(f"{self.name}.in_a_row", torch.zeros_like(counts[0]))  # not in checkpoints of 0.1
+        self.updates = int(counts[0])
+        self.skips.copy_(torch.stack([counts[1], in_a_row]))
+
+    def warm_start(self, model: nn.Module, updates: int) -> None:
+        """Go on from a model's weights after so many updates, without the moments that the optimizer had."""
+        for own in (self.module, *([self.ema] if self.ema is not None else [])):
+            own.load_state_dict(model.state_dict())
+        self.optimizer.state.clear()
+        self.updates = updates
 
     def _create_moments(self, tensors: dict[str, Tensor]) -> None:
         """Give the optimizer the state of a first step, for the parameters that had one: others got no gradient yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
@@ -12,8 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prologue.errors import TrainingError
 from prologue.training.context import Context
+from prologue.training.learner import Learner
 from prologue.training.progress import Progress
+from prologue.training.schedule import learning_rate
+from prologue.training.skipping import Skipping
 
 Metrics = dict[str, Tensor | float]
 
@@ -25,8 +29,12 @@ class Stage(Protocol):
     steps: int
     batch: int
 
+    @property
+    def learners(self) -> Mapping[str, Learner]:
+        """The networks that are trained, by the section of their settings: `prior_training.optimizer`."""
+
     def step(self, step: int) -> Metrics:
-        """Do step `step` and return its metrics, left on the device."""
+        """Do step `step` and return its metrics, left on the device: nothing in it waits for the device."""
 
     def summary(self, step: int) -> tuple[Metrics, list[str]]:
         """Metrics over the steps since the last call, and sentences that the user should read."""
@@ -36,6 +44,9 @@ class Stage(Protocol):
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
+
+    def warm_start(self, step: int) -> None:
+        """Go on after `step` steps from the finished weights alone."""
 
     def snapshot(self, step: int) -> Metrics:
         """Write pictures of the current state; figures that are taken no more often come back. Changes no state."""
@@ -111,7 +122,8 @@ def run_stage(
 ) -> None:
     """Train `stage` from its newest good checkpoint to its end, then let it write its result.
 
-    Every process of a group calls this; the main one writes. Raises `Stopped` on a stop signal, after a checkpoint.
+    Every process of a group calls this; the main one writes. Raises `Stopped` on a stop signal, after a checkpoint, and
+    `TrainingError` where updates are skipped without end.
     """
     run, main = context.run, context.main
     checkpoints = run.checkpoints(stage.name)
@@ -121,20 +133,31 @@ def run_stage(
         start, state = restored
         stage.load_state(state)
         progress.say(f"{stage.name}: continuing at step {start} of {stage.steps}")
+    elif start := int(run.record["stages"].get(stage.name, {}).get("warm_start", 0)):
+        stage.warm_start(start)
+        progress.say(
+            f"{stage.name}: its last checkpoint is gone, so it goes on from the finished weights at step {start} of "
+            f"{stage.steps}, with new moments of the optimizer"
+        )
+    if start and run.changed(stage.name):
+        rates = (learning_rate(learner.config, learner.updates, learner.total) for learner in stage.learners.values())
+        shown = ", ".join(f"{rate:.3g} ({section})" for section, rate in zip(stage.learners, rates, strict=True))
+        progress.say(f"{stage.name}: settings have changed, so the learning rate is computed anew: from here {shown}")
     if main:
         run.forget_metrics(stage.name, start)
-        run.set_stage(stage.name, steps=stage.steps, finished=False)
+        run.set_stage(stage.name, steps=stage.steps, finished=False, failed=False)
+    skipping = Skipping(stage.name, stage.learners, run.config.stop_after_skipped)
     progress.begin(stage.name, start, stage.steps, stage.batch)
     try:
-        saved = _steps(stage, context, progress, stop, track, start)
+        saved = _steps(stage, context, progress, stop, track, start, skipping)
     finally:
         progress.end()
     if main:
         if saved < stage.steps:
-            checkpoints.save(stage.steps, stage.state())
+            checkpoints.save(stage.steps, stage.state(), skipping.failing)
         stage.finish()
-        run.set_stage(stage.name, finished=True)
-        checkpoints.clear()
+        run.set_stage(stage.name, finished=True, skipped=skipping.total, warm_start=0)
+        checkpoints.keep_last()
 
 
 def _steps(
@@ -144,6 +167,7 @@ def _steps(
     stop: StopRequest,
     track: Callable[[dict[str, Any]], None] | None,
     start: int,
+    skipping: Skipping,
 ) -> int:
     """All steps from `start` on; the number of steps done at the last checkpoint."""
     config, checkpoints = context.run.config, context.run.checkpoints(stage.name)
@@ -158,8 +182,9 @@ def _steps(
             rate = (done - since) * stage.batch / max(time.perf_counter() - clock, 1e-9)
             taken = stage.snapshot(done) if pictured and context.main else {}
             summary, sentences = stage.summary(step)
-            record = _record(stage, done, {**context.mean({**figures, **summary}), **taken}, rate)
-            for sentence in sentences:
+            skipping.look()
+            record = _record(stage, done, {**context.mean({**figures, **summary, **skipping.metrics()}), **taken}, rate)
+            for sentence in (*sentences, *skipping.sentences(done)):
                 progress.say(sentence)
             if context.main:
                 context.run.log(record)
@@ -170,13 +195,32 @@ def _steps(
         else:
             progress.advance(done)
         asked = stop.asked()
-        if asked is not None or done % config.checkpoint_every == 0:
+        saving = asked is not None or done % config.checkpoint_every == 0
+        if saving:
+            skipping.look()
+        if skipping.hopeless:
+            raise _hopeless(stage, context, skipping, done, start)
+        if saving:
             if context.main:
-                checkpoints.save(done, stage.state())
+                checkpoints.save(done, stage.state(), skipping.failing)
             saved = done
         if asked is not None and not last:
             raise Stopped(f"in stage {stage.name} after step {done}", asked)
     return saved
+
+
+def _hopeless(stage: Stage, context: Context, skipping: Skipping, done: int, start: int) -> TrainingError:
+    """The error, after what is of no use is removed: what was saved since the last update that succeeded.
+
+    Where none did since the checkpoint that this call began with, that one is of no use either.
+    """
+    checkpoints = context.run.checkpoints(stage.name)
+    useless = start if skipping.in_a_row >= done - start else done
+    good = checkpoints.good(useless)
+    if context.main:
+        checkpoints.drop_failing(useless)
+        context.run.set_stage(stage.name, skipped=skipping.total, failed=True)
+    return skipping.error(done, max(good, default=0))
 
 
 def _record(stage: Stage, done: int, metrics: Metrics, rate: float) -> dict[str, Any]:

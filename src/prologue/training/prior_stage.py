@@ -9,7 +9,7 @@ from torch import Tensor
 from prologue.config import PriorTraining
 from prologue.data.sampler import batch_indices, batch_positions
 from prologue.data.store import TokenStore
-from prologue.images import labelled_grid, to_pil
+from prologue.images import labelled_grid, save_png, to_pil
 from prologue.prior import Prior
 from prologue.rng import derive_seed, numpy_stream
 from prologue.sampling.decode import sample_sequences
@@ -18,8 +18,10 @@ from prologue.sequence import SequenceLayout, TokenIds
 from prologue.tokenizer import Tokenizer, to_uint8
 from prologue.training.context import Context
 from prologue.training.held_out import BestPrior
+from prologue.training.learner import Learner
 from prologue.training.loop import Metrics
 from prologue.training.parts import add_cross_entropy
+from prologue.training.transfer import send
 
 SNAPSHOT_CLASSES = 8
 SNAPSHOT_ROWS = 2
@@ -49,9 +51,9 @@ class PriorStage:
     def step(self, step: int) -> Metrics:
         context, layout = self.context, self.model.layout
         tokens, labels = self._tokens(step)
-        sequence = layout.pack(tokens).to(context.device)
+        sequence = send(layout.join(tokens), context.device)
         null = context.chance(self.training.label_drop, step, self.batch, "label drop of the prior")
-        class_ids = labels.to(context.device).masked_fill(null, self.model.null_class)
+        class_ids = send(labels, context.device).masked_fill(null, self.model.null_class)
         dropped = None
         if self.training.visual_dropout and layout.has_prologue:
             dropped = context.chance(self.training.visual_dropout, step, self.batch, "visual dropout of the prior")
@@ -63,6 +65,10 @@ class PriorStage:
         if self.best is not None and (done % self.training.keep_best_every == 0 or done == self.steps):
             self.best.look(done, self.shipped())
         return terms | {"gradient_norm": norm}
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        return {"prior_training.optimizer": self.learner}
 
     def _tokens(self, step: int) -> tuple[TokenIds, Tensor]:
         """This process's tokens of `step`: images in the data order, a view of each by chance."""
@@ -78,7 +84,7 @@ class PriorStage:
 
     def summary(self, step: int) -> tuple[Metrics, list[str]]:
         rate = self.learner.optimizer.param_groups[0]["lr"]
-        metrics: Metrics = {"learning_rate": rate, "skipped": float(self.learner.skipped)}
+        metrics: Metrics = {"learning_rate": rate}
         if self.best is None:
             return metrics, []
         return metrics | self.best.metrics(), self.best.sentences(self.steps) if step + 1 == self.steps else []
@@ -90,6 +96,9 @@ class PriorStage:
         self.learner.load_state(tensors)
         if self.best is not None:
             self.best.load_state(tensors)
+
+    def warm_start(self, step: int) -> None:
+        self.learner.warm_start(Prior.from_pretrained(self.context.run.prior_folder), step)
 
     def shipped(self) -> Prior:
         """The EMA prior as it is now."""
@@ -110,8 +119,7 @@ class PriorStage:
         rows = [pictures[start : start + len(classes)] for start in range(0, len(pictures), len(classes))]
         names = [context.data.class_names[index] for index in classes] if prior.num_classes else []
         path = context.run.samples_folder / f"prior-{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        labelled_grid(rows, names).save(path)
+        save_png(path, labelled_grid(rows, names))
         return {}
 
     def finish(self) -> None:

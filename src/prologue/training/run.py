@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,24 @@ import torch
 from prologue._version import __version__
 from prologue.config import RunConfig
 from prologue.errors import CheckpointError, ConfigError, RunError
-from prologue.files import write_whole
+from prologue.files import temporary_of, write_whole
+from prologue.locks import LOCK
 from prologue.plain import from_dict, load_json, save_json, to_dict
+from prologue.training.changes import FREE_FIELDS, Difference, check, grown
 from prologue.training.checkpoint import Checkpoints
 
 RUN_FORMAT = 1
-FREE_FIELDS = ("checkpoint_every", "keep_checkpoints", "log_every", "sample_every", "data.cache_mb", "data")
-"""Fields that change no result, and so may differ between the commands that continue a run.
-
-The last is the fact that says where the images are: they may have moved, and their fingerprint tells whether they are
-the same.
-"""
-
 OPENING = "opening.png"
 """A picture that a demo shows before it has a run."""
-_NO_RUN = ("run.json.tmp", OPENING)
 
 
 def is_vacant(path: Path) -> bool:
     """Whether a run can begin here. What a kill leaves of its very first write does not count, nor does `OPENING`."""
-    return not path.exists() or (path.is_dir() and all(file.name in _NO_RUN for file in path.iterdir()))
+    return not path.exists() or (path.is_dir() and all(_is_no_run(file.name) for file in path.iterdir()))
+
+
+def _is_no_run(name: str) -> bool:
+    return name in (OPENING, LOCK) or temporary_of(name) in ("run.json", OPENING)
 
 
 class RunFolder:
@@ -45,10 +43,20 @@ class RunFolder:
         self.config = config
 
     @classmethod
-    def open(cls, path: Path, config: RunConfig, facts: Mapping[str, Any]) -> RunFolder:
+    def open(
+        cls,
+        path: Path,
+        config: RunConfig,
+        facts: Mapping[str, Any],
+        extend: bool = False,
+        changed_data: Callable[[], str | None] = lambda: None,
+    ) -> RunFolder:
         """Create the run, or continue it. `facts` are JSON values that must not change either (data, tokenizer).
 
+        `changed_data` says which image files differ from those of the run, where that is known.
+
         Changed settings, a folder that is no run, or one of another format are a `RunError`; nothing is touched.
+        `extend` allows more steps, also of finished stages, and other learning rates in their schedules.
         """
         plain_facts = json.loads(json.dumps(dict(facts)))
         if not (path / "run.json").exists():
@@ -66,14 +74,59 @@ class RunFolder:
         ]
         if changed and not run.record["stages"]:  # nothing was begun: there is nothing to lose
             return cls._create(path, config, plain_facts)
-        if changed:
-            listed = "\n  ".join(f"{name}: {there!r} in the run, {now!r} now" for name, there, now in changed)
-            raise RunError(
-                f"{path} was begun with other settings:\n  {listed}\n"
-                "Repeat the settings it was begun with to continue it, or choose another --out"
-            )
+        check(path, run.record["stages"], changed, extend, lambda item: _told(*item, changed_data))
         run.config = config
+        run.record["facts"] |= {key: value for key, value in plain_facts.items() if key in FREE_FIELDS}
+        if changed:
+            run._change(changed)
         return run
+
+    def _change(self, changed: Sequence[Difference]) -> None:
+        """Take over settings that may change, and record them; stages that get more steps are not finished any more."""
+        stages, more = self.record["stages"], grown(changed)
+        for stage, (before, _) in more.items():
+            if self.finished(stage):
+                self._reopen(stage, before, more)
+        fields = {name: [there, now] for name, there, now in changed}
+        self.record["config"] = to_dict(self.config)
+        self.record.setdefault("changes", []).append(
+            {"at": {name: self.done(name) for name in stages}, "fields": fields}
+        )
+        self.save()
+
+    def _reopen(self, stage: str, steps: int, more: Mapping[str, Any]) -> None:
+        """Let a finished stage go on after its `steps` steps; what was made from its models has to go on too."""
+        stages, known = self.record["stages"], self.record["stages"][stage]
+        if stage == "tokenizer":
+            if "taken_from" in known and self.config.tokenizer.variant != "prologue-post":
+                raise RunError(
+                    f"{self.path} took its tokenizer from {known['taken_from']}, so it has no steps of its own to "
+                    "extend: extend that run, and train a prior on it in another --out"
+                )
+            if not self.checkpoints(stage).steps():
+                raise RunError(
+                    f"{self.path} holds no checkpoint of its finished stage 'tokenizer' (earlier versions removed it), "
+                    "and its weights alone are not enough to go on: extend only --prior-training.steps, or choose "
+                    "another --out"
+                )
+            if self.finished("prior") and "prior" not in more:
+                raise RunError(
+                    "a longer stage 'tokenizer' gives other tokens, which the finished prior does not know: raise "
+                    "--prior-training.steps too, so that it learns them"
+                )
+            stages.get("tokens", {}).pop("finished", None)
+            if "prior" in stages:
+                stages["prior"].pop("tokenizer", None)  # it goes on with the new tokens, which it does not know yet
+                stages["prior"]["stale"] = True
+        elif not self.checkpoints(stage).steps():
+            known["warm_start"] = steps
+        known["finished"] = False
+
+    def done(self, stage: str) -> int:
+        """Steps of a stage that are kept."""
+        newest = max(self.checkpoints(stage).steps(), default=0)
+        known = self.record["stages"].get(stage, {})
+        return max(newest, int(known.get("warm_start", 0)), int(known.get("steps", 0)) if self.finished(stage) else 0)
 
     @classmethod
     def _create(cls, path: Path, config: RunConfig, facts: dict[str, Any]) -> RunFolder:
@@ -103,9 +156,11 @@ class RunFolder:
                 "use the version that wrote it, or choose another folder"
             )
         try:
+            _add_first_rule(record["config"])
             config = from_dict(RunConfig, record["config"], "config")
         except (ConfigError, KeyError) as error:
             raise CheckpointError(f"{path / 'run.json'} does not fit this version: {error}") from error
+        record["config"] = to_dict(config)  # fields that its version did not have stand at their defaults
         return cls(path, record, config)
 
     def reload(self) -> None:
@@ -140,6 +195,11 @@ class RunFolder:
 
     def finished(self, stage: str) -> bool:
         return bool(self.record["stages"].get(stage, {}).get("finished"))
+
+    def changed(self, stage: str) -> bool:
+        """Whether a setting of a stage's training changed after it had begun."""
+        changes = self.record.get("changes", [])
+        return any(name.startswith(f"{stage}_training.") for change in changes for name in change["fields"])
 
     def set_stage(self, stage: str, **values: Any) -> None:
         """Store what is known of a stage in `run.json`."""
@@ -180,6 +240,20 @@ class RunFolder:
                 yield json.loads(line)
             except json.JSONDecodeError:  # the last line of a run that was killed while writing it
                 continue
+
+
+def _add_first_rule(config: Any) -> None:
+    """Runs that name no rule for the files of a data folder were begun before there was a second one."""
+    if isinstance(config, dict) and isinstance(config.get("data"), dict):
+        config["data"].setdefault("file_rule", 1)
+
+
+def _told(name: str, there: Any, now: Any, changed_data: Callable[[], str | None]) -> str:
+    """One changed setting, in words."""
+    if name != "data_fingerprint":
+        return f"{name}: {there!r} in the run, {now!r} now"
+    files = changed_data() or "images were added, removed or changed, or they are cropped or labelled in another way"
+    return f"{name}: {files} ({there} in the run, {now} now)"
 
 
 def differences(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

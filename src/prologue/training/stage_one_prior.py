@@ -41,7 +41,7 @@ class StageOnePrior:
         """
         assert encoding.prologue is not None
         layout = self.model.layout
-        sequence = layout.pack(encoding.tokens)
+        sequence = layout.join(encoding.tokens)
         inputs = {
             "visual_dropout": self._dropped(step, "encoder")[part],
             "prologue_one_hot": encoding.prologue.one_hot,
@@ -65,7 +65,7 @@ class StageOnePrior:
     def step(self, step: int, tokens: TokenIds, class_ids: Tensor) -> Metrics:
         """One update on the ids, everything looked up."""
         layout = self.model.layout
-        sequence = layout.pack(tokens)
+        sequence = layout.join(tokens)
         self.context.set_dropout_stream(self.model, "stage-one dropout", step)
         dropped = self._dropped(step, "prior") if layout.has_prologue else None
         parts = self.training.accumulate
@@ -94,7 +94,7 @@ class StageOnePrior:
         total = 0.0
         for start in range(0, len(tokens), batch):
             rows = slice(start, start + batch)
-            sequence = layout.pack(tokens[rows])
+            sequence = layout.join(tokens[rows])
             with self.context.accelerator.autocast():
                 terms = cross_entropy_terms(prior(sequence, class_ids[rows]), sequence, layout)
             total += float(terms.visual) * layout.length * len(sequence)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,9 @@ from torch import Tensor
 from prologue.config import TokenizerTraining
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
-from prologue.images import labelled_grid, to_pil
+from prologue.errors import CheckpointError
+from prologue.images import labelled_grid, save_png, to_pil
+from prologue.manifest import Manifest
 from prologue.nn.perceptual import perceptual_loss
 from prologue.nn.quantizers import monitored_entropies
 from prologue.prior import Prior
@@ -21,11 +25,12 @@ from prologue.training.adversary import Adversary
 from prologue.training.codebooks import Usage, collapse_sentences, replacement_rows, spherical_kmeans
 from prologue.training.context import Context
 from prologue.training.held_out import encode_evenly
-from prologue.training.learner import stored
+from prologue.training.learner import Learner, stored
 from prologue.training.loop import Metrics
 from prologue.training.parts import averaged, parts_of
 from prologue.training.schedule import ramp
 from prologue.training.stage_one_prior import StageOnePrior
+from prologue.training.transfer import fetch
 
 KMEANS_POINTS = 64
 """Encoder outputs per centre for the start of the prologue codebook, at most."""
@@ -91,12 +96,20 @@ class TokenizerStage:
             self._start_prologue(step)
         null = self.context.chance(self.training.label_drop, step, self.batch, "label drop")
         encoding, reconstruction, metrics = self._autoencoder_step(step, images, labels, null)
+        counts = self._watch(step, encoding)
         if self.prior is not None and not self._shared(step):
             metrics |= self.prior.step(step, encoding.tokens, labels.masked_fill(null, self.prior.model.null_class))
         if self.adversary is not None and reconstruction is not None:
             metrics |= self.adversary.step(step, images, reconstruction)
-        self._watch(step, encoding)
+        if counts is not None:
+            self._revive(step, encoding, counts())
         return metrics
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        owners = (("prior", self.prior), ("discriminator", self.adversary))
+        others = {f"tokenizer_training.{name}": owner.learner for name, owner in owners if owner is not None}
+        return {"tokenizer_training.autoencoder": self.tokenizer, **others}
 
     def _shared(self, step: int) -> bool:
         """Whether the autoencoder step's pass through the prior serves the prior's own update too."""
@@ -195,8 +208,12 @@ class TokenizerStage:
         self.tokenizer.replace_rows("prologue_quantizer.codebook", rows, centres)
 
     @torch.no_grad()
-    def _watch(self, step: int, encoding: Encoding) -> None:
-        """Count ids, and re-seed visual codes that nothing used since the last time."""
+    def _watch(self, step: int, encoding: Encoding) -> Callable[[], Tensor] | None:
+        """Count ids. At a step that re-seeds unused visual codes their counts come back, on their way to the host.
+
+        That every `revive_every` steps is the one thing outside of log steps that the host waits for: the draws depend
+        on how many codes are unused. The rest of the step is queued meanwhile.
+        """
         self._last = encoding
         visual = self.context.gather(encoding.visual.ids)
         self.visual_window.add(visual)
@@ -204,11 +221,14 @@ class TokenizerStage:
             self.prologue_window.add(self.context.gather(encoding.prologue.ids))
         every = self.training.revive_every
         if self.post_hoc or not every or step >= self.training.revive_until * self.steps:
-            return
+            return None
         self.revival_window.add(visual)
-        if (step + 1) % every:
-            return
-        unused = (self.revival_window.counts[0] == 0).nonzero()[:, 0]
+        return None if (step + 1) % every else fetch(self.revival_window.counts[0])
+
+    @torch.no_grad()
+    def _revive(self, step: int, encoding: Encoding, counts: Tensor) -> None:
+        """Re-seed the visual codes that nothing used since the last time."""
+        unused = torch.from_numpy(np.flatnonzero(counts.numpy() == 0))
         if len(unused):
             z = self.context.gather(encoding.visual.z.detach())
             rows, values = replacement_rows(unused, z, torch_stream(self.seed, "revival", step))
@@ -234,7 +254,6 @@ class TokenizerStage:
             "visual_usage": self.visual_window.used,
             "visual_perplexity": self.visual_window.perplexity(),
             "learning_rate": self.tokenizer.optimizer.param_groups[0]["lr"],
-            "skipped": float(self.tokenizer.skipped + (self.prior.learner.skipped if self.prior else 0)),
         }
         metrics |= self._entropies()
         diversity = None
@@ -276,6 +295,9 @@ class TokenizerStage:
         if self.adversary is not None:
             self.adversary.load_state(tensors)
 
+    def warm_start(self, step: int) -> None:
+        raise CheckpointError("the finished tokenizer alone is not enough: its prior and discriminator are not kept")
+
     def _windows(self) -> dict[str, Usage]:
         """Counts that go on over a checkpoint: of the next revival and of the next log record."""
         windows = {"revival_window": self.revival_window, "visual_window": self.visual_window}
@@ -295,8 +317,7 @@ class TokenizerStage:
         model = self.shipped()
         shown = to_uint8(model.decode(model.encode(to_model_range(pictures.to(self.context.device))).visual)).cpu()
         path = self.context.run.samples_folder / f"tokenizer-{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        labelled_grid([to_pil(pictures), to_pil(shown)], row_labels=["image", "reconstruction"]).save(path)
+        save_png(path, labelled_grid([to_pil(pictures), to_pil(shown)], row_labels=["image", "reconstruction"]))
         return self._measure_use(images)
 
     def _measure_use(self, images: ImageSet) -> Metrics:
@@ -313,6 +334,7 @@ class TokenizerStage:
 
     def finish(self) -> None:
         """Write the EMA tokenizer; in one-stage training the EMA prior too."""
+        Manifest.withdraw(self.context.run.path)  # a prior that is there was trained with the one before
         self.shipped().save_pretrained(self.context.run.tokenizer_folder)
         if self.training.one_stage and self.prior is not None:
             prior = self.prior.learner.shipped

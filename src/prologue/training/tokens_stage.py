@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 
 from prologue.data.store import TokenStore, TokenStoreWriter
+from prologue.errors import CheckpointError, RunError
 from prologue.tokenizer import Tokenizer, to_model_range
 from prologue.training.context import Context
 from prologue.training.loop import Stopped, StopRequest
@@ -20,8 +25,9 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
     run, images = context.run, context.data.train
     tokenizer = Tokenizer.from_pretrained(run.tokenizer_folder).to(context.device)
     config = tokenizer.config
-    writer = TokenStoreWriter(
+    writer = _writer(
         run.tokens_folder,
+        progress,
         prologue_tokens=config.prologue_tokens,
         visual_tokens=config.visual_tokens,
         views=images.views,
@@ -49,3 +55,13 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
     finally:
         progress.end()
     return writer.finish()
+
+
+def _writer(folder: Path, progress: Progress, **sizes: Any) -> TokenStoreWriter:
+    """The store to go on with; one that is damaged, or of another tokenizer, is removed first."""
+    try:
+        return TokenStoreWriter(folder, **sizes)
+    except (CheckpointError, RunError) as error:
+        progress.say(f"tokens: the store is made anew: {error}")
+        shutil.rmtree(folder)
+        return TokenStoreWriter(folder, **sizes)

@@ -12,21 +12,27 @@ from typing import Any, Literal
 
 import torch
 
-from prologue.config import Precision, RunConfig, TokenizerConfig
-from prologue.data.opening import open_data
+from prologue.builtin import shown
+from prologue.config import FILE_RULE, DataConfig, Precision, RunConfig, TokenizerConfig
+from prologue.data.inventory import changed_files, keep_inventory
+from prologue.data.opening import open_data, place_of
 from prologue.data.source import Data
 from prologue.data.store import TokenStore
 from prologue.device import pick_device, pick_precision
-from prologue.errors import ConfigError, RunError
+from prologue.errors import ConfigError, DataError, RunError
+from prologue.launcher import environment_named, launched
 from prologue.locks import alone_in
+from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
 from prologue.tokenizer import Tokenizer
 from prologue.training.context import Context
 from prologue.training.loop import Stage, Stopped, StopRequest, run_stage
 from prologue.training.prior_stage import PriorStage
 from prologue.training.progress import Progress, Silent
+from prologue.training.results import fault_of
 from prologue.training.run import RunFolder
 from prologue.training.schedule import schedule_notes
+from prologue.training.skipping import WHY, count
 from prologue.training.tokenizer_stage import TokenizerStage
 from prologue.training.tokens_stage import write_tokens
 from prologue.weights import WEIGHTS, file_hash
@@ -47,6 +53,8 @@ class TrainRequest:
     tokenizer_from: Path | None = None
     """A finished run whose tokenizer is taken over, or whose visual path a post-hoc prologue reads."""
     device: str = "auto"
+    extend: bool = False
+    """More steps than the run was begun with continue it."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further JSON values that belong to the run and must not change."""
 
@@ -58,28 +66,52 @@ def train(
 
     `data` are the request's images where they are open already.
 
-    Under `accelerate launch` or `torchrun` every process calls this; the main one writes.
+    Under `accelerate launch` or `torchrun` every process calls this; the main one writes, and holds the folder's lock
+    before anyone looks at the folder.
     """
-    config = dataclasses.replace(request.config, precision=_precision(request))
+    with alone_in(request.out) if launched().main else nullcontext():
+        return _train(request, progress, stop, data)
+
+
+def _train(request: TrainRequest, progress: Progress, stop: StopRequest | None, data: Data | None) -> RunFolder:
+    config = dataclasses.replace(request.config, precision=_precision(request), data=_data_config(request))
     accelerator = make_accelerator(config.precision, request.device)
     given = _given_tokenizer(request, config)
     if given is not None:
         config = dataclasses.replace(config, tokenizer=adopted_config(config.tokenizer, given.config))
-    data = open_data(request.data, config.data, config.tokenizer.image_size) if data is None else data
-    facts = {"data": request.data, "data_fingerprint": data.fingerprint, "class_names": list(data.class_names)}
+    if data is None:
+        data = open_data(request.data, config.data, config.tokenizer.image_size)
+        if accelerator.is_main_process:
+            progress.say(data.summary(request.data))
+    if not len(data.train):
+        raise DataError(f"{request.data} holds no training images: put them into a folder train/ beside the others")
+    facts = {
+        "data": place_of(request.data),
+        "data_fingerprint": data.fingerprint,
+        "class_names": list(data.class_names),
+    }
     if request.tokenizer_from is not None:
         facts["tokenizer"] = file_hash(request.tokenizer_from / "tokenizer" / WEIGHTS)
     progress = progress if accelerator.is_main_process else Silent()
     with _main_first(accelerator):
-        run = RunFolder.open(request.out, config, facts | dict(request.facts))
+        run = RunFolder.open(
+            request.out,
+            config,
+            facts | dict(request.facts),
+            request.extend,
+            lambda: changed_files(request.out, data.files),
+        )
     for note in (*data.notes, *schedule_notes(config)):
         progress.say(note)
     stop = StopRequest() if stop is None else stop
-    stop.agree = _agreement(accelerator) if accelerator.num_processes > 1 else None
+    stop.agree = _agreement() if accelerator.num_processes > 1 else None
     context = Context(run, data, accelerator)
     try:
-        with alone_in(run.path) if context.main else nullcontext(), stop.listening():
-            _Trainer(context, request, given, progress, stop).train()
+        trainer = _Trainer(context, request, given, progress, stop)
+        if trainer.finished():  # and so is not written to
+            return run
+        with stop.listening():
+            trainer.train()
     finally:
         context.batches.close()
     return run
@@ -92,30 +124,87 @@ class _Trainer:
         self.context, self.request, self.given = context, request, given
         self.run, self.progress, self.stop = context.run, progress, stop
 
+    def finished(self) -> bool:
+        """Say so where nothing of what is asked for is left to do. Writes nothing."""
+        left = [stage for stage in self._wanted if not self._is_done(stage)]
+        self.context.accelerator.wait_for_everyone()  # before a process changes what the others look at
+        unlisted = (self.run.prior_folder / WEIGHTS).is_file() and not (self.run.path / MANIFEST).is_file()
+        if left or unlisted:
+            return False
+        for stage in self._wanted:
+            self._say_done(stage)
+        self._say_skipped()
+        return True
+
     def train(self) -> None:
-        one_stage = self.run.config.tokenizer_training.one_stage
         stages = {"tokenizer": self._tokenizer, "tokens": self._tokens, "prior": self._prior}
-        wanted = list(stages) if self.request.stage == "all" else [self.request.stage]
-        for name in wanted:
-            if one_stage and name != "tokenizer":
-                if self.request.stage != "all":
-                    raise ConfigError(f"a one-stage run has no stage {name!r}: its prior is trained with the tokenizer")
-                continue
-            if self.run.finished(name):
-                self.progress.say(f"{name}: finished already")
+        for name in self._wanted:
+            done = self._is_done(name)
+            self.context.accelerator.wait_for_everyone()
+            if done:
+                self._say_done(name)
             else:
+                self._say_lost(name)
+                if self.context.main:
+                    keep_inventory(self.run.path, self.context.data.files)
                 stages[name]()
             # Only the main process writes run.json: the others read it once it says how the stage ended.
             self.context.accelerator.wait_for_everyone()
             self.run.reload()
-        if self.context.main and (self.run.prior_folder / WEIGHTS).is_file():
+        if self.context.main and self.run.finished(self._last) and fault_of(self.run, self._last) is None:
             self._write_manifest()
+        self._say_skipped()
+
+    @property
+    def _last(self) -> str:
+        """The stage whose result completes the run."""
+        return "tokenizer" if self.run.config.tokenizer_training.one_stage else "prior"
+
+    @property
+    def _wanted(self) -> list[str]:
+        asked = self.request.stage
+        if not self.run.config.tokenizer_training.one_stage:
+            return ["tokenizer", "tokens", "prior"] if asked == "all" else [asked]
+        if asked not in ("all", "tokenizer"):
+            raise ConfigError(f"a one-stage run has no stage {asked!r}: its prior is trained with the tokenizer")
+        return ["tokenizer"]
+
+    def _is_done(self, stage: str) -> bool:
+        """Whether a stage was finished, and what it left is whole or not needed any more."""
+        if not self.run.finished(stage):
+            return False
+        return fault_of(self.run, stage) is None or (stage == "tokens" and self._tokens_are_unneeded())
+
+    def _tokens_are_unneeded(self) -> bool:
+        return self.request.stage == "all" and self._is_done("prior")
+
+    def _say_done(self, stage: str) -> None:
+        fault = fault_of(self.run, stage)
+        lacking = "" if fault is None else f"; the store is not whole, which the finished prior does not need ({fault})"
+        self.progress.say(f"{stage}: finished already{lacking}")
+
+    def _say_lost(self, stage: str) -> None:
+        """Say that a stage was finished and what is lost of it; what is left continues."""
+        if not self.run.finished(stage):
+            return
+        fault, checkpoints = fault_of(self.run, stage), self.run.checkpoints(stage)
+        if stage == "prior" and "another tokenizer" in str(fault) and self.context.main:
+            checkpoints.clear()  # its state knows the other tokens
+        left = f"from its checkpoint of step {checkpoints.steps()[-1]}" if checkpoints.steps() else "again"
+        self.progress.say(f"{stage}: finished before, but its result is lost; it is made {left}. {fault}")
+        if self.context.main:
+            self.run.set_stage(stage, finished=False)
+
+    def _say_skipped(self) -> None:
+        for stage, known in self.run.record["stages"].items():
+            if known.get("skipped"):
+                self.progress.say(f"{stage}: {count(known['skipped'])} skipped in all, {WHY}")
 
     def _tokenizer(self) -> None:
-        if self.given is None:
+        if self.given is None or self.request.tokenizer_from is None:
             self._run(TokenizerStage(self.context))
             return
-        known = {"taken_from": str(self.request.tokenizer_from), "trained_on": self._trained_on()}
+        known = {"taken_from": shown(self.request.tokenizer_from.absolute()), "trained_on": self._trained_on()}
         if self._post_hoc:
             stage = TokenizerStage(self.context, self.given)
             if self.context.main:
@@ -141,7 +230,15 @@ class _Trainer:
             raise stopped or Stopped("in stage tokens", asked)
 
     def _prior(self) -> None:
+        lost = self.run.finished("tokens") and not self._is_done("tokens")
+        self.context.accelerator.wait_for_everyone()
+        if lost:
+            self._say_lost("tokens")
+            self._tokens()
         self._require("tokens", "prior")
+        self._require("tokenizer", "prior")
+        if self.context.main:
+            self.run.set_stage("prior", tokenizer=file_hash(self.run.tokenizer_folder / WEIGHTS), stale=False)
         self._run(PriorStage(self.context, TokenStore(self.run.tokens_folder)))
 
     def _run(self, stage: Stage) -> None:
@@ -150,11 +247,16 @@ class _Trainer:
 
     @property
     def _post_hoc(self) -> bool:
-        return self.run.config.tokenizer.variant == "prologue-post"
+        """Whether a prologue is trained for the given tokenizer, which may itself be a post-hoc one taken over."""
+        asked = self.run.config.tokenizer.variant
+        return self.given is not None and asked == "prologue-post" != self.given.config.variant
 
     def _require(self, before: str, stage: str) -> None:
-        if not self.run.finished(before):
-            raise RunError(f"stage {stage!r} needs the finished stage {before!r}: run it first, or --stage all")
+        fault = fault_of(self.run, before) if self.run.finished(before) else "it is not finished"
+        if fault is not None:
+            raise RunError(
+                f"stage {stage!r} needs the finished stage {before!r}: run it first, or --stage all ({fault})"
+            )
 
     def _trained_on(self) -> list[str]:
         """Feature extractors that a loss of this run's visual path used, here or where it was taken from."""
@@ -163,13 +265,15 @@ class _Trainer:
         return list(self.run.trained_on)
 
     def _write_manifest(self) -> None:
-        existing = Manifest.load(self.run.path) if (self.run.path / "pipeline.json").is_file() else Manifest()
-        existing.replace(
+        written = Manifest.load(self.run.path) if (self.run.path / MANIFEST).is_file() else None
+        manifest = (written or Manifest.set_aside(self.run.path) or Manifest()).replace(
             class_names=self.context.data.class_names,
             data=self.request.data,
             background=self.run.config.data.background,
             trained_on=tuple(self._trained_on()),
-        ).save(self.run.path)
+        )
+        if manifest.shared() != written:
+            manifest.save(self.run.path)
 
     @contextmanager
     def _tracker(self) -> Iterator[Callable[[dict[str, Any]], None] | None]:
@@ -202,6 +306,14 @@ def _precision(request: TrainRequest) -> Precision:
     return pick_precision(request.config.precision, pick_device(request.device))
 
 
+def _data_config(request: TrainRequest) -> DataConfig:
+    """How the files of a data folder are read: as asked, else as the run began, else by the newest rule."""
+    rule = request.config.data.file_rule
+    if rule is None and (request.out / "run.json").is_file():
+        rule = RunFolder.load(request.out).config.data.file_rule
+    return dataclasses.replace(request.config.data, file_rule=FILE_RULE if rule is None else rule)
+
+
 _UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """Ways of Accelerate that cut a model up: a checkpoint here holds it whole."""
 
@@ -215,13 +327,14 @@ def make_accelerator(precision: Precision, device: str) -> Any:
     chosen = pick_device(device)
     # Accelerate keeps precision and device for the whole program; a second run in it may ask for others.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    accelerator = Accelerator(
-        mixed_precision="bf16" if pick_precision(precision, chosen) == "bf16" else "no",
-        cpu=chosen.type == "cpu",
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
-        ],
-    )
+    with environment_named():
+        accelerator = Accelerator(
+            mixed_precision="bf16" if pick_precision(precision, chosen) == "bf16" else "no",
+            cpu=chosen.type == "cpu",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            ],
+        )
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     if kind in _UNSUPPORTED:
         raise ConfigError(f"processes share a training as plain data parallel here, not as {kind}: launch without it")
@@ -238,10 +351,14 @@ def _main_first(accelerator: Any) -> Iterator[None]:
         accelerator.wait_for_everyone()
 
 
-def _agreement(accelerator: Any) -> Callable[[int], int]:
+def _agreement() -> Callable[[int], int]:
+    """The largest of all processes' numbers, over a group of its own on the hosts: no process waits for a device."""
+    group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+
     def agree(number: int) -> int:
-        local = torch.tensor([number], device=accelerator.device)
-        return int(accelerator.gather(local).max())
+        largest = torch.tensor([number])
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
+        return int(largest)
 
     return agree
 

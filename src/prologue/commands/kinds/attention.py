@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from prologue.commands._sampling import progress
 from prologue.commands.kinds.base import (
     HeldOutOptions,
     Measurement,
+    NoFigure,
     Prepared,
     Row,
     checked,
@@ -33,18 +35,18 @@ from prologue.report.figures_maps import grid_maps, heat_map
 class AttentionOptions(HeldOutOptions):
     count: int | None = 256
     """So many of the held-out images, at random."""
-    batch: int = 16
+    batch: Annotated[int, NoFigure()] = 16
     """Images computed at once: bounds the memory."""
 
 
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate attention", "Measure how visual positions look at the prologue."
     options = checked(parse(AttentionOptions, argv, prog, description))
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     if not pipeline.prior.layout.has_prologue:
         raise EvaluationError(f"{options.run} has no prologue to look at: give a run whose prior has prologue tokens")
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "attention")
     class_ids, said = true_classes(

@@ -35,7 +35,6 @@ from prologue.evaluation.codes import CodedImages, encode_with_nearness, require
 from prologue.evaluation.runs import Record, RunInfo, choose_images
 from prologue.images import thumbnails, to_pil
 from prologue.report.figures_codes import code_sheet, entropy_chart, position_sheet, usage_chart
-from prologue.tokenizer import Tokenizer
 
 _SHOWN = 16
 _CODES, _EACH = 6, 8
@@ -62,14 +61,14 @@ def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate codebook", "Measure how the codebooks are used, and show images of codes."
     options = checked(parse(CodebookOptions, argv, prog, description))
     asked = options.asked()
-    info = RunInfo.load(options.run)
+    info = RunInfo.load(options.run, options.checkpoint)
     device = pick_device(options.device)
-    tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
+    tokenizer = info.source.tokenizer().to(device, pick_dtype(options.dtype, device))
     config = tokenizer.config
     if asked is not None:
         require_prologue(tokenizer)
         check_code(*asked, config.prologue_tokens, config.prologue_codebook_size)
-    opened = info.open_data(options.data, config.image_size)
+    opened = options.open_data(info, config.image_size)
     split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "codebook")
 

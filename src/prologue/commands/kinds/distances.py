@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from tyro.conf import arg
 
-from prologue.commands.kinds.base import FeaturesOption, InceptionOption, Options, Row, row
+from prologue.commands.kinds.base import FeaturesOption, InceptionOption, Options, Row, StatedBy, Told, row
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.distances import INDICATIVE, PUBLISHED
 from prologue.evaluation.reference import Reference, open_reference
@@ -21,7 +21,7 @@ from prologue.evaluation.runs import Features, Record, RunInfo
 class DistanceOptions(Options):
     features: FeaturesOption = "auto"
     inception_weights: InceptionOption = None
-    reference: Annotated[Path | None, arg(metavar="FILE.npz")] = None
+    reference: Annotated[Path | None, arg(metavar="FILE.npz"), StatedBy("reference_sha256")] = None
     """Statistics or images to measure against, in ADM's form, as `prologue evaluate reference` writes them."""
     reference_features: Annotated[str | None, arg(metavar="FEATURES")] = None
     """What a reference without a JSON beside it has its statistics of, such as inception; recorded as declared."""
@@ -32,9 +32,7 @@ class DistanceOptions(Options):
         """The features that were asked for."""
         if self.inception_weights is not None and self.features != "inception":
             raise ConfigError("--inception-weights goes with --features inception")
-        return Features.open(
-            self.features, self.data or info.manifest.data or "", device, trained_on, self.inception_weights
-        )
+        return Features.open(self.features, self.data or info.data or "", device, trained_on, self.inception_weights)
 
     def open_reference(self, features: Features, image_size: tuple[int, int], split: str) -> Reference | None:
         """The reference, if one was given; an `EvaluationError` where it does not fit the measurement."""
@@ -47,6 +45,11 @@ class DistanceOptions(Options):
         found = open_reference(self.reference, self.reference_features, self.reference_split)
         found.require(features.extractor, image_size, split)
         return found
+
+
+def reference_facts(reference: Reference | None) -> dict[str, Any]:
+    """What figures against a reference depend on; its path is only told."""
+    return {} if reference is None else reference.facts() | {"reference": Told(str(reference.path))}
 
 
 def reference_notes(reference: Reference | None, fingerprint: str | None) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from tyro.conf import arg
 
-from prologue.commands._options import parse
+from prologue.commands._options import OUTPUT_FILE, parse
 from prologue.commands._sampling import GUIDANCE_HELP, RecipeFlags, progress
 from prologue.commands.kinds.base import (
     SPLIT_WORDS,
     Measurement,
+    NoFigure,
     Prepared,
     Row,
     checked,
@@ -24,7 +25,13 @@ from prologue.commands.kinds.base import (
     training_of,
     with_notes,
 )
-from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
+from prologue.commands.kinds.distances import (
+    DistanceOptions,
+    distance_rows,
+    distance_sentences,
+    reference_facts,
+    reference_notes,
+)
 from prologue.commands.kinds.nearness import verdict
 from prologue.commands.kinds.recipes import recipe_words
 from prologue.errors import ConfigError, DataError, EvaluationError
@@ -35,6 +42,7 @@ from prologue.evaluation.memorisation import BY_DEFAULT, compare_samples
 from prologue.evaluation.nearest import Described
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import Record, RunImages, RunInfo
+from prologue.files import is_stream
 from prologue.images import SampleArchive
 from prologue.pipeline import Pipeline
 from prologue.processes import Processes
@@ -52,7 +60,7 @@ class GenerationOptions(RecipeFlags, DistanceOptions):
     """Fit a linear classifier to features of training images, and count how often it sees the asked class; the embedded
     shapes have a classifier of their own, which always does."""
 
-    samples_npz: Annotated[Path | None, arg(metavar="FILE.npz")] = None
+    samples_npz: Annotated[Path | None, arg(metavar="FILE.npz"), OUTPUT_FILE, NoFigure()] = None
     """Also write the samples in ADM's form (`arr_0` images, `arr_1` class ids), for other evaluators."""
 
 
@@ -63,8 +71,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
     sampling = options.sampling()
     processes = Processes.join(options.device)
     _check_archive(options, processes)
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, processes.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, processes.device, options.dtype)
     size = pipeline.tokenizer.config.image_size
     features = options.open_features(info, pipeline.device, pipeline.manifest.trained_on)
     opened = _images(options, info, size)
@@ -111,6 +119,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     looked_up = looked_up and processes.world == 1
 
     def measure() -> Measurement:
+        _check_archive(options, processes)  # again: another process may have written it meanwhile
         file, points = options.samples_npz, list[Described]()
 
         def keep(samples: Samples) -> None:
@@ -133,15 +142,16 @@ def prepare(argv: Sequence[str]) -> Prepared:
             )
         return Measurement(with_notes(record, notes))
 
-    origin = facts(info, options, opened, pipeline.device)
-    origin |= features.facts() | {"recipe": recipe.to_dict()} | (statistics.facts() if statistics is not None else {})
-    return Prepared(options, origin, measure, anew=options.samples_npz is not None)
+    origin = facts(info, options, opened, pipeline.device) | features.facts() | reference_facts(statistics)
+    origin |= {"recipe": recipe.to_dict(), "memorisation": looked_up}
+    archive = options.samples_npz
+    return Prepared(options, origin, measure, writes=archive, anew=archive is not None)
 
 
 def _images(options: GenerationOptions, info: RunInfo, size: tuple[int, int]) -> RunImages | None:
     """The images; None where a reference stands for them and they are not at hand."""
     try:
-        return info.open_data(options.data, size)
+        return options.open_data(info, size)
     except (DataError, EvaluationError):
         if options.reference is None or options.judge or options.data is not None:
             raise
@@ -160,10 +170,11 @@ def _check_archive(options: GenerationOptions, processes: Processes) -> None:
     file = options.samples_npz
     if file is None:
         return
-    if file.suffix != ".npz":
-        raise ConfigError(f"--samples-npz {file} must end in .npz")
-    if file.exists() and not options.again:
-        raise ConfigError(f"{file} is there already: give another --samples-npz, or --again to replace it")
+    if not is_stream(file):
+        if file.suffix != ".npz":
+            raise ConfigError(f"--samples-npz {file} must end in .npz")
+        if file.exists() and not options.again:
+            raise ConfigError(f"{file} is there already: give another --samples-npz, or --again to replace it")
     if processes.world > 1:
         raise ConfigError("--samples-npz is written by one process: run it without the launcher")
 
@@ -171,7 +182,6 @@ def _check_archive(options: GenerationOptions, processes: Processes) -> None:
 def _archived(evaluated: Callable[[Keep], Record], keep: Keep, file: Path, count: int, size: tuple[int, int]) -> Record:
     """The figures, with the samples that they are of written as they are drawn."""
     class_ids: list[torch.Tensor] = []
-    file.parent.mkdir(parents=True, exist_ok=True)
     with SampleArchive(file, count, size) as archive:
 
         def write(samples: Samples) -> None:

@@ -54,11 +54,11 @@ def prepare(argv: Sequence[str]) -> Prepared:
         raise ConfigError(f"--pairs must be at least 1, not {options.pairs}")
     options.check()
     sampling = options.sampling()
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     if not pipeline.prior.layout.has_prologue:
         raise EvaluationError(f"the prior of {options.run} has no prologue to intervene on: measure a run that has one")
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     split = opened.measured()
     first, second = choose_pairs(len(split.images), options.pairs, options.seed)
     own = split.images.labels[first]

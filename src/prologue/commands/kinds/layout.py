@@ -49,14 +49,14 @@ def prepare(argv: Sequence[str]) -> Prepared:
     options = checked(parse(LayoutOptions, argv, prog, description))
     if options.per < 2:
         raise ConfigError(f"--per must be at least 2, not {options.per}: distances are between images of a prologue")
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     if not pipeline.prior.layout.has_prologue:
         raise EvaluationError(f"{options.run} has no prologue to keep: give a run whose prior has prologue tokens")
     features = Features.open(
         options.features, info.data_name(options.data), pipeline.device, pipeline.manifest.trained_on
     )
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "layout")
     class_ids, said = true_classes(

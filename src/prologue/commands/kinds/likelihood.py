@@ -18,6 +18,8 @@ from prologue.commands.kinds.base import (
     Measurement,
     Prepared,
     Row,
+    StatedBy,
+    Told,
     checked,
     facts,
     images_sentence,
@@ -36,7 +38,7 @@ from prologue.weights import WEIGHTS, file_hash
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodOptions(HeldOutOptions):
-    baseline: Annotated[Path | None, arg(metavar="RUN")] = None
+    baseline: Annotated[Path | None, arg(metavar="RUN"), StatedBy("baseline_weights", "baseline_configs")] = None
     """A prior without prologue on the same tokenizer's visual ids, for the gain:
     `prologue train --tokenizer RUN --prior.prologue false`."""
 
@@ -46,10 +48,10 @@ def prepare(argv: Sequence[str]) -> Prepared:
     options = checked(parse(LikelihoodOptions, argv, prog, description))
     if options.baseline is not None:
         options = dataclasses.replace(options, baseline=builtin.locate(options.baseline))
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     baseline = None if options.baseline is None else _baseline(options, pipeline)
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     split = opened.measured()
     indices = choose_images(len(split.images), options.count, options.seed, "likelihood")
     labels = split.images.labels[indices]
@@ -76,7 +78,9 @@ def prepare(argv: Sequence[str]) -> Prepared:
 
     origin = facts(info, options, opened, pipeline.device)
     if options.baseline is not None:
-        origin |= {"baseline": options.baseline, "baseline_weights": RunInfo.load(options.baseline).weights}
+        other = RunInfo.load(options.baseline).facts()
+        origin |= {"baseline": Told(options.baseline)}
+        origin |= {f"baseline_{name}": other[name] for name in ("weights", "configs")}
     return Prepared(options, origin, measure)
 
 

@@ -46,12 +46,12 @@ class MemorisationOptions(Options):
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate memorisation", "Measure whether samples are copies of training images."
     options = checked(parse(MemorisationOptions, argv, prog, description))
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     features = Features.open(
         options.features, info.data_name(options.data), pipeline.device, pipeline.manifest.trained_on
     )
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     if not len(opened.data.validation):
         raise EvaluationError(
             f"{opened.source} has no held-out images, and nothing else says how near to the training images a "

@@ -29,7 +29,6 @@ from prologue.evaluation.factors import known_factors
 from prologue.evaluation.probe import check_classes, evaluate_probe, first_tokens, read_inputs
 from prologue.evaluation.runs import Record, RunImages, RunInfo, choose_images
 from prologue.report.figures_probe import INPUT_NAMES, accuracy_chart, factor_map, probed
-from prologue.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +57,11 @@ def prepare(argv: Sequence[str]) -> Prepared:
     options = checked(parse(ProbeOptions, argv, prog, description))
     if options.train_count < 5:
         raise ConfigError(f"--train-count must be at least 5, not {options.train_count}")
-    info = RunInfo.load(options.run)
+    info = RunInfo.load(options.run, options.checkpoint)
     device = pick_device(options.device)
-    tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
+    tokenizer = info.source.tokenizer().to(device, pick_dtype(options.dtype, device))
     first_tokens(tokenizer.config, options.tokens)
-    opened = info.open_data(options.data, tokenizer.config.image_size)
+    opened = options.open_data(info, tokenizer.config.image_size)
     sides = _sides(opened, options)
     labels = sides.train.labels[sides.train_indices], sides.test.labels[sides.test_indices]
     check_classes(*labels, opened.data.class_names)

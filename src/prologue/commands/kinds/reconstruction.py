@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -16,6 +16,7 @@ from prologue.commands.kinds.base import (
     Measurement,
     Prepared,
     Row,
+    StatedBy,
     checked,
     facts,
     images_sentence,
@@ -23,14 +24,20 @@ from prologue.commands.kinds.base import (
     training_of,
     with_notes,
 )
-from prologue.commands.kinds.distances import DistanceOptions, distance_rows, distance_sentences, reference_notes
+from prologue.commands.kinds.distances import (
+    DistanceOptions,
+    distance_rows,
+    distance_sentences,
+    reference_facts,
+    reference_notes,
+)
 from prologue.device import pick_dtype
 from prologue.errors import ConfigError
 from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Record, RunInfo
 from prologue.nn.perceptual import perceptual_loss
 from prologue.processes import Processes
-from prologue.tokenizer import Tokenizer
+from prologue.published import place
 from prologue.weights import file_hash
 
 _LPIPS_SIDE = 16
@@ -38,28 +45,36 @@ _LPIPS_SIDE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionOptions(DistanceOptions, HeldOutOptions):
-    lpips: Annotated[Path | None, arg(metavar="FILE.safetensors")] = None
-    """Weights of LPIPS with VGG-16, as the training takes them: also measure LPIPS."""
+    lpips: Annotated[Literal["auto", "off"] | Path, arg(metavar="auto|off|FILE"), StatedBy("lpips_hash")] = "auto"
+    """Weights of LPIPS with VGG-16, as the training takes them: also measure LPIPS. auto does where
+    `prologue weights lpips` has made them and images are large enough."""
+
+    def lpips_file(self, image_size: tuple[int, int]) -> Path | None:
+        """The weights that were asked for, or are there."""
+        small = min(image_size) < _LPIPS_SIDE
+        if isinstance(self.lpips, Path):
+            if small:
+                raise ConfigError(f"LPIPS compares images of at least {_LPIPS_SIDE} px: leave --lpips out")
+            return self.lpips
+        made = place("lpips")
+        return made if self.lpips == "auto" and not small and made.is_file() else None
 
 
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate reconstruction", "Measure what a tokenizer keeps of held-out images."
     options = checked(parse(ReconstructionOptions, argv, prog, description))
-    info = RunInfo.load(options.run)
+    info = RunInfo.load(options.run, options.checkpoint)
     processes = Processes.join(options.device)
     device = processes.device
     features = options.open_features(info, device, info.manifest.trained_on)
-    tokenizer = Tokenizer.from_pretrained(options.run / "tokenizer").to(device, pick_dtype(options.dtype, device))
-    opened = info.open_data(options.data, tokenizer.config.image_size)
+    tokenizer = info.source.tokenizer().to(device, pick_dtype(options.dtype, device))
+    opened = options.open_data(info, tokenizer.config.image_size)
     split = opened.measured()
     asked = "train" if split.name == "train" else "validation"
     statistics = options.open_reference(features, tokenizer.config.image_size, asked)
     notes = (*opened.notes, *reference_notes(statistics, opened.data.fingerprint))
-    lpips = None
-    if options.lpips is not None:
-        if min(tokenizer.config.image_size) < _LPIPS_SIDE:
-            raise ConfigError(f"LPIPS compares images of at least {_LPIPS_SIDE} px: leave --lpips out")
-        lpips = perceptual_loss("lpips", options.lpips)
+    file = options.lpips_file(tokenizer.config.image_size)
+    lpips = None if file is None else perceptual_loss("lpips", file)
 
     def measure() -> Measurement:
         record = evaluate_reconstruction(
@@ -78,8 +93,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
         return Measurement(with_notes(record, notes))
 
     origin = facts(info, options, opened, device) | features.facts()
-    origin |= statistics.facts() if statistics is not None else {}
-    origin |= {"lpips_hash": file_hash(options.lpips)} if options.lpips is not None else {}
+    origin |= reference_facts(statistics)
+    origin |= {"lpips_hash": None if file is None else file_hash(file)}
     return Prepared(options, origin, measure)
 
 

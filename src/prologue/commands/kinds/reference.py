@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from tyro.conf import arg
 
-from prologue.commands._options import parse
+from prologue.commands._options import OUTPUT_FILE, parse
 from prologue.commands._sampling import progress
 from prologue.commands.kinds.base import (
     SPLIT_WORDS,
@@ -30,6 +30,7 @@ from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.distances import statistics_of
 from prologue.evaluation.reference import card_path, write_reference
 from prologue.evaluation.runs import Features, Record, RunInfo, choose_images
+from prologue.files import is_stream
 from prologue.processes import Processes
 from prologue.weights import read_config
 
@@ -44,7 +45,7 @@ class ReferenceOptions(HeldOutOptions):
     inception_weights: InceptionOption = None
     images: int = 0
     """Keep so many of the images in the file, too: kernel distance, precision and recall need them."""
-    out: Annotated[Path, arg(metavar="FILE.npz")]
+    out: Annotated[Path, arg(metavar="FILE.npz"), OUTPUT_FILE]
     """The file to write; FILE.json beside it says what it is of."""
 
 
@@ -67,12 +68,14 @@ def prepare(argv: Sequence[str]) -> Prepared:
     options = checked(parse(ReferenceOptions, argv, prog, description))
     if options.out.suffix != ".npz":
         raise ConfigError(f"--out {options.out} must end in .npz")
+    if is_stream(options.out):
+        raise ConfigError(f"--out {options.out} is a pipe or a device, and a reference is two files: name a file")
     if options.images < 0:
         raise ConfigError(f"--images must be at least 0, not {options.images}")
-    info = RunInfo.load(options.run)
+    info = RunInfo.load(options.run, options.checkpoint)
     processes = Processes.join(options.device)
     size = read_config(options.run / "tokenizer", TokenizerConfig).image_size
-    opened = info.open_data(options.data, size)
+    opened = options.open_data(info, size)
     features = Features.open(options.features, opened.source, processes.device, (), options.inception_weights)
     if features.extractor is None:
         raise EvaluationError(f"a reference is of features: {features.reason}")
@@ -100,6 +103,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
                 _Views(images, indices[kept]) if len(kept) else None,
                 features=extractor.name,
                 features_hash=extractor.hash,
+                features_source=extractor.source,
                 image_size=size,
                 split=options.split,
                 data_fingerprint=opened.data.fingerprint,
@@ -108,7 +112,13 @@ def prepare(argv: Sequence[str]) -> Prepared:
         return Measurement(record)
 
     origin = facts(info, options, opened, processes.device) | features.facts()
-    return Prepared(options, origin, measure, anew=not (options.out.is_file() and card_path(options.out).is_file()))
+    return Prepared(
+        options,
+        origin,
+        measure,
+        writes=options.out,
+        anew=not (options.out.is_file() and card_path(options.out).is_file()),
+    )
 
 
 def rows(record: Record) -> Iterator[Row]:

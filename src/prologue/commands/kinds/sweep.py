@@ -17,9 +17,19 @@ from prologue.builtin import is_builtin, shown
 from prologue.commands._evaluations import key_of, place
 from prologue.commands._options import parse, plain
 from prologue.commands._sampling import GUIDANCE_HELP, parse_guidance, progress
-from prologue.commands.kinds.base import FeaturesOption, Measurement, Options, Prepared, Row, checked, facts, with_notes
+from prologue.commands.kinds.base import (
+    FeaturesOption,
+    Measurement,
+    NoFigure,
+    Options,
+    Prepared,
+    Row,
+    checked,
+    facts,
+    with_notes,
+)
 from prologue.commands.kinds.recipes import recipe_words
-from prologue.errors import ConfigError, EvaluationError
+from prologue.errors import ConfigError, EvaluationError, RunError
 from prologue.evaluation.distances import INDICATIVE
 from prologue.evaluation.generation import possible_recipe
 from prologue.evaluation.runs import Features, Record, RunInfo
@@ -34,6 +44,7 @@ from prologue.evaluation.sweep import (
     run_sweep,
     sweep_record,
 )
+from prologue.locks import alone_in
 from prologue.manifest import Manifest
 from prologue.pipeline import Pipeline
 from prologue.report.figures_sweep import Marks, Panel, sweep_chart
@@ -80,7 +91,7 @@ class SweepOptions(Options):
     finalists: int = 3
     """Recipes that are measured again, beside the run's default."""
     features: FeaturesOption = "auto"
-    store: bool = True
+    store: Annotated[bool, NoFigure()] = True
     """Make the winner the run's default recipe; --no-store leaves it as it is."""
 
     def axes(self) -> Axes:
@@ -112,10 +123,12 @@ def _or_off(read: Callable[[str], T]) -> Callable[[str], T | None]:
 def prepare(argv: Sequence[str]) -> Prepared:
     prog, description = "prologue evaluate sweep", "Find the sampling recipe that comes closest to the training images."
     options = checked(parse(SweepOptions, argv, prog, description, HELP))
+    if options.checkpoint != "finished":
+        raise ConfigError("a sweep stores its winner as the recipe of a finished run: leave --checkpoint out")
     axes = options.axes()
     plan = Plan(options.method, options.count, options.final_count, options.finalists)
-    info = RunInfo.load(options.run)
-    pipeline = Pipeline.from_pretrained(options.run, options.device, options.dtype)
+    info = RunInfo.load(options.run, options.checkpoint)
+    pipeline = Pipeline.from_pretrained(info.source, options.device, options.dtype)
     default = possible_recipe(pipeline.recipe, pipeline.prior)
     recipes = axes.recipes(default)
     _check(recipes, options, pipeline)
@@ -125,7 +138,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
     if features.extractor is None:
         raise EvaluationError(f"a sweep needs a distance, and there is none: {features.reason}")
     extractor = features.extractor
-    opened = info.open_data(options.data, pipeline.tokenizer.config.image_size)
+    opened = options.open_data(info, pipeline.tokenizer.config.image_size)
     real = opened.reference()
 
     def measure() -> Measurement:
@@ -179,8 +192,7 @@ def _journal_path(prepared: Prepared) -> Path:
 def _store(options: SweepOptions, record: Record) -> None:
     winner = Recipe.from_dict(record["winner"])
     words = recipe_words(record["winner"])
-    manifest = Manifest.load(options.run)
-    if (manifest.recipe or Recipe()) == winner:
+    if (Manifest.load(options.run).recipe or Recipe()) == winner:
         print(f"The run's default recipe is the best: {words}.")
         return
     if is_builtin(options.run):
@@ -190,9 +202,10 @@ def _store(options: SweepOptions, record: Record) -> None:
         print(f"Not stored; without --no-store this becomes the run's default recipe: {words}.")
         return
     try:
-        manifest.replace(recipe=winner).save(options.run)
+        with alone_in(options.run):  # whoever trains the run writes the same file
+            Manifest.load(options.run).replace(recipe=winner).save(options.run)
         print(f"Stored as the run's default recipe: {words}.")
-    except OSError as error:
+    except (OSError, RunError) as error:
         print(f"note: the recipe is not stored in {options.run}: {error}", file=sys.stderr)
 
 

@@ -1,14 +1,31 @@
-"""The step of one position as a graph that a compiler takes whole: embedding, blocks, head, guidance, draw."""
+"""All that may be compiled: embedding and blocks of one position, head with guidance, draw, decoder."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from prologue.prior import Prior
 from prologue.sampling.draw import gumbel_noise
 from prologue.sequence import Segment
+from prologue.tokenizer import Tokenizer, to_uint8
+
+GRAPHS: list[type[Graph]] = []
+"""Every kind of graph; nothing else is given to a compiler."""
+
+
+class Graph(nn.Module):
+    """A function of tensors that a compiler takes whole: it branches on no tensor's value and writes to none."""
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
+    """Where compiling it is of use."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        GRAPHS.append(cls)
 
 
 class Past:
@@ -34,7 +51,7 @@ class Past:
         return out.to(q.dtype)
 
 
-class Step(nn.Module):
+class Step(Graph):
     """Ids at one input position → the blocks' outputs there, and the keys and values to remember."""
 
     def __init__(self, prior: Prior) -> None:
@@ -60,7 +77,7 @@ class Step(nn.Module):
         return x, torch.stack([torch.stack(part) for part in zip(*new, strict=True)])
 
 
-class Logits(nn.Module):
+class Logits(Graph):
     """Blocks' outputs → logits of one segment, fp32, guided where the rows are the classes' and then the null's."""
 
     def __init__(self, prior: Prior, segment: Segment) -> None:
@@ -79,13 +96,36 @@ class Logits(nn.Module):
         return logits, torch.isfinite(logits).all()
 
 
-def draw_unfiltered(
-    logits: Float[Tensor, "B V"],
-    keys: Int[Tensor, " B"],
-    position: Int[Tensor, ""] | int,
-    temperature: Float[Tensor, ""] | float,
-    first_id: int,
-) -> Int[Tensor, " B"]:
+class Draw(Graph):
     """Gumbel-max over all ids of a segment, as ids of the prior's vocabulary."""
-    noise = gumbel_noise(keys, position, first_id, first_id + logits.shape[1])
-    return first_id + (logits / temperature + noise).argmax(-1)
+
+    devices = ("cuda",)
+    """On a CPU the compiler gains nothing here, and does not take the noise's wrapping 64-bit products."""
+
+    def __init__(self, segment: Segment) -> None:
+        super().__init__()
+        self.first_id, self.last_id = segment.first_id, segment.last_id
+
+    def forward(
+        self,
+        logits: Float[Tensor, "B V"],
+        keys: Int[Tensor, " B"],
+        position: Int[Tensor, ""],
+        temperature: Float[Tensor, ""],
+    ) -> Int[Tensor, " B"]:
+        noise = gumbel_noise(keys, position, self.first_id, self.last_id)
+        return self.first_id + (logits / temperature + noise).argmax(-1)
+
+
+class Pixels(Graph):
+    """Visual ids, known to be right, → uint8 images."""
+
+    devices = ("cuda",)
+    """On a CPU the decoder's products take nearly all the time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, visual: Int[Tensor, "B N"]) -> UInt8[Tensor, "B 3 H W"]:
+        return to_uint8(self.tokenizer.decode_known(visual))

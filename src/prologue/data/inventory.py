@@ -1,0 +1,61 @@
+"""The list of a run's image files, kept beside it, so that a change of the data can be told by file names."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from prologue.data.names import counted, natural_key, readable
+from prologue.data.source import FileRecord
+from prologue.files import write_whole
+
+NAME = "data-files.jsonl.gz"
+"""One JSON list [name, bytes, class] for each image file."""
+_SHOWN = 5
+
+
+def keep_inventory(run: Path, files: Sequence[FileRecord]) -> None:
+    """Write the list into the folder of a run that works on these files; embedded data have none."""
+    if files and _read(run) != list(files):
+        lines = "".join(json.dumps(record) + "\n" for record in files)
+        write_whole(run / NAME, gzip.compress(lines.encode(), mtime=0))
+
+
+def changed_files(run: Path, files: Sequence[FileRecord]) -> str | None:
+    """How `files` differ from those that the run was begun with, in a sentence; None where they do not, or where the
+    run has no list."""
+    kept = _read(run)
+    if kept is None:
+        return None
+    before, now = ({record.name: record for record in records} for records in (kept, files))
+    changes = [
+        f"{readable(name)} ({_difference(before.get(name), now.get(name))})"
+        for name in sorted({*before, *now}, key=natural_key)
+        if before.get(name) != now.get(name)
+    ]
+    if not changes:
+        return None
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    count = counted(len(changes), "image file differs", "image files differ")
+    return f"{count}: {', '.join(changes[:_SHOWN])}{more}"
+
+
+def _read(run: Path) -> list[FileRecord] | None:
+    """The list in a run's folder; None where there is none, or a damaged one."""
+    try:
+        with gzip.open(run / NAME, "rt", encoding="utf-8") as file:
+            return [FileRecord(*json.loads(line)) for line in file]
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
+
+
+def _difference(before: FileRecord | None, now: FileRecord | None) -> str:
+    if before is None:
+        return "added"
+    if now is None:
+        return "missing"
+    if before.size != now.size:
+        return f"{before.size} bytes then, {now.size} now"
+    return f"class {before.label!r} then, {now.label!r} now"

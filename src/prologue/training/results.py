@@ -1,0 +1,30 @@
+"""What a finished stage left in the run's folder: whether it is still there and whole, which a flag cannot say."""
+
+from __future__ import annotations
+
+from prologue.config import PriorConfig, TokenizerConfig
+from prologue.data.store import TokenStore
+from prologue.errors import CheckpointError
+from prologue.training.run import RunFolder
+from prologue.weights import WEIGHTS, check_model, file_hash
+
+
+def fault_of(run: RunFolder, stage: str) -> str | None:
+    """What is wrong with the result of a stage; None where it is whole. Weights and shards are not read for it."""
+    tokenizer = run.tokenizer_folder / WEIGHTS
+    try:
+        if stage == "tokens":
+            made_from = TokenStore(run.tokens_folder).meta.get("tokenizer")
+        elif stage == "prior":
+            check_model(run.prior_folder, PriorConfig)
+            made_from = run.record["stages"].get("prior", {}).get("tokenizer")
+        else:
+            check_model(run.tokenizer_folder, TokenizerConfig)
+            if run.config.tokenizer_training.one_stage:
+                check_model(run.prior_folder, PriorConfig)
+            return None
+    except CheckpointError as error:
+        return str(error)
+    if made_from is not None and tokenizer.is_file() and made_from != file_hash(tokenizer):
+        return f"{run.path / stage} was made with another tokenizer than the one in {run.tokenizer_folder}"
+    return None
