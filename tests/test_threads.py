@@ -122,7 +122,7 @@ def test_what_is_said_once_is_said_once_by_all_threads(tiny_models) -> None:
 
 def test_a_call_within_a_call_waits_for_nobody(tiny_models) -> None:
     pipe = opened(tiny_models)
-    with ThreadPoolExecutor(1) as pool, pipe._turn():
+    with ThreadPoolExecutor(1) as pool, pipe._turn(1):
         waiting = pool.submit(pipe.sample, "ring", seed=3)
         assert plain(pipe.sample("ring", seed=3))
         assert not waiting.done()
@@ -135,5 +135,5 @@ def test_a_copy_has_turns_of_its_own(tiny_models, copied) -> None:
     expected = plain(pipe.generate("star", seed=4))
     other = copied(pipe)
     assert other._shared.engines == {}
-    with pipe._turn(), ThreadPoolExecutor(1) as pool:
+    with pipe._shared.turn, ThreadPoolExecutor(1) as pool:
         assert plain(pool.submit(other.generate, "star", seed=4).result(timeout=60)) == expected

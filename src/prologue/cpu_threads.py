@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 SPIN_ROUNDS = 10_000
 """Rounds that an idle OpenMP thread spins before it sleeps.
@@ -62,9 +63,20 @@ def threads_for(rows: int, width: int) -> int:
     import torch
 
     available = torch.get_num_threads()
-    if any(os.environ.get(name) for name in _USER_COUNT):
-        return available
-    return 1 if rows * width * width < SMALL_PRODUCT else available
+    return 1 if rows * width * width < SMALL_PRODUCT and not user_count() else available
+
+
+def user_count() -> bool:
+    """Whether the user set a number of threads in the environment."""
+    return any(os.environ.get(name) for name in _USER_COUNT)
+
+
+class Threads(NamedTuple):
+    """Numbers of CPU threads for each part of what a pipeline does."""
+
+    encode: int
+    sample: int
+    decode: int
 
 
 _one_at_a_time = threading.RLock()

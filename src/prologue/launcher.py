@@ -54,6 +54,10 @@ def _number(names: tuple[str, ...], default: str | None, least: int, limit: int 
 _REMEDY = "start the command with `accelerate launch` or `torchrun`, which set it, or unset WORLD_SIZE"
 
 
+_READ = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "MPI_", "OMPI_", "PMI_", "LOCAL_", "MASTER_", "RANK", "WORLD_SIZE")
+"""How the names of the variables begin that Accelerate and torch read."""
+
+
 @contextmanager
 def environment_named() -> Iterator[None]:
     """Turn a `ValueError` about an environment variable, of a library that reads it, into a `ConfigError` naming it."""
@@ -67,7 +71,8 @@ def environment_named() -> Iterator[None]:
                 "with `accelerate launch` or `torchrun`"
             ) from error
         found = re.fullmatch(r"(?:invalid literal for int\(\) .*: '|invalid truth value )(.*?)'?", str(error))
-        named = [] if found is None else [name for name in os.environ if os.environ[name].lower() == found[1].lower()]
+        same = [] if found is None else [name for name in os.environ if os.environ[name].lower() == found[1].lower()]
+        named = [name for name in same if name.startswith(_READ)] or same
         if not named:
             raise
         shown = " or ".join(f"{name}={os.environ[name]}" for name in sorted(named))

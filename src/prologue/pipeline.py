@@ -6,7 +6,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from prologue.arguments import Images, check_options, folder_path, image_tensor, seeds_of, whole_number
 from prologue.builtin import locate
 from prologue.class_names import Classes, ClassLike, ClassNames
+from prologue.cpu_threads import Threads, cpu_threads, threads_for
 from prologue.device import pick_device
 from prologue.errors import CheckpointError, ConfigError, SamplingError
 from prologue.images import to_pil
@@ -296,7 +297,7 @@ class Pipeline:
         x = image_tensor(images, self.tokenizer.config.image_size, self.manifest.background)
         parts = []
         for part in torch.split(x, batch):
-            with self._turn():
+            with self._turn(self.threads(len(part)).encode):
                 parts.append(self.tokenizer.encode_known(part.to(self.device)))
         return TokenIds.cat(parts)
 
@@ -313,19 +314,32 @@ class Pipeline:
         rows: int,
         *,
         compiled: bool | None = None,
+        threads: Threads | None = None,
         **options: Unpack[SamplingOptions],
     ) -> tuple[TokenIds, UInt8[Tensor, "n 3 H W"]]:
         """Tokens and images of at most `rows` images, computed as `rows` of them whatever their number.
 
         An image's bytes then depend on its chunk alone: the same for any number of processes, and after any kill.
-        `compiled` is what `compiles` said of all the chunks together; left out, each decides for itself.
+        `compiled` is what `compiles` said of all the chunks together, `threads` what `threads` says of `rows`; left
+        out, each chunk decides for itself.
         """
         check_options(options, _RECIPE)
         ids, rows = self._classes.ids(class_ids), whole_number("rows", rows)
         if not 0 < len(ids) <= rows:
             raise SamplingError(f"a chunk of {rows} rows takes 1…{rows} images, not {len(ids)}")
-        tokens = self._draw(self._ids(ids), seeds_of(list(seeds), len(ids)), None, rows, True, options, compiled)
-        return tokens, self._decode(tokens.visual, rows, compiled).cpu()
+        found = seeds_of(list(seeds), len(ids))
+        tokens = self._draw(self._ids(ids), found, None, rows, True, options, compiled, threads)
+        return tokens, self._decode(tokens.visual, rows, compiled, threads).cpu()
+
+    def threads(self, rows: int) -> Threads:
+        """How many CPU threads draw and decode so many images at once: what their bytes depend on beside the build."""
+        encoder, decoder = self.tokenizer.config.encoder, self.tokenizer.config.decoder
+        tokens = self.tokenizer.config.visual_tokens
+        return Threads(
+            encode=threads_for(rows * tokens, encoder.width),
+            sample=threads_for(2 * rows, self.prior.config.transformer.width),
+            decode=threads_for(rows * tokens, decoder.width),
+        )
 
     def compiles(self, images: int, batch: int) -> bool:
         """Whether so many images are drawn with compiled steps: as the pipeline was opened, else where it pays."""
@@ -335,9 +349,9 @@ class Pipeline:
         return worth_compiling(self.prior.config, self.device, size, batch, math.ceil(images / batch))
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Everything that runs a model goes through here: caches and recorded graphs serve one thread at a time."""
-        with self._shared.turn:
+    def _turn(self, threads: int) -> Iterator[None]:
+        """Everything that runs a model goes through here: caches and recorded graphs serve one caller at a time."""
+        with self._shared.turn, cpu_threads(threads) if self.device.type == "cpu" else nullcontext():
             yield
             if self.device.type == "cuda":  # the next thread may queue its work on another stream
                 torch.cuda.current_stream(self.device).synchronize()
@@ -352,13 +366,15 @@ class Pipeline:
         return engines[compiled]
 
     @torch.no_grad()
-    def _decode(self, visual: Int[Tensor, "B N"], rows: int, compiled: bool | None = None) -> UInt8[Tensor, "B 3 H W"]:
+    def _decode(
+        self, visual: Int[Tensor, "B N"], rows: int, compiled: bool | None = None, threads: Threads | None = None
+    ) -> UInt8[Tensor, "B 3 H W"]:
         """Images of visual ids, known to be right, in chunks of `rows`, the last one filled up; on the device."""
         compiled = self.compiles(len(visual), rows) if compiled is None else compiled
         parts = []
         for part in torch.split(visual.long(), rows):
             full = part[_filled(len(part), rows, part.device)]
-            with self._turn():
+            with self._turn((threads or self.threads(len(full))).decode):
                 decoder = self._decoder(rows, self._engine(compiled).compiler)
                 parts.append(decoder(full)[: len(part)].clone())  # what a graph returns, its next call overwrites
         return torch.cat(parts)
@@ -382,6 +398,7 @@ class Pipeline:
         fill: bool,
         options: SamplingOptions,
         compiled: bool | None = None,
+        threads: Threads | None = None,
     ) -> TokenIds:
         """Tokens of every image, in chunks of `batch`; with `fill`, or behind a full chunk, the last is filled up."""
         batch = whole_number("batch", batch)
@@ -394,7 +411,7 @@ class Pipeline:
                 full = part[_filled(len(part), size, part.device)]
                 chosen = [seeds[row] for row in full.tolist()]
                 prefix = None if given is None else given[full]
-                with self._turn():
+                with self._turn((threads or self.threads(len(full))).sample):
                     engine = self._engine(compiled)
                     drawn = sample_sequences(self.prior, class_ids[full], recipe, chosen, prefix, engine)
                     out[part] = drawn[: len(part)]

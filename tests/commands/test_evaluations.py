@@ -23,6 +23,7 @@ from prologue.commands.evaluate import KINDS
 from prologue.commands.kinds.base import NoFigure, Options, Prepared, StatedBy, Told
 from prologue.evaluation.versions import VERSIONS
 from prologue.manifest import Manifest
+from prologue.plain import save_json, to_dict
 from prologue.processes import Processes
 
 CORNER = "def corner():\n    return lambda images: picked(images).flatten(1).float()\n\n"
@@ -39,6 +40,8 @@ def saved(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_picture(root / "photos" / name / f"{index}.png", rng)
     manifest = Manifest(("cat", "dog"), None, str(root / "photos"))
     Pipeline(*tiny_models(image_size=(16, 16), num_classes=2), manifest).save_pretrained(root / "run")
+    # As earlier versions wrote it, with the path of the images.
+    save_json(root / "run" / "pipeline.json", to_dict(manifest))
     return root
 
 

@@ -28,6 +28,7 @@ from prologue.evaluation.inception_score import inception_score
 from prologue.evaluation.versions import VERSIONS
 from prologue.manifest import Manifest
 from prologue.nn.perceptual import Lpips
+from prologue.plain import save_json, to_dict
 from prologue.rng import torch_stream
 from prologue.sampling.recipe import Recipe
 
@@ -61,7 +62,10 @@ def write_runs(folder: Path, make: Callable[..., Any]) -> None:
     )
     for name, prior, recipe in (("run", True, Recipe(Guidance.overall("linear", 2.0))), ("plain", False, None)):
         models = make(image_size=(16, 16), num_classes=2, prior_prologue=prior)
-        Pipeline(*models, Manifest(("bright", "dark"), recipe, str(folder / "photos"))).save_pretrained(folder / name)
+        manifest = Manifest(("bright", "dark"), recipe, str(folder / "photos"))
+        Pipeline(*models, manifest).save_pretrained(folder / name)
+        # As earlier versions wrote it, with the path of the images.
+        save_json(folder / name / "pipeline.json", to_dict(manifest))
     generator = torch_stream(0, "weights")
     shapes = Lpips((2, 3), (1, 1)).state_dict()
     weights = {name: torch.rand(value.shape, generator=generator) for name, value in shapes.items()}

@@ -56,7 +56,7 @@ def test_a_run_of_an_earlier_version_keeps_its_images(kit: SimpleNamespace, shor
     assert run.record["facts"] == record["facts"]
     assert run.record["facts"]["class_names"] == ["train", "val"]
     assert run.config.data.file_rule == 1
-    info = RunInfo(run.path, SimpleNamespace(data=str(data)), run.config, record["facts"]["data_fingerprint"])  # type: ignore[arg-type]
+    info = RunInfo.load(run.path, "newest")
     assert info.open_data(None, (24, 24)).data.class_names == ("train", "val")
     asked = dataclasses.replace(short, data=dataclasses.replace(short.data, file_rule=2))
     with pytest.raises(RunError, match=r"data\.file_rule: 1 in the run, 2 now"):
@@ -74,7 +74,7 @@ def test_images_that_changed_are_named(kit: SimpleNamespace, short: RunConfig, t
     differ = r"2 image files differ: cat/new\.png \(added\), dog/2\.png \(missing\)"
     with pytest.raises(RunError, match=rf"data_fingerprint: {differ} \(\w+ in the run, \w+ now\)"):
         kit.run_training(tmp_path / "run", short, data=str(data), stage="tokens")
-    info = RunInfo(run.path, SimpleNamespace(data=str(data)), run.config, run.record["facts"]["data_fingerprint"])  # type: ignore[arg-type]
+    info = RunInfo.load(run.path, "newest")
     (note,) = [note for note in info.open_data(None, (24, 24)).notes if "not those of the training" in note]
     assert "2 image files differ: cat/new.png (added)" in note
     other = fill(tmp_path / "other", "cat")

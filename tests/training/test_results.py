@@ -48,7 +48,7 @@ def test_a_lost_token_store_is_made_again_where_it_is_needed(
     before, heard = everything(copy), kit.Heard()
     kit.run_training(copy, kit.tiny_config(), heard)  # a finished prior does not need it
     assert everything(copy) == before
-    assert "tokens: finished already; the store is not whole, which the finished prior does not need" in heard.said[1]
+    assert "tokens: finished already; the store is not whole, which the finished prior does not need" in heard.said[2]
     kit.run_training(copy, kit.tiny_config(), heard, stage="tokens")
     assert kit.hashes(copy) == kit.hashes(uninterrupted)
     RunFolder.load(copy).set_stage("prior", finished=False)

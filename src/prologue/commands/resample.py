@@ -127,7 +127,7 @@ def _fill(
         return records, False
     sources = pipeline.encode(originals, options.batch)
     reconstructions = pipeline.decode(sources.visual[:_GRID_ROWS], options.batch)
-    begun = {"batch": options.batch, "compiled": pipeline.compile is True, "threads": torch.get_num_threads()}
+    begun = {"batch": options.batch, "compiled": pipeline.compile is True, "threads": pipeline.threads(options.batch)}
     start = state is None
     state = {"request": request, **begun} if state is None else state
     if drawn:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from prologue.commands._options import parse
+from prologue.commands._options import OUTPUT_FILE, parse
 from prologue.errors import CheckpointError, ConfigError
 from prologue.files import whole
 from prologue.nn.perceptual import ConvNeXtLogits, Lpips
@@ -32,7 +32,7 @@ class WeightsOptions:
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE")] = ()
     """Published files that are here already, under any name. Those left out come from a package that holds
     them, from torch's cache, or by a download."""
-    out: Annotated[Path | None, arg(metavar="FILE")] = None
+    out: Annotated[Path | None, arg(metavar="FILE"), OUTPUT_FILE] = None
     """The file to write. Left out: the user's cache, where trainings and measurements look for it."""
 
 

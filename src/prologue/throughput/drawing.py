@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
+from prologue.cpu_threads import Threads
 from prologue.device import out_of_memory
 from prologue.errors import SamplingError
 from prologue.images import class_grid, file_name, open_image, read_images, save_png
@@ -76,7 +75,7 @@ class Drawing:
         if state is None:
             if self.processes.main:
                 batch, compiled, first = self._try()
-                found = {"batch": batch, "compiled": compiled, "threads": torch.get_num_threads()}
+                found = {"batch": batch, "compiled": compiled, "threads": self.pipeline.threads(batch)}
                 self.output.start({"request": dict(self.job.request), **found})
             self.processes.wait()
             state = self.output.state(self.job.request, overwrite=False)
@@ -91,8 +90,7 @@ class Drawing:
         if self.processes.main:
             self.output.forget(left)
         self.processes.wait()
-        with self._as_begun(state):
-            self._draw(plan, left, state["compiled"], first, begin)
+        self._draw(plan, left, state, first, begin)
         self.processes.wait()
         if self.processes.main:
             self._finish(plan, state)
@@ -107,16 +105,6 @@ class Drawing:
         """The pictures of a chunk that are written."""
         return [] if self.job.write == "npz" else [self.file(index) for index in self.plan.images(chunk)]
 
-    @contextmanager
-    def _as_begun(self, state: Mapping[str, Any]) -> Iterator[None]:
-        """Compute with as many threads as whoever began: on a CPU products round otherwise with others."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(state["threads"] if self.pipeline.device.type == "cpu" else threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-
     def _try(self) -> tuple[int, bool, Chunk]:
         """The largest batch that fits, halving the one asked for, whether it is compiled, and its first chunk.
 
@@ -127,7 +115,7 @@ class Drawing:
             plan = Plan(len(self.job.class_ids), batch, self.job.shard_size)
             compiled = self.pipeline.compiles(plan.count, batch)
             try:
-                return batch, compiled, self._chunk(plan, 0, compiled)
+                return batch, compiled, self._chunk(plan, 0, compiled, self.pipeline.threads(batch))
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -141,15 +129,23 @@ class Drawing:
             self.say(f"a batch of {batch} does not fit into memory, going on with {smaller} ({_first_line(reason)})")
             batch = smaller
 
-    def _draw(self, plan: Plan, left: Sequence[int], compiled: bool, first: Chunk | None, begin: float) -> None:
-        """This process's share of the chunks, of those that are left."""
+    def _draw(
+        self, plan: Plan, left: Sequence[int], state: Mapping[str, Any], first: Chunk | None, begin: float
+    ) -> None:
+        """This process's share of the chunks, of those that are left, with the threads of the first call.
+
+        On a CPU products round by the number of threads.
+        """
+        known = state["threads"]  # one number for everything, where an earlier version began
+        threads = Threads(known, known, known) if isinstance(known, int) else Threads(*known)
+        compiled: bool = state["compiled"]
         drawn, before, wanted = 0, plan.chunks - len(left), set(left)
         pending: list[Future[None]] = []
         with ThreadPoolExecutor(1) as writer:
             for number in plan.share(self.processes.rank, self.processes.world):
                 if number not in wanted:
                     continue
-                chunk = first if number == 0 and first is not None else self._guarded(plan, number, compiled)
+                chunk = first if number == 0 and first is not None else self._guarded(plan, number, compiled, threads)
                 pending.append(writer.submit(self._write, plan, number, chunk))
                 while len(pending) > _QUEUED or (pending and pending[0].done()):
                     pending.pop(0).result()
@@ -161,9 +157,9 @@ class Drawing:
             for future in pending:
                 future.result()
 
-    def _guarded(self, plan: Plan, number: int, compiled: bool) -> Chunk:
+    def _guarded(self, plan: Plan, number: int, compiled: bool, threads: Threads) -> Chunk:
         try:
-            return self._chunk(plan, number, compiled)
+            return self._chunk(plan, number, compiled, threads)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -172,11 +168,13 @@ class Drawing:
                 f"free memory and run the same again, or start anew with a --batch below {plan.batch}"
             ) from error
 
-    def _chunk(self, plan: Plan, number: int, compiled: bool) -> Chunk:
+    def _chunk(self, plan: Plan, number: int, compiled: bool, threads: Threads) -> Chunk:
         images = plan.images(number)
         seeds = [self.job.seed + index for index in images]
         class_ids = [self.job.class_ids[index] for index in images]
-        tokens, pixels = self.pipeline.chunk(class_ids, seeds, plan.batch, compiled=compiled, **self.job.options)
+        tokens, pixels = self.pipeline.chunk(
+            class_ids, seeds, plan.batch, compiled=compiled, threads=threads, **self.job.options
+        )
         tokens = tokens.to("cpu")
         return {
             "images": pixels.permute(0, 2, 3, 1).contiguous().numpy(),

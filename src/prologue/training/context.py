@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from prologue.config import OptimizerConfig, RunConfig
+from prologue.cpu_threads import threads_for, user_count
 from prologue.data.source import Data
 from prologue.nn.layers import Dropout
 from prologue.rng import torch_stream
@@ -51,6 +52,18 @@ class Context:
     @property
     def world(self) -> int:
         return int(self.accelerator.num_processes)
+
+    def threads(self, stage: str, rows: int, width: int) -> int:
+        """CPU threads of a stage whose products have these sizes; a stage that was begun keeps its number.
+
+        A stage that an earlier version began has no number: it used all that there were. A number that the user sets in
+        the environment wins.
+        """
+        known = self.run.record["stages"].get(stage, {})
+        if not known.keys() & {"steps", "threads"}:
+            return threads_for(rows, width)
+        available = torch.get_num_threads()
+        return available if user_count() else int(known.get("threads", available))
 
     @cached_property
     def batches(self) -> Prefetcher:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prologue.cpu_threads import cpu_threads
 from prologue.errors import TrainingError
 from prologue.training.context import Context
 from prologue.training.learner import Learner
@@ -28,6 +29,8 @@ class Stage(Protocol):
     name: str
     steps: int
     batch: int
+    product: tuple[int, int]
+    """Rows and width of its usual product: tokens that one process computes at once, and the width of its network."""
 
     @property
     def learners(self) -> Mapping[str, Learner]:
@@ -143,13 +146,14 @@ def run_stage(
         rates = (learning_rate(learner.config, learner.updates, learner.total) for learner in stage.learners.values())
         shown = ", ".join(f"{rate:.3g} ({section})" for section, rate in zip(stage.learners, rates, strict=True))
         progress.say(f"{stage.name}: settings have changed, so the learning rate is computed anew: from here {shown}")
+    threads = context.threads(stage.name, *stage.product)
     if main:
         run.forget_metrics(stage.name, start)
-        run.set_stage(stage.name, steps=stage.steps, finished=False, failed=False)
+        run.set_stage(stage.name, steps=stage.steps, finished=False, failed=False, threads=threads)
     skipping = Skipping(stage.name, stage.learners, run.config.stop_after_skipped)
     progress.begin(stage.name, start, stage.steps, stage.batch)
     try:
-        saved = _steps(stage, context, progress, stop, track, start, skipping)
+        saved = _steps(stage, context, progress, stop, track, start, skipping, threads)
     finally:
         progress.end()
     if main:
@@ -168,20 +172,23 @@ def _steps(
     track: Callable[[dict[str, Any]], None] | None,
     start: int,
     skipping: Skipping,
+    threads: int,
 ) -> int:
     """All steps from `start` on; the number of steps done at the last checkpoint."""
     config, checkpoints = context.run.config, context.run.checkpoints(stage.name)
     saved, since, clock = start, start, time.perf_counter()
     for step in range(start, stage.steps):
-        metrics = stage.step(step)
+        with cpu_threads(threads):
+            metrics = stage.step(step)
         done = step + 1
         last = done == stage.steps
         pictured = bool(config.sample_every) and (done % config.sample_every == 0 or last)
         if pictured or done % config.log_every == 0 or last:
             figures = {key: float(value) for key, value in metrics.items()}  # waits for the device, so that time counts
             rate = (done - since) * stage.batch / max(time.perf_counter() - clock, 1e-9)
-            taken = stage.snapshot(done) if pictured and context.main else {}
-            summary, sentences = stage.summary(step)
+            with cpu_threads(threads):
+                taken = stage.snapshot(done) if pictured and context.main else {}
+                summary, sentences = stage.summary(step)
             skipping.look()
             record = _record(stage, done, {**context.mean({**figures, **summary, **skipping.metrics()}), **taken}, rate)
             for sentence in (*sentences, *skipping.sentences(done)):

@@ -39,6 +39,8 @@ class PriorStage:
         options = context.config.prior
         layout = SequenceLayout.of(context.config.tokenizer, options.prologue)
         config = options.sized(layout.config, context.data.num_classes)
+        at_once = self.batch // context.world // self.training.accumulate
+        self.product = (at_once * layout.length, config.transformer.width)
         self.model = Prior(config, derive_seed(context.config.seed, "initial"))
         self.learner = context.learner(
             "prior", self.model, self.training.optimizer, self.steps, self.training.ema_half_life

@@ -52,6 +52,9 @@ class TokenizerStage:
         self.context = context
         self.training: TokenizerTraining = context.config.tokenizer_training
         self.steps, self.batch = self.training.steps, self.training.batch
+        sizes = context.config.tokenizer
+        at_once = self.batch // context.world // self.training.accumulate
+        self.product = (at_once * sizes.visual_tokens, sizes.encoder.width)
         self.seed = context.config.seed
         self.post_hoc = visual_path is not None
         model = Tokenizer(context.config.tokenizer, derive_seed(self.seed, "initial"))

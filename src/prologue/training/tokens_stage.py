@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prologue.cpu_threads import cpu_threads
 from prologue.data.store import TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, RunError
 from prologue.tokenizer import Tokenizer, to_model_range
@@ -36,6 +37,9 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
         meta={"tokenizer": file_hash(run.tokenizer_folder / WEIGHTS), "data": context.data.fingerprint},
     )
     start, batch = writer.done, max(1, VIEWS_PER_BATCH // images.views)
+    threads = context.threads("tokens", VIEWS_PER_BATCH * config.visual_tokens, config.encoder.width)
+    if not start:
+        run.set_stage("tokens", threads=threads)
     progress.begin("tokens", start, len(images), 1)
     try:
         # The first batch may reach back before `start`: an image's ids must not depend, in the last bit of a
@@ -43,7 +47,7 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
         for first in range(start // batch * batch, 0 if writer.finished else len(images), batch):
             indices = range(first, min(first + batch, len(images)))
             views = torch.from_numpy(np.concatenate([images.token_views(index) for index in indices]))
-            with context.accelerator.autocast():
+            with cpu_threads(threads), context.accelerator.autocast():
                 tokens = tokenizer.encode(to_model_range(views.to(context.device)))
             known = max(0, start - first)
             labels = torch.from_numpy(images.labels[indices.start : indices.stop])
