@@ -12,12 +12,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from prologue import builtin
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.presets import preset
 from prologue.reproduce.scales import SCALES
+from prologue.tokenizer import Tokenizer
 from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
 from prologue.weights import WEIGHTS, file_hash
@@ -26,10 +28,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def _script(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    spec = importlib.util.spec_from_file_location(f"script_{Path(path).stem}", ROOT / path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -225,3 +227,99 @@ def test_icons_are_laid_out_by_group(tmp_path: Path) -> None:
     _script("benchmarks/lay_out.py").emoji(tmp_path / "package", tmp_path / "icons")
     laid = sorted(str(path.relative_to(tmp_path / "icons")) for path in (tmp_path / "icons").rglob("*.png"))
     assert laid == ["animals-and-nature/a.png", "flags/b.png"]
+
+
+@pytest.fixture
+def tiny_map(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The map of one small cell at two lengths of stage 2."""
+    module = _script("benchmarks/prologue_map.py")
+    tiny = {
+        "width": 32, "depth": 1, "prior_width": 32, "prior_depth": 1, "tokenizer_steps": 30, "prior_steps": 20,
+        "prior_batch": 8, "shapes_images": 64, "shapes_validation": 64, "temperatures": (1.0, 0.9),
+        "guidance_scales": (1.5,), "guided_temperatures": (1.0,), "sweep_samples": 16, "finalists": 1, "samples": 32,
+        "measured_images": 32, "probe_images": 48,
+    }  # fmt: skip
+    monkeypatch.setattr(module, "BASE", dataclasses.replace(module.BASE, **tiny))
+    monkeypatch.setattr(module, "POST_STEPS", 20)
+    monkeypatch.setattr(module, "COMMITTED", Path("nowhere.json"))
+    monkeypatch.setattr(module, "PLAN", tuple((module.plates(24, length, ":figures=kinds"), 0) for length in (1, 2)))
+    return module
+
+
+def test_the_map_is_made_once_and_continues(
+    tiny_map: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    asked: list[str] = []
+    original = tiny_map.train
+
+    def counted(request: TrainRequest, *arguments: Any, **others: Any) -> Any:
+        asked.append(f"{request.out.name} {request.stage}")
+        return original(request, *arguments, **others)
+
+    monkeypatch.setattr(tiny_map, "train", counted)
+    work = tmp_path / "work"
+    try:
+        tiny_map.main(["--work", str(work), "--only", "plates-figures=kinds-36"])
+        (first,) = json.loads((work / "prologue-map.json").read_text(encoding="utf-8"))["records"]
+        # What is there is taken over: the other length has the same tokenizers, and the finished cell is left alone.
+        weights = {path: file_hash(path) for path in work.glob("tokenizers/*/*/tokenizer/*.safetensors")}
+        tiny_map.main(["--work", str(work)])
+        assert {path: file_hash(path) for path in work.glob("tokenizers/*/*/tokenizer/*.safetensors")} == weights
+        assert len(weights) == 3
+        done = len(asked)
+        tiny_map.main(["--work", str(work)])
+        assert len(asked) == done
+    finally:
+        torch.set_num_threads(threads)
+    again, longer = json.loads((work / "prologue-map.json").read_text(encoding="utf-8"))["records"]
+    assert again == first
+    assert (first["tokens"], first["length"], longer["length"]) == (36, 1, 2)
+    figures = first["figures"]
+    paid = figures["cost"] + figures["visual_nats_with"]
+    assert figures["nats_with"] == pytest.approx(paid, rel=1e-4)
+    assert figures["gain"] == pytest.approx(figures["nats_without"] - paid, abs=1e-2)
+    assert sum(figures["positions_without"]) == pytest.approx(figures["nats_without"], rel=1e-3)
+    assert sum(figures["positions_with"]) == pytest.approx(figures["visual_nats_with"], rel=1e-3)
+    # The blank prologue is one code for all images, and its prior pays nothing for it in the end.
+    (blank,) = work.glob("tokenizers/*/blank")
+    tokens = Tokenizer.from_pretrained(blank / "tokenizer").encode(torch.rand(3, 3, 24, 24) * 2 - 1)
+    other = Tokenizer.from_pretrained(blank.with_name("2d") / "tokenizer").encode(torch.zeros(1, 3, 24, 24))
+    assert not tokens.prologue.any()
+    assert (tokens.prologue.shape[1], other.prologue.shape[1]) == (6, 0)
+    for arm in tiny_map.ARMS:
+        assert [step for step, _ in figures[f"course_{arm}"]] == sorted(step for step, _ in figures[f"course_{arm}"])
+        assert figures[f"course_{arm}"]
+        assert sum(figures[f"positions_{arm}"]) > 0
+        assert all(
+            figures[f"{name}_{kind}_{arm}"] >= 0 for name in ("fd", "recognised") for kind in ("plain", "guided")
+        )
+        assert figures[f"temperature_plain_{arm}"] == 1
+    assert {"figure", "figure_hue", "ground_hue", "x", "y"} == {each["factor"] for each in figures["factors"]}
+    # Both arms see the same visual ids: the tokenizer of the prologue is that without one.
+    assert longer["figures"]["rfd"] == figures["rfd"]
+    rows = (work / "prologue-map.md").read_text(encoding="utf-8").splitlines()
+    assert [row.split("|")[1:5] for row in rows[2:]] == [
+        [" `plates:figures=kinds` ", " 36 ", f" × {length} ", " 1 "] for length in (1, 2)
+    ]
+
+
+def test_cells_of_other_settings_are_made_again(
+    tiny_map: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, _ = tiny_map.PLAN[0]
+    record = {"cell": cell.name, "seed": 0, "made_with": tiny_map.made_with(cell, 0)}
+    (tmp_path / "prologue-map.json").write_text(json.dumps({"records": [record]}), encoding="utf-8")
+    assert tiny_map.results(tmp_path) == {(cell.name, 0): record}
+    monkeypatch.setattr(tiny_map, "POST_STEPS", 21)
+    assert tiny_map.results(tmp_path) == {}
+
+
+def test_the_cells_of_the_map_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    module = _script("benchmarks/prologue_map.py")
+    keys = [(cell.name, seed) for cell, seed in module.PLAN]
+    assert len(set(keys)) == len(keys) == len({module.made_with(cell, seed) for cell, seed in module.PLAN})
+    module.main(["--list"])
+    assert len(capsys.readouterr().out.splitlines()) == len(keys)
+    with pytest.raises(SystemExit):
+        module.main(["--work", "nowhere", "--only", "shapes-35"])

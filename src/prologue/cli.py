@@ -20,7 +20,7 @@ from prologue.errors import ConfigError, PrologueError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "the whole story on embedded data: train, sample, evaluate, report"),
-    "train": ("train", "train a tokenizer and its prior on shapes, digits, a folder or a zip"),
+    "train": ("train", "train a tokenizer and its prior on embedded images, a folder or a zip"),
     "generate": ("generate", "draw images from a trained run, or from the model in the package"),
     "resample": ("resample", "keep an image's prologue and draw its visual tokens again"),
     "evaluate": ("evaluate", "measure a run, or look inside it; lists the kinds"),

@@ -274,9 +274,9 @@ class DataConfig:
     of the first versions (PNG, JPEG and WebP, no splits, only labels.csv). none: the rule that the run was begun with,
     2 for a new run."""
     shapes_images: int = 20000
-    """Training scenes of the embedded `shapes`."""
+    """Training images of the embedded `shapes` or `plates`."""
     shapes_validation: int = 2000
-    """Validation scenes of the embedded `shapes`."""
+    """Validation images of the embedded `shapes` or `plates`."""
     cache_mb: int = 1024
     """Decoded training images are kept in memory while they fit in this many MiB."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prologue.data.opening import EMBEDDED
+from prologue.data.options import embedded_name
 from prologue.errors import CheckpointError, ConfigError, PrologueError
 from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.sampling.recipe import Recipe
@@ -39,7 +39,7 @@ class Manifest:
 
     def shared(self) -> Manifest:
         """What of it is written."""
-        return self.replace(data=self.data if self.data in EMBEDDED else None)
+        return self.replace(data=self.data if self.data is not None and embedded_name(self.data) else None)
 
     @classmethod
     def withdraw(cls, folder: Path) -> None:

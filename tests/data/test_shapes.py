@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from prologue.config import DataConfig
+from prologue.data.colour import grainy
 from prologue.data.opening import open_data
+from prologue.data.options import ShapesOptions
 from prologue.data.shapes import BACKGROUNDS, CLASS_NAMES, COLOURS, TEXTURES, ShapesSet, render, scene
 
 
@@ -152,3 +154,43 @@ def test_factors_are_returned_beside_the_image() -> None:
     factors = images.factors(4)
     assert factors["kind"] == CLASS_NAMES[images.labels[4]] == "ring"
     assert {"colour", "x", "y", "size", "rotation", "texture", "background", "light"} <= factors.keys()
+
+
+def test_without_grain_shapes_are_what_they_were() -> None:
+    config = DataConfig(shapes_images=16, shapes_validation=8)
+    plain = open_data("shapes", config, (32, 32))
+    assert plain.fingerprint == "7930e9ed7f6d905ac6ac0b6d64e35f20"
+    for where in ("shapes:grain=0", "shapes:grain=0,cell=2"):
+        same = open_data(where, config, (32, 32))
+        assert same.fingerprint == plain.fingerprint
+        for index in range(16):
+            np.testing.assert_array_equal(same.train.center_view(index), plain.train.center_view(index))
+
+
+def test_grain_changes_whole_cells_by_its_strength() -> None:
+    plain, weak, strong = (
+        ShapesSet("train", 16, (48, 48), DataConfig(), options=ShapesOptions(grain=grain)) for grain in (0, 0.3, 0.6)
+    )
+    changes = []
+    for images in (weak, strong):
+        off = [images.center_view(i).astype(float) - plain.center_view(i) for i in range(16)]
+        changes.append(np.abs(off).mean())
+        again = ShapesSet("train", 16, (48, 48), DataConfig(), options=images.options)
+        np.testing.assert_array_equal(again.center_view(3), images.center_view(3))
+    assert 15 < changes[0] < 0.75 * changes[1]
+    # A grey cell stays of one colour: brightness changes by cells of 4 px.
+    ground = grainy(np.full((3, 8, 8), 128, dtype=np.uint8), np.ones((2, 2)), np.array([[0.1, -0.1], [0.2, 0.0]]))
+    assert ground[0, ::4, ::4].tolist() == [[154, 103], [179, 128]]
+    assert (ground == ground[:, ::4, ::4].repeat(4, 1).repeat(4, 2)).all()
+    # A turn by a third of the circle takes red to green.
+    red = np.zeros((3, 4, 4), dtype=np.uint8)
+    red[0] = 200
+    turned = grainy(red, np.full((1, 1), 2 * np.pi / 3), np.zeros((1, 1)))
+    assert turned[:, 0, 0].tolist() == [0, 200, 0]
+    assert weak.factors(3)["grain"] == 0.3
+    assert weak.labels.tolist() == plain.labels.tolist()
+    fingerprints = {
+        open_data(f"shapes:{option}", DataConfig(), (48, 48)).fingerprint
+        for option in ("grain=0.3", "grain=0.6", "grain=0.3,cell=2", "cell=2")
+    }
+    assert len(fingerprints) == 4

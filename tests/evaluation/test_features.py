@@ -6,7 +6,7 @@ import torch
 
 from prologue.data.shapes import CLASS_NAMES, render, scene
 from prologue.errors import EvaluationError, MissingExtraError
-from prologue.evaluation.features import Lite0Extractor, ShapesExtractor, open_features
+from prologue.evaluation.features import Lite0Extractor, OwnExtractor, ShapesExtractor, open_features
 
 
 @pytest.fixture
@@ -44,8 +44,25 @@ def test_shapes_by_name() -> None:
     assert isinstance(extractor, ShapesExtractor)
     with pytest.raises(EvaluationError, match="digits"):
         open_features("shapes", "digits")
-    with pytest.raises(EvaluationError, match="auto, lite0, shapes, inception"):
+    with pytest.raises(EvaluationError, match="auto, lite0, shapes, plates, inception"):
         open_features("incept", "shapes")
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "shown"),
+    [
+        ("shapes", "shapes:grain=0", "Shapes"),
+        ("shapes", "shapes:grain=0.4", "Grain"),
+        ("plates", "plates:noise=0.2", "Plates-digits"),
+        ("plates", "plates:figures=kinds", "Plates-kinds"),
+    ],
+)
+def test_embedded_images_have_features_of_their_own(name: str, where: str, shown: str) -> None:
+    extractor, _ = open_features(name, where)
+    assert isinstance(extractor, OwnExtractor)
+    assert (extractor.name, extractor.dimension) == (shown, 128 if shown == "Shapes" else 80)
+    with pytest.raises(EvaluationError, match="know only the embedded"):
+        open_features({"shapes": "plates", "plates": "shapes"}[name], where)
 
 
 @pytest.mark.parametrize("kind", [Lite0Extractor, ShapesExtractor])

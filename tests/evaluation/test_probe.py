@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from prologue.config import DataConfig
+from prologue.data.options import PlatesOptions
+from prologue.data.plates import HUES, PlatesSet
 from prologue.data.shapes import CLASS_NAMES, ShapesSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.factors import scene_factors
+from prologue.evaluation.factors import known_factors
 from prologue.evaluation.probe import (
     INPUTS,
     Factor,
@@ -155,7 +157,7 @@ def test_without_a_prologue_the_first_visual_tokens_are_probed(tiny_models) -> N
     codes = plain.visual_quantizer.codes(inputs.tokens.visual)
     assert torch.equal(inputs.values["visual_first"], codes[:, :2].flatten(1))
     assert read_inputs(plain, images, every[:2]).values["visual_first"].shape == (2, 16 * plain.config.code_dim)
-    factors = scene_factors(images, every, images, every)
+    factors = known_factors(images, every, images, every)
     record = evaluate_probe(inputs, inputs, CLASS_NAMES, image_size=(16, 16), factors=factors, codebook_sizes=(0, 16))
     assert not any("prologue" in key and record[key] is not None for key in record if "top1" in key)
     assert "visual_first_top1" in record
@@ -168,7 +170,7 @@ def test_without_a_prologue_the_first_visual_tokens_are_probed(tiny_models) -> N
 
 def test_factors_of_scenes() -> None:
     sides = [ShapesSet(split, 90, (16, 16), DataConfig()) for split in ("train", "validation")]
-    factors = {factor.name: factor for factor in scene_factors(sides[0], np.arange(90), sides[1], np.arange(5, 50))}
+    factors = {factor.name: factor for factor in known_factors(sides[0], np.arange(90), sides[1], np.arange(5, 50))}
     assert list(factors) == ["kind", "colour", "texture", "background", "night", "light", "x", "y", "size"]
     assert torch.equal(factors["kind"].test, torch.arange(5, 50) % len(CLASS_NAMES))
     assert bool(factors["night"].train[7]) == sides[0].scene(7).night
@@ -176,3 +178,18 @@ def test_factors_of_scenes() -> None:
         assert torch.bincount(factors[name].train).tolist() == [30, 30, 30]
         order = np.argsort([getattr(sides[1].scene(index), name) for index in range(5, 50)], kind="stable")
         assert bool((factors[name].test[order].diff() >= 0).all())
+
+
+def test_factors_of_plates_are_known_and_other_images_have_none() -> None:
+    options = PlatesOptions(figures="kinds")
+    sides = [PlatesSet(split, 64, (40, 40), DataConfig(), options) for split in ("train", "validation")]
+    factors = {factor.name: factor for factor in known_factors(sides[0], np.arange(64), sides[1], np.arange(8, 40))}
+    assert {name: factor.values for name, factor in factors.items()} == {
+        "figure": 8, "figure_hue": 4, "ground_hue": 4, "x": 3, "y": 3,
+    }  # fmt: skip
+    assert factors["figure"].train.tolist() == sides[0].labels.tolist()
+    assert factors["figure"].test.tolist() == sides[1].labels[8:40].tolist()
+    assert factors["x"].train.tolist() == [1 + round(sides[0].plate(index).x) for index in range(64)]
+    assert sides[1].plate(8).ground_hue == list(HUES)[int(factors["ground_hue"].test[0])]
+    scenes = ShapesSet("train", 64, (40, 40), DataConfig())
+    assert known_factors(sides[0], np.arange(64), scenes, np.arange(8)) == []

@@ -130,6 +130,18 @@ def test_a_tokenizer_taken_over(kit: SimpleNamespace, uninterrupted: Path, tmp_p
         kit.run_training(run.path, replace(config, tokenizer=kit.tiny_config().tokenizer))
 
 
+def test_a_post_hoc_tokenizer_taken_over_is_not_trained_again(
+    kit: SimpleNamespace, plain: Path, tmp_path: Path
+) -> None:
+    """Further priors on one prologue: a preset of another variant takes it as it is."""
+    post = kit.run_training(tmp_path / "post", kit.tiny_config("prologue-post"), tokenizer_from=plain)
+    taken = kit.run_training(tmp_path / "taken", kit.tiny_config(), tokenizer_from=post.path)
+    assert taken.metrics("tokenizer") == []
+    for file in ("tokenizer/model.safetensors", "tokens/shard-00000.bin"):
+        assert kit.hashes(taken.path)[file] == kit.hashes(post.path)[file]
+    assert Prior.from_pretrained(taken.prior_folder).layout.prologue_tokens == 3
+
+
 def test_an_unfinished_tokenizer_is_not_taken(kit: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="stopped"):
         kit.run_training(tmp_path / "half", kit.tiny_config(), kit.StopAt("tokenizer", 4))

@@ -30,7 +30,7 @@ class ReproduceOptions:
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder of the study. The same command on the same folder continues it; more seeds and variants may be added."""
     data: Annotated[str, arg(metavar="WHERE"), LOCATION] = "shapes"
-    """Images: the embedded `shapes` or `digits`, a folder or a zip."""
+    """Images: the embedded `shapes`, `digits` or `plates`, a folder or a zip."""
     scale: Literal["minutes", "hours", "gpu"] = "minutes"
     """minutes shows that everything runs; hours makes the tables on two CPU cores; gpu on one GPU."""
     seeds: int | None = None
@@ -39,8 +39,8 @@ class ReproduceOptions:
     variants: tuple[str, ...] = ()
     """Some of 2d, 1d, prologue, prologue-post, one-stage. Left out: all."""
     features: Annotated[str, arg(metavar="FEATURES")] = "auto"
-    """Features of the distances, which no loss uses: auto takes the shapes classifier on shapes, elsewhere lite0 (extra
-    [lite0])."""
+    """Features of the distances, which no loss uses: auto takes the classifier of embedded shapes and plates, elsewhere
+    lite0 (extra [lite0])."""
     minutes: float | None = None
     """Stop cleanly after so many minutes, with exit code 3: the same command continues."""
     jobs: int | None = None

@@ -32,7 +32,7 @@ DEFAULT_PRESET = "small-32"
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     data: Annotated[str, arg(metavar="WHERE"), LOCATION]
-    """Images: a folder, a zip, or the embedded `shapes` or `digits`."""
+    """Images: a folder, a zip, or the embedded `shapes`, `digits` or `plates`."""
     out: Annotated[Path, arg(metavar="RUN")]
     """Run folder. The same command on the same folder continues the run."""
     preset: str = DEFAULT_PRESET

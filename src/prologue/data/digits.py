@@ -42,7 +42,18 @@ class DigitsSet(RenderedSet):
         return picture
 
 
-def _held_out(labels: Int64[np.ndarray, " n"], part: float) -> np.ndarray:
+def load_scans(feature: str) -> tuple[UInt8[np.ndarray, "n 8 8"], Int64[np.ndarray, " n"]]:
+    """All scans and their digits; a `MissingExtraError` without scikit-learn says that `feature` needs it."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError(feature, "digits") from error
+    bunch = load_digits()
+    scans = np.round(np.asarray(bunch.images) * (255 / 16)).astype(np.uint8)
+    return scans, np.asarray(bunch.target, dtype=np.int64)
+
+
+def held_out(labels: Int64[np.ndarray, " n"], part: float) -> np.ndarray:
     """True for the same `part` of every class, at least one image where `part` is positive."""
     held = np.zeros(len(labels), dtype=bool)
     order = sorted(range(len(labels)), key=lambda index: hashlib.sha256(f"digits-{index}".encode()).digest())
@@ -59,14 +70,8 @@ def open_digits(config: DataConfig, image_size: tuple[int, int]) -> Data:
 
     Raises `MissingExtraError` without scikit-learn.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("--data digits", "digits") from error
-    bunch = load_digits()
-    labels = np.asarray(bunch.target, dtype=np.int64)
-    scans = np.round(np.asarray(bunch.images) * (255 / 16)).astype(np.uint8)
-    held = _held_out(labels, config.validation_fraction)
+    scans, labels = load_scans("--data digits")
+    held = held_out(labels, config.validation_fraction)
     return Data(
         train=DigitsSet(scans[~held], labels[~held], image_size, config),
         validation=DigitsSet(scans[held], labels[held], image_size, config),

@@ -113,6 +113,12 @@ _DISTANCES: dict[str, Callable[[Field, Field], Field]] = {
 }
 
 
+def inside_kind(kind: str, side: int) -> NDArray[np.bool_]:
+    """Which of side × side cells have their center in a shape of this kind that fills the square."""
+    x, y = _grid(side, side)
+    return np.asarray(_DISTANCES[kind](x, y) < 0)
+
+
 def _texture(kind: str, x: Field, y: Field, scene: Scene) -> Field | None:
     """0…1 over the shape's own coordinates; soft edges keep it the same picture at every size."""
     if kind == "plain":

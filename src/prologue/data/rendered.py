@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -34,6 +35,10 @@ class RenderedSet(ABC):
     @abstractmethod
     def render(self, index: int, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
         """Picture `index` at any size."""
+
+    def factors(self, index: int) -> dict[str, Any]:
+        """The known factors of picture `index`, by name; none where nothing is known."""
+        return {}
 
     def center_view(self, index: int) -> UInt8[np.ndarray, "3 H W"]:
         """The whole picture at the set's size."""

@@ -16,7 +16,9 @@ from jaxtyping import UInt8
 
 from prologue.config import DataConfig
 from prologue.data.cache import PixelCache
+from prologue.data.colour import grainy
 from prologue.data.drawing import draw
+from prologue.data.options import ShapesOptions
 from prologue.data.rendered import RenderedSet
 from prologue.data.scene import Scene
 from prologue.data.source import Data, fingerprint, seen_options
@@ -75,33 +77,51 @@ def render(scene: Scene, height: int, width: int) -> UInt8[np.ndarray, "3 height
 class ShapesSet(RenderedSet):
     """One split of `shapes` at one size: `count` scenes from the stream of (seed, split)."""
 
-    def __init__(self, split: Split, count: int, size: tuple[int, int], config: DataConfig, seed: int = 0) -> None:
+    def __init__(
+        self,
+        split: Split,
+        count: int,
+        size: tuple[int, int],
+        config: DataConfig,
+        seed: int = 0,
+        options: ShapesOptions | None = None,
+    ) -> None:
         labels = np.arange(count, dtype=np.int64) % len(CLASS_NAMES)
         super().__init__(labels, size, config, PixelCache(config.cache_mb))
-        self.split = split
-        self._seed = seed
+        self.split, self.options, self._seed = split, options or ShapesOptions(), seed
+        self._cells = tuple(max(1, round(side / self.options.cell)) for side in size)
 
     def scene(self, index: int) -> Scene:
         return scene(self.split, index, self._seed)
 
     def render(self, index: int, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
-        return render(self.scene(index), height, width)
+        picture = render(self.scene(index), height, width)
+        grain = self.options.grain
+        if grain == 0:
+            return picture
+        turns, shifts = numpy_stream(self._seed, "shapes", "grain", self.split, index).random((2, *self._cells)) * 2 - 1
+        return grainy(picture, turns * (grain * np.pi), shifts * (grain / 2))
 
     def factors(self, index: int) -> dict[str, Any]:
         """The factors of image `index`, by name."""
-        return asdict(self.scene(index))
+        return asdict(self.scene(index)) | ({"grain": self.options.grain} if self.options.grain else {})
 
 
-def open_shapes(config: DataConfig, image_size: tuple[int, int], seed: int = 0) -> Data:
+def open_shapes(
+    config: DataConfig, image_size: tuple[int, int], seed: int = 0, options: ShapesOptions | None = None
+) -> Data:
     """The embedded scenes as a data source: `data.shapes_images` to train, `data.shapes_validation` to validate."""
+    # Without grain the cells are nowhere to be seen, and the images are those of `shapes` alone.
+    grain = {"grain": asdict(options)} if options is not None and options.grain else {}
     return Data(
-        train=ShapesSet("train", config.shapes_images, image_size, config, seed),
-        validation=ShapesSet("validation", config.shapes_validation, image_size, config, seed),
+        train=ShapesSet("train", config.shapes_images, image_size, config, seed, options),
+        validation=ShapesSet("validation", config.shapes_validation, image_size, config, seed, options),
         class_names=CLASS_NAMES,
         fingerprint=fingerprint(
             source=f"shapes-{VERSION}",
             seed=seed,
             counts=[config.shapes_images, config.shapes_validation],
+            **grain,
             **seen_options(config, image_size),
         ),
     )

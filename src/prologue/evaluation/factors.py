@@ -1,4 +1,4 @@
-"""The known factors of `shapes` as quantities with few values, for probes."""
+"""The known factors of embedded images as quantities with few values, for probes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,38 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from prologue.data.plates import PlatesSet
 from prologue.data.shapes import ShapesSet
-from prologue.evaluation.classifier import FACTORS
+from prologue.data.source import ImageSet
+from prologue.evaluation.classifier import KINDS
 from prologue.evaluation.probe import Factor
 
-_IN_THIRDS = ("light", "x", "y", "size")
+_SCENES_IN_THIRDS = ("light", "x", "y", "size")
 """Measured factors, cut into three parts that are equally frequent among the train images."""
+_PLATES_IN_THIRDS = ("x", "y")
+"""Measured factors, cut into three equal parts of -1 … 1: figures stand in a few places only."""
 
 
-def scene_factors(
-    train: ShapesSet, train_indices: Int64[np.ndarray, " n"], test: ShapesSet, test_indices: Int64[np.ndarray, " m"]
+def known_factors(
+    train: ImageSet, train_indices: Int64[np.ndarray, " n"], test: ImageSet, test_indices: Int64[np.ndarray, " m"]
 ) -> list[Factor]:
-    """Kind, colour, texture, background and night, then light, x, y and size in thirds."""
-    ours = [train.scene(index) for index in train_indices.tolist()]
-    theirs = [test.scene(index) for index in test_indices.tolist()]
+    """Of `shapes` kind, colour, texture, background and night, then light, x, y and size in thirds; of `plates` figure,
+    its hue and the ground's, then x and y in thirds; of other images none."""
+    thirds: tuple[str, ...]
+    if isinstance(train, ShapesSet) and isinstance(test, ShapesSet):
+        named, thirds = KINDS["shapes"].factors, _SCENES_IN_THIRDS
+    elif isinstance(train, PlatesSet) and isinstance(test, PlatesSet):
+        named, thirds = KINDS[f"plates-{train.options.figures}"].factors, _PLATES_IN_THIRDS
+    else:
+        return []
+    ours = [train.factors(index) for index in train_indices.tolist()]
+    theirs = [test.factors(index) for index in test_indices.tolist()]
     out = []
-    for name, values in FACTORS:
-        numbers = [[values.index(getattr(scene, name)) for scene in scenes] for scenes in (ours, theirs)]
+    for name, values in named:
+        numbers = [[values.index(known[name]) for known in side] for side in (ours, theirs)]
         out.append(Factor(name, len(values), *map(torch.tensor, numbers)))
-    for name in _IN_THIRDS:
-        sides = [np.array([getattr(scene, name) for scene in scenes]) for scenes in (ours, theirs)]
-        cuts = np.quantile(sides[0], [1 / 3, 2 / 3])
+    for name in thirds:
+        sides = [np.array([known[name] for known in side]) for side in (ours, theirs)]
+        cuts = np.quantile(sides[0], [1 / 3, 2 / 3]) if thirds is _SCENES_IN_THIRDS else np.array([-1 / 3, 1 / 3])
         out.append(Factor(name, 3, *(torch.from_numpy(np.searchsorted(cuts, side)) for side in sides)))
     return out

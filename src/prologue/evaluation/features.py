@@ -1,5 +1,5 @@
-"""Feature extractors that distances are measured in: EfficientNet-Lite0, the classifier of the embedded shapes,
-Inception, or a function of the user's."""
+"""Feature extractors that distances are measured in: EfficientNet-Lite0, the classifiers of embedded images, Inception,
+or a function of the user's."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
+from prologue.data.options import ENDLESS, embedded_name
 from prologue.errors import EvaluationError, MissingExtraError
-from prologue.evaluation.classifier import FEATURE_DIM as SHAPES_DIM
-from prologue.evaluation.classifier import SHIPPED, load_classifier
+from prologue.evaluation.classifier import SHAPES, Kind, kind_of, load_classifier
 from prologue.nn.lite0 import FEATURE_DIM as LITE0_DIM
 from prologue.nn.lite0 import Lite0, lite0_installed, lite0_weights
 from prologue.tokenizer import to_model_range
@@ -21,7 +21,7 @@ from prologue.weights import file_hash
 Pixels = UInt8[Tensor, "b 3 h w"]
 _CPU_CHUNK = 8
 """Images at a time on a CPU: the activations of more fall out of its caches, at three times the time per image."""
-CHOICES = ("auto", "lite0", "shapes", "inception")
+CHOICES = ("auto", "lite0", "shapes", "plates", "inception")
 
 
 class FeatureExtractor(ABC):
@@ -99,20 +99,33 @@ class Lite0Extractor(ClassifierExtractor):
         return outputs
 
 
-class ShapesExtractor(ClassifierExtractor):
-    """Penultimate features of the shipped classifier of `shapes`, and its verdict on the class."""
+class OwnExtractor(ClassifierExtractor):
+    """Penultimate features of the shipped classifier of one kind of embedded images, and its verdict on the class."""
 
-    name = "Shapes"
-    dimension = SHAPES_DIM
-
-    def __init__(self, device: str | torch.device = "cpu") -> None:
-        self._model = load_classifier()
+    def __init__(self, kind: Kind, device: str | torch.device = "cpu") -> None:
+        self.name, self.dimension, self.class_names = kind.name, kind.dimension, kind.class_names
+        self._model = load_classifier(kind)
         super().__init__(self._model, device)
-        self.hash = file_hash(SHIPPED)
+        self.hash = file_hash(kind.file)
 
     def _outputs(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
         features = self._model.features(to_model_range(pixels))
         return features, self._model.head(features)
+
+
+class ShapesExtractor(OwnExtractor):
+    """Of the classifier of `shapes`."""
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        super().__init__(SHAPES, device)
+
+
+def own_extractor(data_name: str, device: str | torch.device = "cpu") -> OwnExtractor | None:
+    """Of the classifier of the embedded images that `data_name` names; None for other images."""
+    kind = kind_of(data_name)
+    if kind is None:
+        return None
+    return ShapesExtractor(device) if kind is SHAPES else OwnExtractor(kind, device)
 
 
 def open_features(
@@ -120,9 +133,9 @@ def open_features(
 ) -> tuple[FeatureExtractor | None, str | None]:
     """The extractor `name` for images of the data source `data_name`, or None and the reason why there is none.
 
-    `auto` takes lite0 where its extra is installed, else shapes on the embedded `shapes`, else none. A name asked for
-    must be possible: `lite0` or `inception` without its extra is a `MissingExtraError`, `shapes` on other data an
-    `EvaluationError`. `module:function` is a user's (see `FunctionExtractor`).
+    `auto` takes lite0 where its extra is installed, else the classifier of embedded `shapes` or `plates`, else none. A
+    name asked for must be possible: `lite0` or `inception` without its extra is a `MissingExtraError`, `shapes` or
+    `plates` on other data an `EvaluationError`. `module:function` is a user's (see `FunctionExtractor`).
     """
     if ":" in name:
         from prologue.evaluation.function_features import FunctionExtractor
@@ -136,10 +149,11 @@ def open_features(
         return InceptionExtractor(device, inception_weights), None
     if name == "lite0" or (name == "auto" and lite0_installed()):
         return Lite0Extractor(device), None
-    if name == "shapes" and data_name != "shapes":
+    if name in ENDLESS and name != embedded_name(data_name):
         raise EvaluationError(
-            f"the features 'shapes' know only the embedded shapes, not {data_name!r}: use lite0 (extra [lite0])"
+            f"the features {name!r} know only the embedded {name}, not {data_name!r}: use lite0 (extra [lite0])"
         )
-    if data_name == "shapes":
-        return ShapesExtractor(device), None
+    own = own_extractor(data_name, device)
+    if own is not None:
+        return own, None
     return None, str(MissingExtraError("a distance between image sets", "lite0"))

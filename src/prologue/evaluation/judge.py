@@ -1,4 +1,4 @@
-"""Who says which class an image shows: the shipped classifier of `shapes`, or one fitted to a data set's own images."""
+"""Who says which class an image shows: a shipped classifier of embedded images, or one fitted to a data set's own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from prologue.data.shapes import CLASS_NAMES
 from prologue.data.source import Data
 from prologue.errors import EvaluationError
-from prologue.evaluation.features import FeatureExtractor, ShapesExtractor
+from prologue.evaluation.features import FeatureExtractor, OwnExtractor, own_extractor
 from prologue.evaluation.linear import LinearClassifier, fit_linear
 from prologue.evaluation.runs import Record, Watch, choose_images, crop_features, unwatched, wilson_interval
 
@@ -44,11 +43,10 @@ class LinearJudge:
         return self.fitted(self.extractor(images)).argmax(1).cpu()
 
 
-def shipped_judge(
-    source: str, class_names: tuple[str, ...], device: str | torch.device = "cpu"
-) -> ShapesExtractor | None:
+def shipped_judge(source: str, class_names: tuple[str, ...], device: str | torch.device = "cpu") -> OwnExtractor | None:
     """The classifier in the package, where the images named `source` and the classes are those that it knows."""
-    return ShapesExtractor(device) if source == "shapes" and class_names == CLASS_NAMES else None
+    own = own_extractor(source, device)
+    return own if own is not None and class_names == own.class_names else None
 
 
 def judge_facts(judge: Judge) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a linear classifier reads from frozen codes: the image's class, and on `shapes` each factor of the scene."""
+"""What a linear classifier reads from frozen codes: the class of an image, and of embedded ones each known factor."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from prologue.demo.measure import recognise_reconstructions
 from prologue.errors import EvaluationError
 from prologue.evaluation.codes import prologue_vectors, visual_vectors
 from prologue.evaluation.distances import measure_name
-from prologue.evaluation.features import FeatureExtractor, ShapesExtractor
+from prologue.evaluation.features import FeatureExtractor, OwnExtractor
 from prologue.evaluation.generation import Samples, evaluate_generation
 from prologue.evaluation.judge import Judge, fit_judge, shipped_judge
 from prologue.evaluation.layout import evaluate_layout
@@ -63,10 +63,10 @@ class Bench:
 
     @cached_property
     def classifier(self) -> Judge | None:
-        """What recognises classes: the classifier of `shapes`, elsewhere one fitted to the data's own images."""
+        """What recognises classes: the classifier of embedded images, elsewhere one fitted to the data's own images."""
         shipped = shipped_judge(self.source, self.data.class_names)
         if shipped is not None:
-            return self.extractor if isinstance(self.extractor, ShapesExtractor) else shipped
+            return self.extractor if isinstance(self.extractor, OwnExtractor) else shipped
         if self.data.num_classes < 2:
             return None
         return fit_judge(self.extractor, self.data, count=self.scale.measured_images, batch=self.scale.batch)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prologue.config import RunConfig, Variant
+from prologue.data.options import ENDLESS, embedded_name
 from prologue.errors import ConfigError
 from prologue.evaluation.sweep import Plan
 from prologue.presets import small
@@ -127,7 +128,11 @@ def scale_named(name: str, data: str = "shapes") -> Scale:
     """The scale of this name for these images; an unknown one is a `ConfigError`."""
     if name not in SCALES:
         raise ConfigError(f"unknown scale {name!r}: choose one of {', '.join(SCALES)}")
-    return SCALES[name] if data == "shapes" else dataclasses.replace(SCALES[name], prior_dropout=FEW_IMAGES_DROPOUT)
+    return (
+        SCALES[name]
+        if embedded_name(data) in ENDLESS
+        else dataclasses.replace(SCALES[name], prior_dropout=FEW_IMAGES_DROPOUT)
+    )
 
 
 def run_config(scale: Scale, name: Name, seed: int) -> RunConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 from prologue.config import FILE_RULE, RunConfig
 from prologue.data.opening import open_data
+from prologue.data.options import ENDLESS, embedded_name
 from prologue.device import pick_device, pick_precision
 from prologue.errors import EvaluationError, MissingExtraError, RunError
 from prologue.evaluation.kid import LEAST
@@ -50,7 +51,8 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
         raise EvaluationError(
             f"{request.data} leaves {len(data.validation)} images held out, and recipes are chosen on at least {LEAST}"
         )
-    name = "shapes" if request.features == "auto" and request.data == "shapes" else request.features
+    source = embedded_name(request.data)
+    name = source if request.features == "auto" and source in ENDLESS else request.features
     device = pick_device(request.device)
     features = Features.open(name, request.data, device)
     if features.extractor is None:

@@ -247,7 +247,9 @@ class _Trainer:
 
     @property
     def _post_hoc(self) -> bool:
-        return self.run.config.tokenizer.variant == "prologue-post"
+        """Whether a prologue is trained for the given tokenizer, which may itself be a post-hoc one taken over."""
+        asked = self.run.config.tokenizer.variant
+        return self.given is not None and asked == "prologue-post" != self.given.config.variant
 
     def _require(self, before: str, stage: str) -> None:
         fault = fault_of(self.run, before) if self.run.finished(before) else "it is not finished"

@@ -92,8 +92,8 @@ FeaturesOption = Annotated[
     str,
     arg(
         metavar="FEATURES",
-        help="Features of the distances: lite0 (extra [lite0]); shapes, the classifier of the embedded shapes; "
-        "inception (extra [fid]), the only ones called FID; module:function, your own. "
+        help="Features of the distances: lite0 (extra [lite0]); shapes or plates, the classifier of these embedded "
+        "images; inception (extra [fid]), the only ones called FID; module:function, your own. "
         "auto takes lite0 where it is installed.",
     ),
     BY_FEATURES,

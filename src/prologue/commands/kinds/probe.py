@@ -22,11 +22,10 @@ from prologue.commands.kinds.base import (
     row,
     with_notes,
 )
-from prologue.data.shapes import ShapesSet
 from prologue.data.source import ImageSet
 from prologue.device import pick_device, pick_dtype
 from prologue.errors import ConfigError, EvaluationError
-from prologue.evaluation.factors import scene_factors
+from prologue.evaluation.factors import known_factors
 from prologue.evaluation.probe import check_classes, evaluate_probe, first_tokens, read_inputs
 from prologue.evaluation.runs import Record, RunImages, RunInfo, choose_images
 from prologue.report.figures_probe import INPUT_NAMES, accuracy_chart, factor_map, probed
@@ -72,9 +71,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
         shared["tokens"] = options.tokens
         train = read_inputs(tokenizer, sides.train, sides.train_indices, what="training images", **shared)
         test = read_inputs(tokenizer, sides.test, sides.test_indices, what="tested images", **shared)
-        factors = []
-        if isinstance(sides.train, ShapesSet) and isinstance(sides.test, ShapesSet):
-            factors = scene_factors(sides.train, sides.train_indices, sides.test, sides.test_indices)
+        factors = known_factors(sides.train, sides.train_indices, sides.test, sides.test_indices)
         record = evaluate_probe(
             train,
             test,
