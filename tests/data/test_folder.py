@@ -273,6 +273,16 @@ def test_links_are_followed_once_and_nothing_is_written(classes: Path, tmp_path:
     assert sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
+def test_a_link_to_itself_is_named_as_one_file_or_skipped(classes: Path) -> None:
+    for name in ("loop.png", "loop", ".loop"):
+        (classes / "cat2" / name).symlink_to(name)
+    with pytest.raises(DataError, match=r"cat2/loop\.png cannot be read .*--data\.skip-damaged true"):
+        open_folder(str(classes), CONFIG, SIZE)
+    data = open_folder(str(classes), dataclasses.replace(CONFIG, skip_damaged=True), SIZE)
+    assert len(data.train) + len(data.validation) == 36
+    assert data.left_out[-1] == "1 damaged"
+
+
 def test_an_oddly_packed_zip_is_refused(classes: Path, tmp_path: Path) -> None:
     archive = pack(classes, tmp_path / "photos.zip", method=zipfile.ZIP_LZMA)
     with pytest.raises(DataError, match=r"Bird/0.png is compressed by method 14: pack the zip again"):
