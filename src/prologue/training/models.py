@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prologue.config import TokenizerConfig
 from prologue.errors import CheckpointError
+from prologue.files import in_shell
 from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
 from prologue.prior import Prior
@@ -102,8 +103,8 @@ class RunModels:
             at = f" (step {self.states[now].step} of {stages[now]['steps']})" if now in self.states else ""
             raise CheckpointError(
                 f"{self.folder} has no prior for its tokens yet, for it is in stage {now!r}{at}: wait for a checkpoint "
-                f"of its prior. `prologue evaluate reconstruction {self.folder} --checkpoint newest` measures the "
-                "tokenizer meanwhile"
+                f"of its prior. `prologue evaluate reconstruction {in_shell(self.folder)} --checkpoint newest` "
+                "measures the tokenizer meanwhile"
             )
         sizes = config.tokenizer
         if "tokenizer" not in self.states:
