@@ -99,4 +99,6 @@ def image_tensor(images: Images, size: tuple[int, int], background: tuple[int, i
                 f"an image is a PIL image or a tensor, not {type(picture).__name__}: open files with PIL.Image.open, "
                 "make a picture of an array with PIL.Image.fromarray"
             )
+        if 0 in picture.size:
+            raise DataError(f"an image of {picture.width} × {picture.height} pixels has nothing to encode")
     return to_model_range(torch.stack([fit(picture, size, background) for picture in pictures]))

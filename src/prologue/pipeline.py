@@ -186,6 +186,8 @@ class Pipeline:
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that `from_pretrained` opens; weights keep the number format they have now."""
         folder = Path(folder_path(path))
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file: give a folder")
         if has_int8(self.prior):
             raise CheckpointError(
                 "int8 weights are made when a pipeline is opened and are not saved: "

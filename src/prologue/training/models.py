@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from prologue.config import TokenizerConfig
-from prologue.errors import CheckpointError
+from prologue.errors import CheckpointError, ConfigError
 from prologue.files import in_shell
 from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
@@ -44,8 +44,11 @@ class RunModels:
     def open(cls, folder: Path, which: Which = "finished") -> RunModels:
         """`newest` takes, of each model whose stage is not finished, the EMA of the newest whole checkpoint.
 
-        A folder without `run.json` is a `CheckpointError`, as is a run without any checkpoint or finished tokenizer.
+        A folder without `run.json` is a `CheckpointError`, as is a run without any checkpoint or finished tokenizer;
+        anything else than `finished` and `newest` is a `ConfigError`.
         """
+        if which not in get_args(Which):
+            raise ConfigError(f"checkpoint must be one of {', '.join(get_args(Which))}, not {which!r}")
         if which == "finished":
             return cls(folder)
         run = RunFolder.load(folder)
