@@ -85,6 +85,9 @@ def test_labels_from_a_table(classes: Path) -> None:
     ("text", "message"),
     [
         ("file,label\nBird/99.png,x\n", r"line 2 names Bird/99.png, which does not exist"),
+        ("file,label\n/data/Bird/1.png,x\n", r"line 2 names /data/Bird/1.png: write .* from the folder of the table"),
+        ("file,label\nC:\\data\\1.png,x\n", r"line 2 names C:.*: write .* from the folder of the table"),
+        ("file,label\n../Bird/1.png,x\n", r"line 2 names ../Bird/1.png: write .* from the folder of the table"),
         ("file,label\nnotes.txt,x\n", r"notes.txt, which is not a PNG, JPEG, .* image"),
         ("file,class\nBird/1.png,x\n", r"lacks the column 'label'"),
         ("Bird/1.png,x\n", r"lacks the column 'file'"),
