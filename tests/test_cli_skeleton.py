@@ -166,3 +166,22 @@ def test_closed_pipe_is_quiet() -> None:
     with process.stderr as stream:
         assert stream.read() == b""
     assert process.wait() == cli.BROKEN_PIPE
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize(("closed", "shown"), [(">&-", "stderr"), ("2>&-", "stdout"), ("<&- >&- 2>&-", "")])
+def test_a_closed_stream_leads_nowhere_and_no_file_gets_its_number(closed: str, shown: str, tmp_path: Path) -> None:
+    """A file that is opened while a standard stream is closed would get what is written to that stream."""
+    code = (
+        "import os, sys, types\nfrom prologue import cli\nfake = types.ModuleType('fake')\n"
+        "def run(argv):\n    with open('made.txt', 'w') as file:\n        print('said')\n"
+        "        print('told', file=sys.stderr)\n"
+        "        sys.stdout.flush()\n        return 0 if file.fileno() > 2 else 7\n"
+        "fake.run = run\nsys.modules['prologue.commands.fake'] = fake\ncli.COMMANDS['fake'] = ('fake', '')\n"
+        "sys.exit(cli.main(['fake']))\n"
+    )
+    (tmp_path / "odd.py").write_text(code, encoding="utf-8")
+    line = f'exec "{sys.executable}" odd.py {closed}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("said\n" * (shown == "stdout"), "told\n" * (shown == "stderr"))

@@ -163,3 +163,17 @@ def test_home_folders_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     with pytest.raises(ConfigError, match="no user 'nobody-of-this-name'"):
         files.expand("~nobody-of-this-name/a")
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("runs/a", "runs/a"),
+        ("my run", "'my run'"),
+        ("-out", "./-out"),
+        ("-a b", "'./-a b'"),
+        ("builtin:x", "builtin:x"),
+    ],
+)
+def test_a_path_in_a_command_to_copy_is_one_word_and_no_option(path: str, word: str) -> None:
+    assert files.in_shell(Path(path)) == word

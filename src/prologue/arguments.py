@@ -24,14 +24,16 @@ Images = Image.Image | Sequence[Image.Image] | Tensor
 """Pictures of any size, or model-range tensors (3, H, W) or (B, 3, H, W)."""
 
 
-def whole_number(name: str, value: Any) -> int:
-    """A count of at least 1; anything else is a `SamplingError` that names it."""
+def whole_number(name: str, value: Any, most: int | None = None) -> int:
+    """A count of at least 1 and, where that is given, at most `most`; anything else is a `SamplingError` naming it."""
     try:
         number = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = 0
     if number < 1:
         raise SamplingError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if most is not None and number > most:
+        raise SamplingError(f"{name} must be at most {most}, not {value!r}")
     return number
 
 
@@ -97,4 +99,6 @@ def image_tensor(images: Images, size: tuple[int, int], background: tuple[int, i
                 f"an image is a PIL image or a tensor, not {type(picture).__name__}: open files with PIL.Image.open, "
                 "make a picture of an array with PIL.Image.fromarray"
             )
+        if 0 in picture.size:
+            raise DataError(f"an image of {picture.width} × {picture.height} pixels has nothing to encode")
     return to_model_range(torch.stack([fit(picture, size, background) for picture in pictures]))

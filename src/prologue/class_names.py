@@ -10,6 +10,7 @@ from difflib import get_close_matches
 import numpy as np
 from torch import Tensor
 
+from prologue.data.names import same_letters, valid_text
 from prologue.errors import SamplingError
 
 ClassLike = str | int | None
@@ -26,13 +27,23 @@ class ClassNames:
 
     names: tuple[str, ...]
 
+    def find(self, name: str) -> int | None:
+        """The id of a name, also where its accents are spelled as letters of their own (macOS) or its bytes are not
+        UTF-8; None where there is none."""
+        if name in self.names:
+            return self.names.index(name)
+        spelled = [same_letters(each) for each in self.names]
+        wanted = same_letters(valid_text(name))
+        return spelled.index(wanted) if spelled.count(wanted) == 1 else None
+
     def id(self, value: ClassLike) -> int:
         """The id of a name, an id or None. An unknown one is a `SamplingError` with the nearest name and the list."""
         if value is None:
             return len(self.names)
         if isinstance(value, str):
-            if value in self.names:
-                return self.names.index(value)
+            index = self.find(value)
+            if index is not None:
+                return index
             near = get_close_matches(value, self.names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise SamplingError(f"unknown class {value!r}: {hint}{self._known()}")

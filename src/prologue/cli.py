@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
@@ -53,6 +53,7 @@ def help_text() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for errors that a user can mend, 130 when interrupted."""
+    _replace_closed_streams()
     _let_streams_replace()
     try:
         with redirect_stdout(sys.stdout):  # a command whose --json is the standard output prints elsewhere
@@ -77,6 +78,18 @@ def main(argv: list[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(message)
+
+
+def _replace_closed_streams() -> None:
+    """Let a closed standard stream (`>&-`) lead nowhere; else the next file that is opened would get its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        with suppress(OSError):  # read only, so that `--json /dev/stdout` fails instead of losing the record
+            opened = os.open(os.devnull, os.O_RDONLY)
+            if opened != number:
+                os.close(opened)
+        setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 
 def _let_streams_replace() -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import sys
@@ -37,6 +38,12 @@ def expand(path: str) -> str:
         user = expanded.partition("/")[0]
         raise ConfigError(f"{path}: there is no user {user[1:]!r}; write ./{path} for a folder of the name {user}")
     return expanded
+
+
+def in_shell(path: Path | str) -> str:
+    """A path as one word of a command that users copy: quoted where a shell needs it, and never taken for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def temporary_of(name: str) -> str | None:

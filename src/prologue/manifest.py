@@ -61,6 +61,8 @@ class Manifest:
         if not (folder / NAME).is_file():
             if not folder.exists():
                 raise CheckpointError(f"{folder} does not exist: give a run folder or an exported folder")
+            if not folder.is_dir():
+                raise CheckpointError(f"{folder} is a file: give a run folder or an exported folder")
             raise CheckpointError(
                 f"{folder} has no {NAME}, so it is not a finished run or an exported folder: "
                 "finish the training by running the same `prologue train` command again"

@@ -28,6 +28,7 @@ from prologue.manifest import Manifest
 from prologue.nn.int8 import has_int8
 from prologue.precision import check_dtype, convert
 from prologue.prior import Prior
+from prologue.rng import MOST_IMAGES
 from prologue.sampling.compiling import Compiler, Report, worth_compiling
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.engine import Engine
@@ -185,6 +186,8 @@ class Pipeline:
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that `from_pretrained` opens; weights keep the number format they have now."""
         folder = Path(folder_path(path))
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file: give a folder")
         if has_int8(self.prior):
             raise CheckpointError(
                 "int8 weights are made when a pipeline is opened and are not saved: "
@@ -204,7 +207,7 @@ class Pipeline:
 
     def deal(self, classes: Classes | Literal[InTurn.IN_TURN] = IN_TURN, count: int | None = None) -> list[int]:
         """The class id of each image that `generate` with these arguments makes."""
-        count = None if count is None else whole_number("count", count)
+        count = None if count is None else whole_number("count", count, MOST_IMAGES)
         if isinstance(classes, InTurn):
             ids, count = list(range(max(1, self.prior.num_classes))), count or 1
         else:
@@ -266,7 +269,7 @@ class Pipeline:
         check_options(options, _OPTIONS)
         self.check_resamples()
         layout = self.prior.layout
-        count = whole_number("count", count)
+        count = whole_number("count", count, MOST_IMAGES)
         tokens = source if isinstance(source, TokenIds) else self.encode(source, batch)
         layout.check(tokens)
         ids = self._classes.ids(classes)

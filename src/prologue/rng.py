@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SEEDS = range(-(2**63), 2**63)
 """What may be a seed: the integers of 64 bits with a sign, which archives store."""
 
+MOST_IMAGES = 10**8
+"""So many images may be asked for at once; each needs a seed and a class in memory."""
+
 
 def check_seeds(first: int, count: int = 1) -> None:
     """Raise `SamplingError` unless `count` seeds from `first` on all lie in `SEEDS`."""

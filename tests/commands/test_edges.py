@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 import typing
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -22,6 +23,7 @@ from prologue.commands import evaluate
 from prologue.commands._options import LOCATION, OUTPUT_FILE, parse
 from prologue.commands._overrides import resolve_run_config
 from prologue.commands.generate import GenerateOptions
+from prologue.commands.kinds import reference
 from prologue.commands.report import ReportOptions
 from prologue.commands.train import TrainOptions
 from prologue.images import file_name
@@ -169,3 +171,16 @@ def test_every_option_with_a_path_is_known_as_one() -> None:
                 outputs += 1
     assert places >= 10
     assert outputs >= 15
+
+
+def test_commands_to_copy_quote_their_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "my run"
+    (made / "prior").mkdir(parents=True)
+    (made / "prior" / "model.safetensors").touch()
+    monkeypatch.setattr("prologue.commands.train.train", lambda *_: types.SimpleNamespace(prior_folder=made / "prior"))
+    assert main(["train", "--preset", "shapes-smoke", "--data", "shapes", "--out", str(made), "--device", "cpu"]) == 0
+    assert f"Next: prologue generate '{made}' --out samples" in capsys.readouterr().err
+    record = {"file": "my ref.npz", "n": 4, "images": 4, "split": "train"}
+    assert any("--reference 'my ref.npz'" in sentence for sentence in reference.sentences(record))

@@ -165,6 +165,8 @@ def test_intervention(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert other["recipe"] == Recipe(temperature=0.9, top_k=3).to_dict()
     refused([*argv[:2], "--pairs", "0"], "--pairs must be at least 1", capsys)
     refused([*argv[:2], "--pairs", "5000"], r"10000 images.*smaller --pairs", capsys)
+    with pytest.raises(EvaluationError, match="2 images, and there are 1: a pair needs two, so give more with --data"):
+        choose_pairs(1, 1, 0)
     refused([*argv[:2], "--top-p", "2"], "top_p", capsys)
     refused(["intervention", str(saved / "plain")], "no prologue to intervene on", capsys)
     flat = measure(["intervention", str(saved / "flat"), "--pairs", "1"], tmp_path)

@@ -72,6 +72,14 @@ def test_generate_writes_pictures_grid_and_archive(run_folder: str, tmp_path: Pa
     assert measured["provenance"]["command"].startswith("prologue generate")
 
 
+def test_one_image_is_not_called_images(run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", run_folder, "--count", "1", "--out", str(tmp_path)]
+    assert main(argv) == main(argv) == 0
+    made, found = capsys.readouterr().out.splitlines()
+    assert made.startswith("1 image (PNG files and NPZ) and grid.png are in")
+    assert found == f"{tmp_path} already holds this 1 image (PNG files and NPZ)"
+
+
 def test_counts_and_classes_left_out(run_folder: str, tmp_path: Path) -> None:
     assert main(["generate", run_folder, "--out", str(tmp_path / "all")]) == 0
     assert np.load(tmp_path / "all" / "samples.npz")["class_ids"].tolist() == [i % 3 for i in range(16)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ class Options:
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     count: int = 4
     top_p: float | None = None
+    limit: int | Literal["off"] | None = None
     guided: bool = True
     split: bool = False
     device: DeviceOption = "auto"
@@ -43,6 +46,22 @@ def test_seeds_lie_in_64_bits(flags: str) -> None:
         _parse(f"r {flags}")
     assert _parse(f"r --seed {2**63 - 3} --count 3").seed == 2**63 - 3
     assert _parse("r --seed -5").seed == -5
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [([""], "an argument"), (["r", "--json", ""], "--json"), (["r", "--json="], "--json"), (["r", ""], "an argument")],
+)
+def test_an_empty_argument_is_no_path(argv: list[str], named: str) -> None:
+    """A shell variable that is not set would else be the folder in which the command was called."""
+    with pytest.raises(ConfigError, match=f"^{named} is empty: give a value, or leave it out$"):
+        parse(Options, argv, "prologue fake", "A command of this test.")
+
+
+def test_a_count_that_no_memory_holds_is_refused() -> None:
+    assert _parse("r --count 100000000").count == 10**8
+    with pytest.raises(ConfigError, match="--count must be at most 100000000, not 1000000000000"):
+        _parse(f"r --count {10**12}")
 
 
 def test_defaults_and_both_spellings() -> None:
@@ -72,7 +91,10 @@ def test_booleans(flags: str, guided: bool, split: bool) -> None:
     ("line", "message"),
     [
         ("r --cuont 3", "unrecognized options: --cuont, 3 (did you mean --count?); see `prologue fake --help`"),
-        ("r --count x", "error parsing --count: invalid literal for int() with base 10: 'x'; see"),
+        ("r --count x", "--count must be a whole number, not 'x'; see"),
+        ("r --count 1e3", "--count must be a whole number, not '1e3'; see"),
+        ("r --top-p high", "--top-p must be a number, not 'high'; see"),
+        ("r --limit 1.5", "--limit must be a whole number or off, not '1.5'; see"),
         ("r --device tpu", "invalid choice 'tpu' for argument '--device'"),
         ("r --json", "missing value for argument '--json'"),
         ("", "missing from prologue fake: PATH"),
@@ -101,6 +123,20 @@ def test_help_ends_with_the_epilog(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     assert "The run folder." in shown
     assert shown.endswith("\n\nfields follow\n")
+
+
+@pytest.mark.parametrize("columns", ["20", None])
+def test_help_is_readable_on_a_narrow_terminal(
+    columns: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((20, 10)))
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        _parse("--help")
+    assert "The run folder." in capsys.readouterr().out
+    assert os.environ.get("COLUMNS") == columns
 
 
 def test_measurement_is_plain_json(tmp_path: Path) -> None:

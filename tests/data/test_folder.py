@@ -85,6 +85,9 @@ def test_labels_from_a_table(classes: Path) -> None:
     ("text", "message"),
     [
         ("file,label\nBird/99.png,x\n", r"line 2 names Bird/99.png, which does not exist"),
+        ("file,label\n/data/Bird/1.png,x\n", r"line 2 names /data/Bird/1.png: write .* from the folder of the table"),
+        ("file,label\nC:\\data\\1.png,x\n", r"line 2 names C:.*: write .* from the folder of the table"),
+        ("file,label\n../Bird/1.png,x\n", r"line 2 names ../Bird/1.png: write .* from the folder of the table"),
         ("file,label\nnotes.txt,x\n", r"notes.txt, which is not a PNG, JPEG, .* image"),
         ("file,class\nBird/1.png,x\n", r"lacks the column 'label'"),
         ("Bird/1.png,x\n", r"lacks the column 'file'"),
@@ -108,7 +111,7 @@ def test_places_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"empty holds no PNG, JPEG, .* image \(nothing\)"):
         open_folder(str(empty), CONFIG, SIZE)
     (empty / "a.heic").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"1 other files"):
+    with pytest.raises(DataError, match=r"\(1 other file\)"):
         open_folder(str(empty), CONFIG, SIZE)
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(DataError, match=r"text.zip is neither a folder nor a readable zip"):
@@ -271,6 +274,16 @@ def test_links_are_followed_once_and_nothing_is_written(classes: Path, tmp_path:
     assert data.class_names == ("birds", "cats")
     data.train.center_view(0)
     assert sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_link_to_itself_is_named_as_one_file_or_skipped(classes: Path) -> None:
+    for name in ("loop.png", "loop", ".loop"):
+        (classes / "cat2" / name).symlink_to(name)
+    with pytest.raises(DataError, match=r"cat2/loop\.png cannot be read .*--data\.skip-damaged true"):
+        open_folder(str(classes), CONFIG, SIZE)
+    data = open_folder(str(classes), dataclasses.replace(CONFIG, skip_damaged=True), SIZE)
+    assert len(data.train) + len(data.validation) == 36
+    assert data.left_out[-1] == "1 damaged"
 
 
 def test_an_oddly_packed_zip_is_refused(classes: Path, tmp_path: Path) -> None:

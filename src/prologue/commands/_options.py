@@ -12,13 +12,17 @@ import contextlib
 import dataclasses
 import io
 import math
+import os
 import platform
+import re
 import shlex
+import shutil
 import sys
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,7 +33,7 @@ from prologue.commands._overrides import fields_help, resolve_run_config, split_
 from prologue.errors import ConfigError, RunError
 from prologue.files import expand, is_stdout, require_writable
 from prologue.plain import save_json
-from prologue.rng import check_seeds
+from prologue.rng import MOST_IMAGES, check_seeds
 
 __all__ = [
     "LOCATION",
@@ -65,6 +69,12 @@ JsonOption = Annotated[
     OUTPUT_FILE,
 ]
 
+_NARROWEST = 60
+_NO_NUMBER = re.compile(
+    r"Error parsing (?P<flag>\S+): .*?"
+    r"(?:invalid literal for (?P<whole>int)\(\) with base 10|could not convert string to float): "
+    r"(?P<value>.*?)(?: - |$)"
+)
 T = TypeVar("T")
 
 
@@ -74,10 +84,11 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, epilo
     A `--seed` from which `--count` seeds leave the range of seeds is a `SamplingError`. `--help` prints the options,
     then `epilog`, and leaves with `SystemExit(0)`.
     """
+    _refuse_empty(argv)
     arguments = _spell_booleans(kind, argv)
     refused = io.StringIO()
     try:
-        with contextlib.redirect_stderr(refused):
+        with contextlib.redirect_stderr(refused), _readable_width():
             options = tyro.cli(kind, args=arguments, prog=prog, description=description)
     except SystemExit as stop:
         if stop.code == 0:
@@ -86,9 +97,33 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, epilo
             raise
         raise ConfigError(f"{_sentence(refused.getvalue())}; see `{prog} --help`") from None
     seed, count = getattr(options, "seed", None), getattr(options, "count", None)
+    if count is not None and count > MOST_IMAGES:
+        raise ConfigError(f"--count must be at most {MOST_IMAGES}, not {count}")
     if seed is not None:
         check_seeds(seed, count or 1)
     return _with_paths(options)
+
+
+@contextlib.contextmanager
+def _readable_width() -> Iterator[None]:
+    """Let the parser's help have `_NARROWEST` columns on a narrower terminal, where it would be a letter a line."""
+    kept = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(_NARROWEST, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS")
+        if kept is not None:
+            os.environ["COLUMNS"] = kept
+
+
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """A `ConfigError` for an empty argument, such as a shell variable that is not set: as a path it would be `.`."""
+    for before, token in pairwise(["", *argv]):
+        flag, equals, value = token.partition("=")
+        if not token or (equals and not value and flag.startswith("--")):
+            what = flag or (before if before.startswith("--") else "an argument")
+            raise ConfigError(f"{what} is empty: give a value, or leave it out")
 
 
 def check_run_seed(seed: int, count: int = 1) -> None:
@@ -162,6 +197,11 @@ def _sentence(box: str) -> str:
     if "╭" not in box:
         paragraphs = paragraphs[1:] or paragraphs
     sentence = " ".join(paragraphs[0]).rstrip(".") or "the options could not be read"
+    number = _NO_NUMBER.match(sentence)
+    if number is not None:
+        words = [word for word in re.findall(r"\{(\w+)\}", sentence) if word != "None"]
+        forms = " or ".join(["a whole number" if number["whole"] else "a number", *words])
+        return f"{number['flag']} must be {forms}, not {number['value']}"
     for paragraph in paragraphs[1:2]:
         if len(paragraph) > 1 and paragraph[0].startswith("Perhaps you meant"):
             sentence += f" (did you mean {paragraph[1].split()[0]}?)"

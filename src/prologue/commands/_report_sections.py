@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from prologue.commands._reported import Reported, Shown, example, is_known, kind
 from prologue.commands.evaluate import KINDS
 from prologue.commands.kinds.recipes import recipe_words
 from prologue.errors import ConfigError
+from prologue.files import in_shell
 from prologue.report.curves import EXPLAINED, Trained, training_curves
 from prologue.report.page import Block, Commands, Fold, Gallery, Picture, Points, Report, Section, Table, Text
 
@@ -240,6 +240,6 @@ def _missing(runs: Sequence[Reported], newest: Mapping[str, Sequence[Shown]]) ->
         for run in runs:
             if run.name not in measured:
                 whose = f", {run.name}" if len(runs) > 1 else ""
-                command = f"prologue evaluate {kind} {shlex.quote(str(run.path))} {example(kind)}".rstrip()
+                command = f"prologue evaluate {kind} {in_shell(run.path)} {example(kind)}".rstrip()
                 lines.append((command, f"{_title(kind)}{whose}: {KINDS[kind]}."))
     return [Commands(lines)] if lines else []

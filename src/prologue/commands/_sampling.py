@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import arg
 
-from prologue.class_names import ClassLike
+from prologue.class_names import ClassLike, ClassNames
 from prologue.commands._options import DeviceOption, JsonOption, SeedOption
 from prologue.errors import ConfigError
 from prologue.pipeline import Pipeline, SamplingOptions
@@ -142,14 +142,14 @@ def _schedule(parts: list[str]) -> SegmentSchedule:
 
 def parse_classes(text: str, pipeline: Pipeline) -> list[ClassLike]:
     """Names or ids between commas, `null` for the null class. A name wins over an id that is written the same."""
-    names = pipeline.class_names
-    if text in names:
+    names = ClassNames(pipeline.class_names)
+    if names.find(text) is not None:
         return [text]
     return [_parse_class(part.strip(), names) for part in text.split(",")]
 
 
-def _parse_class(text: str, names: tuple[str, ...]) -> ClassLike:
-    if text in names:
+def _parse_class(text: str, names: ClassNames) -> ClassLike:
+    if names.find(text) is not None:
         return text
     if text == NULL_NAME:
         return None

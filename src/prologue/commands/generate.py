@@ -17,6 +17,7 @@ from prologue import builtin
 from prologue._version import __version__
 from prologue.commands._options import LOCATION, export_measurement, parse, provenance
 from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, notes_on_stderr, parse_classes
+from prologue.data.names import counted
 from prologue.errors import ConfigError
 from prologue.pipeline import IN_TURN, Pipeline
 from prologue.processes import Processes
@@ -69,12 +70,13 @@ def run(argv: list[str]) -> int:
         return 0
     seconds = time.perf_counter() - begin
     count = len(job.class_ids)
+    images = counted(count, "image")
     made = {"png": "PNG files", "npz": "NPZ", "both": "PNG files and NPZ"}[job.write]
     if not drew:
-        print(f"{options.out} already holds these {count} images ({made})")
+        print(f"{options.out} already holds {'this' if count == 1 else 'these'} {images} ({made})")
     else:
         rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # none where only the files were to be finished
-        print(f"{count} images ({made}) and grid.png are in {options.out}{rate}")
+        print(f"{images} ({made}) and grid.png are in {options.out}{rate}")
     extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
     extra |= pipeline.source.facts if pipeline.source is not None else {}
     origin = provenance(["generate", *argv], **extra, seconds=seconds)

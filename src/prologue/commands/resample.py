@@ -26,6 +26,7 @@ from prologue.commands._sampling import (
     parse_classes,
     progress,
 )
+from prologue.data.names import counted
 from prologue.errors import ConfigError, SamplingError
 from prologue.images import (
     SampleArchive,
@@ -80,8 +81,9 @@ def run(argv: list[str]) -> int:
     with notes_on_stderr(), alone_in(folder):
         records, drew = _fill(pipeline, originals, class_ids, options)
     seconds = time.perf_counter() - begin
-    made = f"{len(records)} images, {GRID} and {ARCHIVE} are in {folder}"
-    print(made if drew else f"{folder} already holds these {len(records)} images")
+    images = counted(len(records), "image")
+    made = f"{images}, {GRID} and {ARCHIVE} are in {folder}"
+    print(made if drew else f"{folder} already holds {'this' if len(records) == 1 else 'these'} {images}")
     extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
     extra |= pipeline.source.facts if pipeline.source is not None else {}
     origin = provenance(["resample", *argv], **extra, seconds=seconds)

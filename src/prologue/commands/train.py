@@ -18,6 +18,7 @@ from prologue.commands._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
 from prologue.device import pick_device
 from prologue.errors import ConfigError
+from prologue.files import in_shell
 from prologue.launcher import launched
 from prologue.plain import to_dict
 from prologue.presets import preset
@@ -93,7 +94,7 @@ def run(argv: list[str]) -> int:
     with stops(progress):
         finished = train(request, progress)
     if (finished.prior_folder / WEIGHTS).is_file():
-        progress.say(f"{options.out} is finished. Next: prologue generate {options.out} --out samples")
+        progress.say(f"{options.out} is finished. Next: prologue generate {in_shell(options.out)} --out samples")
     else:
         progress.say(f"The stage {options.stage} of {options.out} is finished. Next: the same command with --stage all")
     return 0

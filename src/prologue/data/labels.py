@@ -6,6 +6,7 @@ import csv
 import posixpath
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from prologue.data.names import readable, same_letters
@@ -111,6 +112,8 @@ def _read(
         path = posixpath.normpath(folder + given.replace("\\", "/"))
         name = spellings.find(path, line)
         if name is None:
+            if PurePosixPath(given).is_absolute() or PureWindowsPath(given).anchor or path.startswith("../"):
+                raise DataError(f"{line} names {given}: write the names of files as seen from the folder of the table")
             state = f"is not a {rule.formats} image" if path in storage.sizes else "does not exist there"
             raise DataError(f"{line} names {given}, which {state}: correct or remove the line")
         if labelled.setdefault(name, label) != label:

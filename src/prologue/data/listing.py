@@ -56,7 +56,7 @@ def list_images(storage: Storage, where: str, rule: FileRule) -> Listing:
     names = _own_images(storage, where, rule, listing)
     _tell_passed_over(storage, rule, listing)
     if not names:
-        found = f"{len(storage.sizes)} other files" if storage.sizes else "nothing"
+        found = counted(len(storage.sizes), "other file") if storage.sizes else "nothing"
         raise DataError(
             f"{readable(where)} holds no {rule.formats} image ({found}): put images there, or give another place"
         )

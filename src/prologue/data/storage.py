@@ -98,17 +98,17 @@ class FolderStorage:
         for entry in entries:
             name = prefix + entry.name
             if self._rule.is_system(entry.name):
-                if entry.is_dir():
+                if _is_folder(entry):
                     self.left_out.folders.add(entry.name)
                 else:
                     self.left_out.images += self._rule.is_image(entry.name)
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 self.folders.add(name)
                 self._walk(folder / entry.name, f"{name}/", parents | {real})
             else:
                 try:
                     found_there = entry.stat()
-                except OSError:  # a dangling link: named as unreadable when it is read
+                except OSError:  # a link to nothing or to itself: named as unreadable when it is read
                     self.sizes[name] = self.stamps[name] = 0
                     continue
                 if stat.S_ISREG(found_there.st_mode):  # a pipe would be waited for
@@ -126,6 +126,14 @@ class FolderStorage:
                 return file.read(length)
         except OSError as error:
             raise damaged(self.shown(name), error.strerror or str(error)) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link that cannot be followed is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from prologue.demo.flops import prior_step_flops, tokenizer_step_flops
 from prologue.demo.measure import Measures
 from prologue.demo.plan import Plan
 from prologue.evaluation.runs import Record
+from prologue.files import in_shell
 from prologue.report.curves import EXPLAINED, Trained, training_curves
 from prologue.report.figures import Bars, bar_chart
 from prologue.report.page import Block, Commands, Gallery, Picture, Report, Section, Table, Text
@@ -284,8 +284,8 @@ def _time(plan: Plan, told: Mapping[str, Told], minutes_taken: float) -> list[Bl
 
 
 def _commands(folder: Path) -> Commands:
-    run = shlex.quote(str(folder))
-    original = shlex.quote(str(folder / "pictures" / "original.png"))
+    run = in_shell(folder)
+    original = in_shell(folder / "pictures" / "original.png")
     return Commands(
         [
             (f"prologue generate {run} --classes star,heart --count 16 --out samples", "Draw images of some classes."),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from prologue.config import TokenizerConfig
-from prologue.errors import CheckpointError
+from prologue.errors import CheckpointError, ConfigError
+from prologue.files import in_shell
 from prologue.manifest import NAME as MANIFEST
 from prologue.manifest import Manifest
 from prologue.prior import Prior
@@ -43,8 +44,11 @@ class RunModels:
     def open(cls, folder: Path, which: Which = "finished") -> RunModels:
         """`newest` takes, of each model whose stage is not finished, the EMA of the newest whole checkpoint.
 
-        A folder without `run.json` is a `CheckpointError`, as is a run without any checkpoint or finished tokenizer.
+        A folder without `run.json` is a `CheckpointError`, as is a run without any checkpoint or finished tokenizer;
+        anything else than `finished` and `newest` is a `ConfigError`.
         """
+        if which not in get_args(Which):
+            raise ConfigError(f"checkpoint must be one of {', '.join(get_args(Which))}, not {which!r}")
         if which == "finished":
             return cls(folder)
         run = RunFolder.load(folder)
@@ -102,8 +106,8 @@ class RunModels:
             at = f" (step {self.states[now].step} of {stages[now]['steps']})" if now in self.states else ""
             raise CheckpointError(
                 f"{self.folder} has no prior for its tokens yet, for it is in stage {now!r}{at}: wait for a checkpoint "
-                f"of its prior. `prologue evaluate reconstruction {self.folder} --checkpoint newest` measures the "
-                "tokenizer meanwhile"
+                f"of its prior. `prologue evaluate reconstruction {in_shell(self.folder)} --checkpoint newest` "
+                "measures the tokenizer meanwhile"
             )
         sizes = config.tokenizer
         if "tokenizer" not in self.states:

@@ -90,7 +90,8 @@ def prepare(argv: Sequence[str]) -> Prepared:
 def choose_pairs(total: int, pairs: int, seed: int) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
     """Images and their partners, at random, no image twice. More than there are is an `EvaluationError`."""
     if 2 * pairs > total:
-        raise EvaluationError(f"{pairs} pairs are {2 * pairs} images, and there are {total}: give a smaller --pairs")
+        way = "give a smaller --pairs" if total > 1 else "a pair needs two, so give more with --data"
+        raise EvaluationError(f"{pairs} pairs are {2 * pairs} images, and there are {total}: {way}")
     chosen = numpy_stream(seed, "evaluation", "intervention").permutation(total)[: 2 * pairs]
     return chosen[:pairs], chosen[pairs:]
 

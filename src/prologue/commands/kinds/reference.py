@@ -30,7 +30,7 @@ from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.distances import statistics_of
 from prologue.evaluation.reference import card_path, write_reference
 from prologue.evaluation.runs import Features, Record, RunInfo, choose_images
-from prologue.files import is_stream
+from prologue.files import in_shell, is_stream
 from prologue.processes import Processes
 from prologue.weights import read_config
 
@@ -131,6 +131,6 @@ def sentences(record: Record) -> Iterator[str]:
     which = SPLIT_WORDS["given" if record.get("given") else record["split"]]
     yield f"{record['file']} holds the mean and covariance of N = {record['n']} {which} images (center crops)."
     against = "generation" if record["split"] == "train" else "reconstruction"
-    yield f"Measure against it: prologue evaluate {against} RUN --reference {record['file']}."
+    yield f"Measure against it: prologue evaluate {against} RUN --reference {in_shell(record['file'])}"
     if not record["images"]:
         yield "It holds no images, so kernel distance, precision and recall cannot be measured against it (--images N)."
