@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Collection, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from prologue.errors import ConfigError, DataError, SamplingError, UnknownOptionError
+from prologue.errors import ConfigError, DataError, SamplingError, UnknownOptionError, did_you_mean
 from prologue.images import fit, to_pil
 from prologue.rng import check_seeds
 from prologue.tokenizer import check_image_tensor, check_model_range, to_model_range, to_uint8
@@ -62,8 +61,7 @@ def check_options(given: Collection[str], known: Sequence[str]) -> None:
     """Raise `UnknownOptionError` for the first option that is not known, with the nearest one and the list."""
     for name in given:
         if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(name, known)
             raise UnknownOptionError(f"unknown option {name!r}: {hint}options are {', '.join(known)}")
 
 

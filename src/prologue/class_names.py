@@ -5,13 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import numpy as np
 from torch import Tensor
 
 from prologue.data.names import same_letters, valid_text
-from prologue.errors import SamplingError
+from prologue.errors import SamplingError, did_you_mean
 
 ClassLike = str | int | None
 """A name, an id, or None for the null class."""
@@ -44,9 +43,7 @@ class ClassNames:
             index = self.find(value)
             if index is not None:
                 return index
-            near = get_close_matches(value, self.names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise SamplingError(f"unknown class {value!r}: {hint}{self._known()}")
+            raise SamplingError(f"unknown class {value!r}: {did_you_mean(value, self.names)}{self._known()}")
         try:
             index = -1 if isinstance(value, bool) else operator.index(value)
         except TypeError:

@@ -10,13 +10,12 @@ import errno
 import os
 import sys
 from contextlib import redirect_stdout, suppress
-from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 
 from prologue._version import __version__
 from prologue.cpu_threads import limit_spinning
-from prologue.errors import ConfigError, PrologueError
+from prologue.errors import ConfigError, PrologueError, did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "the whole story on embedded data: train, sample, evaluate, report"),
@@ -112,8 +111,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if first not in COMMANDS:
         kind = "option" if first.startswith("-") else "command"
-        near = get_close_matches(first, COMMANDS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
+        hint = did_you_mean(first, COMMANDS).rstrip() or f"commands are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown {kind} {first!r}: {hint} (`prologue --help` lists them)")
     limit_spinning()
     module = import_module(f"prologue.commands.{COMMANDS[first][0]}")

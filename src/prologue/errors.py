@@ -3,6 +3,17 @@
 The command line prints their text without a traceback and exits with code 2.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`did you mean 'NAME'? ` with the nearest known name; empty where none is near."""
+    near = get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
+
 
 class PrologueError(Exception):
     """Base of every error that a user can cause and mend."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 
 from prologue.config import (
@@ -24,7 +23,7 @@ from prologue.config import (
     TransformerConfig,
     Variant,
 )
-from prologue.errors import ConfigError
+from prologue.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,7 @@ def describe(name: str) -> str:
 
 def _find(name: str) -> Preset:
     if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"unknown preset {name!r}: {hint}Presets are {', '.join(PRESETS)}")
+        raise ConfigError(f"unknown preset {name!r}: {did_you_mean(name, PRESETS)}Presets are {', '.join(PRESETS)}")
     return PRESETS[name]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from prologue import presets
 from prologue.config import PriorOptions, TokenizerConfig
 from prologue.device import pick_dtype
-from prologue.errors import ConfigError
+from prologue.errors import ConfigError, did_you_mean
 from prologue.nn.layers import INIT_STD, NEAR_ZERO_STD, Linear
 from prologue.precision import convert
 from prologue.prior import Prior
@@ -50,8 +49,7 @@ def _known(name: str, what: str, short: tuple[str, ...]) -> str:
     if name in presets.names():
         return name
     choices = [*short, *presets.names()]
-    near = get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(name, choices)
     raise ConfigError(f"unknown {what} {name!r}: {hint}choose {', '.join(short)}, or a preset for its {what}")
 
 

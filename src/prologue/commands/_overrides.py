@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from prologue.config import RunConfig
-from prologue.errors import ConfigError
+from prologue.errors import ConfigError, did_you_mean
 from prologue.files import expand
 from prologue.plain import from_dict, load_json, to_dict
 from prologue.presets import preset as named_preset
@@ -247,8 +247,7 @@ def _check_names(kind: type, data: Any, where: str) -> None:
     for key, value in data.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in names:
-            near = get_close_matches(str(key), names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            hint = did_you_mean(str(key), names).rstrip() or f"known are {', '.join(names)}"
             raise ConfigError(f"unknown field {path!r}: {hint}")
         inner, optional = _without_none(hints[key])
         if dataclasses.is_dataclass(inner) and not (optional and value is None):

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,7 @@ from prologue.builtin import shown
 from prologue.commands._evaluations import Evaluation, keep, key_of, place
 from prologue.commands._options import export_measurement, plain, provenance
 from prologue.commands.kinds.base import Measurement, Prepared, last_sentences
-from prologue.errors import ConfigError
+from prologue.errors import ConfigError, did_you_mean
 from prologue.evaluation.runs import Record
 from prologue.evaluation.versions import versions_of
 from prologue.files import is_stream
@@ -120,9 +119,7 @@ def _kind(name: str | None) -> str:
     listed = ", ".join(KINDS)
     if name is None or name.startswith("-"):
         raise ConfigError(f"say first what to measure: prologue evaluate KIND RUN, where KIND is one of {listed}")
-    near = get_close_matches(name, KINDS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(f"unknown kind of evaluation {name!r}: {hint}kinds are {listed}")
+    raise ConfigError(f"unknown kind of evaluation {name!r}: {did_you_mean(name, KINDS)}kinds are {listed}")
 
 
 def _show(kind: ModuleType, name: str, record: Record, run: str) -> None:

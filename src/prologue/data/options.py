@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from prologue.errors import DataError
+from prologue.errors import DataError, did_you_mean
 
 EMBEDDED = ("shapes", "digits", "plates")
 """Names that `--data` takes for images in the package. A folder of such a name is reached as ./NAME."""
@@ -55,9 +54,7 @@ class SourceOptions:
     def _unknown(cls, key: str, known: tuple[str, ...]) -> str:
         if not known:
             return f"{cls.source} takes no options"
-        near = get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"unknown option {key!r}: {hint}{cls.source} takes {', '.join(known)}"
+        return f"unknown option {key!r}: {did_you_mean(key, known)}{cls.source} takes {', '.join(known)}"
 
     @classmethod
     def _value(cls, where: str, key: str, text: str, default: Any) -> Any:
