@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import arg
 
+from prologue._version import __version__
 from prologue.class_names import ClassLike, ClassNames
-from prologue.commands._options import DeviceOption, JsonOption, SeedOption
+from prologue.commands._options import DeviceOption, JsonOption, SeedOption, provenance
 from prologue.errors import ConfigError
 from prologue.pipeline import Pipeline, SamplingOptions
 from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
@@ -97,6 +98,28 @@ class SamplingFlags(RecipeFlags):
         )
         pipeline.on_compile = _say_compiled
         return pipeline
+
+    def request(self, pipeline: Pipeline, **asked: Any) -> dict[str, Any]:
+        """All that the bytes of the images depend on, as JSON values: these flags, the models, and what is `asked`."""
+        assert pipeline.source is not None
+        return {
+            "weights": pipeline.source.hashes(),
+            **asked,
+            "seed": self.seed,
+            "recipe": pipeline.recipe.replace(**self.sampling()).to_dict(),
+            "batch": self.batch,
+            "precision": pipeline.prior.precision,
+            "compile": self.compile,
+            "device": pipeline.device.type,
+            "torch": torch.__version__,
+            "prologue": __version__,
+        }
+
+    def origin(self, command: Sequence[str], run: str, pipeline: Pipeline, seconds: float) -> dict[str, Any]:
+        """Where the images come from, for `--json`."""
+        assert pipeline.source is not None
+        facts = {"run": run, "device": str(pipeline.device), "dtype": pipeline.prior.precision, **pipeline.source.facts}
+        return provenance(command, **facts, seconds=seconds)
 
     def check(self) -> None:
         """Refuse what no run can do before anything is loaded."""

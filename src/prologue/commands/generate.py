@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
 from prologue import builtin
-from prologue._version import __version__
-from prologue.commands._options import LOCATION, export_measurement, parse, provenance
+from prologue.commands._options import LOCATION, export_measurement, parse
 from prologue.commands._sampling import GUIDANCE_HELP, SamplingFlags, notes_on_stderr, parse_classes
 from prologue.data.names import counted
 from prologue.errors import ConfigError
@@ -77,9 +75,7 @@ def run(argv: list[str]) -> int:
     else:
         rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # none where only the files were to be finished
         print(f"{images} ({made}) and grid.png are in {options.out}{rate}")
-    extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
-    extra |= pipeline.source.facts if pipeline.source is not None else {}
-    origin = provenance(["generate", *argv], **extra, seconds=seconds)
+    origin = options.origin(["generate", *argv], options.run, pipeline, seconds)
     export_measurement(options.json, origin, _records(drawing), f"of the images in {options.out}")
     return 0
 
@@ -97,38 +93,24 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
     write: Write = "both" if len(class_ids) <= options.shard_size else "npz"
     if options.write != "auto":
         write = options.write
-    sampling = options.sampling()
-    assert pipeline.source is not None
-    weights = pipeline.source.hashes()
-    request = {
-        "weights": weights,
-        "classes": [pipeline.class_name(index) for index in dealt],
-        "count": len(class_ids),
-        "seed": options.seed,
-        "recipe": pipeline.recipe.replace(**sampling).to_dict(),
-        "batch": options.batch,
-        "precision": pipeline.prior.precision,
-        "compile": options.compile,
-        "device": pipeline.device.type,
-        "write": write,
-        "shard_size": options.shard_size,
-        "torch": torch.__version__,
-        "prologue": __version__,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(request))
-    return Job(class_ids, options.seed, sampling, write, options.shard_size, options.batch, plain)
+    request = options.request(
+        pipeline,
+        classes=[pipeline.class_name(index) for index in dealt],
+        count=len(class_ids),
+        write=write,
+        shard_size=options.shard_size,
+    )
+    return Job(class_ids, options.seed, options.sampling(), write, options.shard_size, options.batch, request)
 
 
-def _records(drawing: Drawing) -> list[dict[str, Any]]:
+def _records(drawing: Drawing) -> Iterator[dict[str, Any]]:
     """One for each image: where it is, its class and its seed."""
     job = drawing.job
-    records = []
     for index, class_id in enumerate(job.class_ids):
         shard, place = drawing.plan.place(index)
         where = {"shard": shard, "index": place} if job.write == "npz" else {"file": drawing.file(index)}
         seed = job.seed + index
-        records.append({**where, "class": drawing.class_name(index), "class_id": class_id, "seed": seed})
-    return records
+        yield {**where, "class": drawing.class_name(index), "class_id": class_id, "seed": seed}
 
 
 def _say(sentence: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,7 @@ import torch
 from PIL import Image
 from tyro.conf import Positional, arg
 
-from prologue._version import __version__
-from prologue.commands._options import LOCATION, export_measurement, parse, provenance
+from prologue.commands._options import LOCATION, export_measurement, parse
 from prologue.commands._sampling import (
     GUIDANCE_HELP,
     SamplingFlags,
@@ -84,9 +82,7 @@ def run(argv: list[str]) -> int:
     images = counted(len(records), "image")
     made = f"{images}, {GRID} and {ARCHIVE} are in {folder}"
     print(made if drew else f"{folder} already holds {'this' if len(records) == 1 else 'these'} {images}")
-    extra = {"run": options.run, "device": str(pipeline.device), "dtype": pipeline.prior.precision}
-    extra |= pipeline.source.facts if pipeline.source is not None else {}
-    origin = provenance(["resample", *argv], **extra, seconds=seconds)
+    origin = options.origin(["resample", *argv], options.run, pipeline, seconds)
     export_measurement(options.json, origin, records, f"of the images in {folder}")
     return 0
 
@@ -114,7 +110,14 @@ def _fill(
     """
     output, count, labels = Output(options.out), options.count, _labels(options.images)
     size, archive = pipeline.tokenizer.config.image_size, options.out / ARCHIVE
-    request = _request(pipeline, originals, class_ids, options, labels)
+    request = options.request(
+        pipeline,
+        command="resample",
+        images=[hashlib.sha256(image.tobytes()).hexdigest() for image in originals],
+        labels=labels,
+        classes=class_ids,
+        count=count,
+    )
     state = output.state(request, options.overwrite)
     records: list[dict[str, Any]] = []
     for index in range(len(originals) * count):
@@ -152,33 +155,6 @@ def _fill(
     )
     output.finish(state)
     return records, True
-
-
-def _request(
-    pipeline: Pipeline,
-    originals: list[Image.Image],
-    class_ids: list[int],
-    options: ResampleOptions,
-    labels: list[str],
-) -> dict[str, Any]:
-    """All that the bytes depend on, as JSON values."""
-    assert pipeline.source is not None
-    return {
-        "command": "resample",
-        "weights": pipeline.source.hashes(),
-        "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in originals],
-        "labels": labels,
-        "classes": class_ids,
-        "count": options.count,
-        "seed": options.seed,
-        "recipe": json.loads(json.dumps(pipeline.recipe.replace(**options.sampling()).to_dict())),
-        "batch": options.batch,
-        "precision": pipeline.prior.precision,
-        "compile": options.compile,
-        "device": pipeline.device.type,
-        "torch": torch.__version__,
-        "prologue": __version__,
-    }
 
 
 def _draw(
