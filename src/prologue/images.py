@@ -53,19 +53,14 @@ def _decoded(path: Path, background: tuple[int, int, int]) -> Image.Image:
         picture = OpenPicture(path.read_bytes(), MAX_PIXELS)
     except UnidentifiedImageError:  # Pillow reads more formats than data sets may have
         with Image.open(path) as image:
-            return upright(image, background)
+            return upright_rgb(image, background)
     with picture.image:
         return picture.upright(to_rgb(picture.load(), background))
 
 
-def upright(image: Image.Image, background: tuple[int, int, int] = _WHITE) -> Image.Image:
-    """Turned as its EXIF data say, transparency composited on the background colour, RGB."""
-    return upright_rgb(image, background)
-
-
 def fit(image: Image.Image, size: tuple[int, int], background: tuple[int, int, int] = _WHITE) -> UInt8[Tensor, "3 H W"]:
     """Any picture as a tokenizer of images of `size` (rows, columns) takes it: covered, center-cropped (METHOD §2)."""
-    return torch.from_numpy(pixels(center_crop(upright(image, background), size)))
+    return torch.from_numpy(pixels(center_crop(upright_rgb(image, background), size)))
 
 
 def to_pil(images: UInt8[Tensor, "B 3 H W"]) -> list[Image.Image]:

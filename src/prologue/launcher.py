@@ -54,7 +54,16 @@ def _number(names: tuple[str, ...], default: str | None, least: int, limit: int 
 _REMEDY = "start the command with `accelerate launch` or `torchrun`, which set it, or unset WORLD_SIZE"
 
 
-_READ = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "MPI_", "OMPI_", "PMI_", "LOCAL_", "MASTER_", "RANK", "WORLD_SIZE")
+_READ = (
+    "ACCELERATE_",
+    "FSDP_",
+    "MEGATRON_LM_",
+    "LOCAL_",
+    "MASTER_",
+    "RANK",
+    "WORLD_SIZE",
+    *(f"{name}_" for name in _MPI),
+)
 """How the names of the variables begin that Accelerate and torch read."""
 
 

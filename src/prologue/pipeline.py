@@ -127,12 +127,13 @@ class Pipeline:
         """Told what is being compiled, and how long it took."""
         self.source: RunModels | None = None
         """Where the models were read from, where they were read."""
+        self._numbers = tuple(str(index) for index in range(prior.num_classes))
         self._shared = _Shared()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names in the order of their ids; the ids themselves where no names are known."""
-        return self.manifest.class_names or tuple(str(index) for index in range(self.prior.num_classes))
+        return self.manifest.class_names or self._numbers
 
     @property
     def _classes(self) -> ClassNames:

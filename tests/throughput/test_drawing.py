@@ -9,8 +9,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from prologue import Guidance, Pipeline, locks
 from prologue.cli import main
 from prologue.commands import generate
+from prologue.cpu_threads import cpu_threads
 from prologue.errors import RunError, SamplingError
 from prologue.locks import LOCK
 from prologue.manifest import Manifest
@@ -195,16 +195,6 @@ def test_what_a_kill_at_the_edges_leaves_is_no_obstacle(draw, pipe: Pipeline, tm
     assert files(out) == whole
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_who_goes_on_computes_as_who_began(
     draw, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,13 +209,13 @@ def test_who_goes_on_computes_as_who_began(
         return chunk(class_ids, seeds, rows, **options)
 
     monkeypatch.setattr(pipe, "chunk", stop)
-    with threads(2), pytest.raises(Killed):
+    with cpu_threads(2), pytest.raises(Killed):
         draw("out")
     state_file = tmp_path / "out" / "generation.json"
     state = json.loads(state_file.read_text())
     assert (state["threads"], state["compiled"]) == (2, False)
     monkeypatch.setattr("prologue.pipeline.worth_compiling", lambda *_: True)
-    with threads(1):
+    with cpu_threads(1):
         draw("out")
         assert torch.get_num_threads() == 1
     assert pipe.compile == "auto"

@@ -7,13 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from prologue.data.names import counted, natural_key, readable
+from prologue.data.names import counted, readable, some
 from prologue.data.source import FileRecord
 from prologue.files import write_whole
 
 NAME = "data-files.jsonl.gz"
 """One JSON list [name, bytes, class] for each image file."""
-_SHOWN = 5
 
 
 def keep_inventory(run: Path, files: Sequence[FileRecord]) -> None:
@@ -32,14 +31,13 @@ def changed_files(run: Path, files: Sequence[FileRecord]) -> str | None:
     before, now = ({record.name: record for record in records} for records in (kept, files))
     changes = [
         f"{readable(name)} ({_difference(before.get(name), now.get(name))})"
-        for name in sorted({*before, *now}, key=natural_key)
+        for name in {*before, *now}
         if before.get(name) != now.get(name)
     ]
     if not changes:
         return None
-    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
     count = counted(len(changes), "image file differs", "image files differ")
-    return f"{count}: {', '.join(changes[:_SHOWN])}{more}"
+    return f"{count}: {some(changes)}"
 
 
 def _read(run: Path) -> list[FileRecord] | None:

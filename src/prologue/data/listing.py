@@ -118,10 +118,10 @@ def _tell_passed_over(storage: Storage, rule: FileRule, listing: Listing) -> Non
     others = sorted((name for name in storage.sizes if name.lower().endswith(tuple(unread))), key=natural_key)
     if others:
         kinds = Counter(posixpath.splitext(name)[1].lower() for name in others)
-        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        listing.left_out.append(counted)
+        passed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        listing.left_out.append(passed)
         formats = rule.formats.replace(" or ", " and ")
-        listing.notes.append(f"Only {formats} are read; passed over: {counted} (for example {readable(others[0])}).")
+        listing.notes.append(f"Only {formats} are read; passed over: {passed} (for example {readable(others[0])}).")
 
 
 def _splits(names: Sequence[str], where: str, rule: FileRule) -> dict[str, tuple[str, list[str]]] | None:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 from prologue.config import PriorConfig, TokenizerConfig
 from prologue.data.store import TokenStore
 from prologue.errors import CheckpointError
 from prologue.training.run import RunFolder
 from prologue.weights import WEIGHTS, check_model, file_hash
+
+
+def hash_of_tokenizer(run: RunFolder) -> str:
+    """sha256 of the tokenizer's weights, read once until the file is replaced: a large one takes seconds."""
+    path = run.tokenizer_folder / WEIGHTS
+    found = path.stat()
+    return _hash(path, found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@lru_cache(maxsize=8)
+def _hash(path: Path, *stamps: int) -> str:
+    return file_hash(path)
 
 
 def fault_of(run: RunFolder, stage: str) -> str | None:
@@ -25,6 +40,6 @@ def fault_of(run: RunFolder, stage: str) -> str | None:
             return None
     except CheckpointError as error:
         return str(error)
-    if made_from is not None and tokenizer.is_file() and made_from != file_hash(tokenizer):
+    if made_from is not None and tokenizer.is_file() and made_from != hash_of_tokenizer(run):
         return f"{run.path / stage} was made with another tokenizer than the one in {run.tokenizer_folder}"
     return None

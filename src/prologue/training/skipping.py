@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from prologue.data.names import counted
 from prologue.errors import TrainingError
 from prologue.training.learner import Learner
 
@@ -50,7 +51,7 @@ class Skipping:
             return []
         self._said = self.total
         row = f", the last {self.in_a_row} of {self._worst} in a row" if self.in_a_row > 1 else ""
-        return [f"{self.stage}: {count(self.total)} skipped up to step {done}{row}, {WHY}"]
+        return [f"{self.stage}: {updates(self.total)} skipped up to step {done}{row}, {WHY}"]
 
     def error(self, done: int, good: int) -> TrainingError:
         """What to try; `good` is the step of the checkpoint that the run continues from."""
@@ -66,5 +67,5 @@ class Skipping:
         )
 
 
-def count(total: int) -> str:
-    return f"{total} update{' was' if total == 1 else 's were'}"
+def updates(total: int) -> str:
+    return counted(total, "update was", "updates were")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from prologue.builtin import shown
-from prologue.config import FILE_RULE, DataConfig, Precision, RunConfig, TokenizerConfig
+from prologue.config import FILE_RULE, Precision, RunConfig, TokenizerConfig
 from prologue.data.inventory import changed_files, keep_inventory
 from prologue.data.opening import open_data, place_of
 from prologue.data.source import Data
@@ -29,10 +29,10 @@ from prologue.training.context import Context
 from prologue.training.loop import Stage, Stopped, StopRequest, run_stage
 from prologue.training.prior_stage import PriorStage
 from prologue.training.progress import Progress, Silent
-from prologue.training.results import fault_of
+from prologue.training.results import fault_of, hash_of_tokenizer
 from prologue.training.run import RunFolder
 from prologue.training.schedule import schedule_notes
-from prologue.training.skipping import WHY, count
+from prologue.training.skipping import WHY, updates
 from prologue.training.tokenizer_stage import TokenizerStage
 from prologue.training.tokens_stage import write_tokens
 from prologue.weights import WEIGHTS, file_hash
@@ -74,7 +74,7 @@ def train(
 
 
 def _train(request: TrainRequest, progress: Progress, stop: StopRequest | None, data: Data | None) -> RunFolder:
-    config = dataclasses.replace(request.config, precision=_precision(request), data=_data_config(request))
+    config = _settled(request)
     accelerator = make_accelerator(config.precision, request.device)
     given = _given_tokenizer(request, config)
     if given is not None:
@@ -198,7 +198,7 @@ class _Trainer:
     def _say_skipped(self) -> None:
         for stage, known in self.run.record["stages"].items():
             if known.get("skipped"):
-                self.progress.say(f"{stage}: {count(known['skipped'])} skipped in all, {WHY}")
+                self.progress.say(f"{stage}: {updates(known['skipped'])} skipped in all, {WHY}")
 
     def _tokenizer(self) -> None:
         if self.given is None or self.request.tokenizer_from is None:
@@ -238,7 +238,7 @@ class _Trainer:
         self._require("tokens", "prior")
         self._require("tokenizer", "prior")
         if self.context.main:
-            self.run.set_stage("prior", tokenizer=file_hash(self.run.tokenizer_folder / WEIGHTS), stale=False)
+            self.run.set_stage("prior", tokenizer=hash_of_tokenizer(self.run), stale=False)
         self._run(PriorStage(self.context, TokenStore(self.run.tokens_folder)))
 
     def _run(self, stage: Stage) -> None:
@@ -299,19 +299,18 @@ class _Trainer:
             writer.close()
 
 
-def _precision(request: TrainRequest) -> Precision:
-    """What `auto` stands for: what the run began with, else what is fast here."""
-    if request.config.precision == "auto" and (request.out / "run.json").is_file():
-        return RunFolder.load(request.out).config.precision
-    return pick_precision(request.config.precision, pick_device(request.device))
-
-
-def _data_config(request: TrainRequest) -> DataConfig:
-    """How the files of a data folder are read: as asked, else as the run began, else by the newest rule."""
-    rule = request.config.data.file_rule
-    if rule is None and (request.out / "run.json").is_file():
-        rule = RunFolder.load(request.out).config.data.file_rule
-    return dataclasses.replace(request.config.data, file_rule=FILE_RULE if rule is None else rule)
+def _settled(request: TrainRequest) -> RunConfig:
+    """What the configuration leaves open: as the run began, else what is fast here, and the newest rule for files."""
+    config = request.config
+    precision, rule = config.precision, config.data.file_rule
+    if (precision == "auto" or rule is None) and (request.out / "run.json").is_file():
+        begun = RunFolder.load(request.out).config
+        precision = begun.precision if precision == "auto" else precision
+        rule = begun.data.file_rule if rule is None else rule
+    if precision == "auto":
+        precision = pick_precision(precision, pick_device(request.device))
+    data = dataclasses.replace(config.data, file_rule=FILE_RULE if rule is None else rule)
+    return dataclasses.replace(config, precision=precision, data=data)
 
 
 _UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
