@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,19 +67,6 @@ sys.exit(main(sys.argv[4:]))
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are quicker so; processes started here do the same."""
-    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    torch.set_num_threads(threads)
-    del os.environ["OMP_NUM_THREADS"]
-    if variable is not None:
-        os.environ["OMP_NUM_THREADS"] = variable
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options of a tiny run, without --out."""
@@ -90,7 +76,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(settings: list[str], one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert main([*settings, "--out", str(out)]) == 0

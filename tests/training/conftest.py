@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from prologue.config import (
@@ -128,15 +127,6 @@ def make_context(out: Path, config: RunConfig) -> Context:
     return Context(RunFolder.open(out, config, {}), data, make_accelerator(config.precision, "cpu"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are quicker so, and do not wait for cores that others use."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def context(tmp_path: Path) -> Callable[..., Context]:
     """`make_context` in an own folder: `context(variant, **training)`."""
@@ -156,7 +146,7 @@ def kit() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all stages that nothing disturbed."""
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
     run_training(out, tiny_config())
