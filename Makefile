@@ -32,7 +32,7 @@ demo: setup  ## Train, sample and report on embedded data (QUICK=1: two minutes;
 # Whole files go to one process each: tests of a file share what it set up.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-test: setup  ## Run the tests on all cores (ARGS='tests/test_cli_skeleton.py -x')
+test: setup  ## Run the tests on all cores (ARGS='tests/test_config.py -x')
 	$(PYTEST) -m 'not gpu and not browser' $(ARGS)
 
 test-fast: setup  ## Run the tests that take a moment each

@@ -26,26 +26,26 @@ from typing import Any
 
 import torch
 
-from prologue.commands._options import provenance
+from prologue.cli._options import provenance
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.data.source import Data
-from prologue.demo.measure import recognise_reconstructions
 from prologue.evaluation.generation import evaluate_generation
-from prologue.evaluation.judge import fit_judge, shipped_judge
 from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
+from prologue.evaluation.recognition import fit_judge, shipped_classifier
 from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Features, Split, choose_images
 from prologue.pipeline import Pipeline
-from prologue.plain import from_dict, load_json, save_json, to_dict
-from prologue.processes import end_with_parent
-from prologue.reproduce.scales import FEW_IMAGES_DROPOUT, SCALES, run_config
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
+from prologue.studies.demo.measure import recognise_reconstructions
+from prologue.studies.reproduce.scales import FEW_IMAGES_DROPOUT, SCALES, run_config
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
+from prologue.utils.processes import end_with_parent
+from prologue.utils.serialization import from_dict, load_json, save_json, to_dict
 
 SCALE = dataclasses.replace(SCALES["hours"], checkpoint_every=100_000, prior_dropout=FEW_IMAGES_DROPOUT)
 """With the paper's dropout, as the small presets have it; the study leaves it out since the row without it was seen."""
@@ -181,7 +181,7 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
         pipeline = Pipeline.from_pretrained(run.path, "cpu", "fp32")
     tokenizer, prior = pipeline.tokenizer, pipeline.prior
     features = Features.open("shapes" if source(name) == "shapes" else "auto", source(name))
-    classifier = shipped_judge(source(name), data.class_names) or fit_judge(features.extractor, data)
+    classifier = shipped_classifier(source(name), data.class_names) or fit_judge(features.extractor, data)
     indices = choose_images(len(data.validation), MEASURED, 0, "ablation")
     tokens = encode_images(tokenizer, data.validation, indices)
     labels = torch.from_numpy(data.validation.labels[indices])

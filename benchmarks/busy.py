@@ -52,13 +52,13 @@ def sampling(count: int) -> Callable[[], object]:
 
 def training(folder: Path) -> Callable[[], object]:
     """Steps of the tokenizer stage of small-32, with as many threads as a run takes."""
-    from prologue.cpu_threads import cpu_threads, limit_spinning
+    from prologue.utils.cpu_threads import cpu_threads, limit_spinning
 
     limit_spinning()  # as the command line does, before torch is imported
     from training_step import build
 
-    from prologue.allocator import keep_freed_memory
     from prologue.presets import preset
+    from prologue.utils.allocator import keep_freed_memory
 
     keep_freed_memory()
     stage = build(preset("small-32"), "fp32", True, folder)
@@ -81,7 +81,7 @@ def tests() -> object:
         "-q",
         "-p",
         "no:cacheprovider",
-        "tests/nn",
+        "tests/models",
         "tests/sampling/test_decode.py",
     ]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

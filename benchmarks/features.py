@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from prologue.device import pick_device
 from prologue.evaluation import features as module
 from prologue.evaluation.features import ClassifierExtractor, open_features
-from prologue.rng import torch_stream
+from prologue.utils.device import pick_device
+from prologue.utils.rng import torch_stream
 
 
 def main() -> None:

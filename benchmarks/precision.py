@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prologue.bench.models import agreement
-from prologue.commands._options import provenance, write_measurement
-from prologue.device import pick_device
+from prologue.bulk.plan import Plan
+from prologue.cli._options import provenance, write_measurement
 from prologue.evaluation.distances import Distances
 from prologue.evaluation.runs import Features, RunInfo
 from prologue.pipeline import Pipeline
-from prologue.throughput.plan import Plan
+from prologue.studies.bench.models import agreement
+from prologue.utils.device import pick_device
 
 OTHER_SEEDS = 10**6
 

@@ -30,12 +30,10 @@ from typing import Any
 
 import torch
 
-from prologue.commands._options import provenance
+from prologue.cli._options import provenance
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.data.options import embedded_name
-from prologue.demo.ledger import Ledger
-from prologue.demo.measure import recognise_reconstructions
 from prologue.evaluation.classifier import kind_of
 from prologue.evaluation.factors import known_factors
 from prologue.evaluation.generation import evaluate_generation
@@ -43,20 +41,22 @@ from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.probe import read_factors, read_inputs
 from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Features, Record, Split, choose_images
-from prologue.locks import alone_in
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import Tokenizer
+from prologue.models.weights import file_hash, model_hashes
 from prologue.pipeline import Pipeline
-from prologue.plain import load_json, save_json, to_dict
-from prologue.reproduce.measures import SAMPLINGS, Bench, Models, choose
-from prologue.reproduce.scales import SCALES, Scale, run_config
-from prologue.rng import derive_seed
 from prologue.sampling.recipe import Recipe
-from prologue.sequence import TokenIds
-from prologue.tokenizer import Tokenizer
+from prologue.studies.demo.ledger import Ledger
+from prologue.studies.demo.measure import recognise_reconstructions
+from prologue.studies.reproduce.measures import SAMPLINGS, Bench, Models, choose
+from prologue.studies.reproduce.scales import SCALES, Scale, run_config
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
 from prologue.training.train import StageName, TrainRequest, train
-from prologue.weights import file_hash, model_hashes
+from prologue.utils.locks import folder_lock
+from prologue.utils.rng import derive_seed
+from prologue.utils.serialization import load_json, save_json, to_dict
 
 NAME = "prologue-map"
 COMMITTED = Path(__file__).parent / "results" / f"{NAME}.json"
@@ -419,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work, until = options.work, time.monotonic() + 60 * options.minutes
     work.mkdir(parents=True, exist_ok=True)
     facts = provenance(()) | {"command": f"python benchmarks/{NAME.replace('-', '_')}.py --work DIR"}
-    with alone_in(work):
+    with folder_lock(work):
         records = results(work)
         save_results(work, records, facts)
         for cell, seed in plan:

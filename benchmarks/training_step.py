@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from prologue.allocator import keep_freed_memory
 from prologue.config import Precision, RunConfig
 from prologue.data.opening import open_data
 from prologue.presets import preset
@@ -28,6 +27,7 @@ from prologue.training.context import Context
 from prologue.training.run import RunFolder
 from prologue.training.tokenizer_stage import TokenizerStage
 from prologue.training.train import make_accelerator
+from prologue.utils.allocator import keep_freed_memory
 
 VARIANTS: dict[str, tuple[Precision, bool]] = {
     "fp32, two passes": ("fp32", False),

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from prologue import published
 from prologue.config import PriorConfig, TokenizerConfig, TransformerConfig
-from prologue.prior import Prior
-from prologue.rng import torch_stream
-from prologue.sequence import SequenceLayout
-from prologue.tokenizer import Tokenizer
+from prologue.models import published
+from prologue.models.prior import Prior
+from prologue.models.sequence import SequenceLayout
+from prologue.models.tokenizer import Tokenizer
+from prologue.utils.rng import torch_stream
 
 Models = tuple[Tokenizer, Prior]
 

@@ -17,12 +17,12 @@ import torch
 from prologue import builtin
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
+from prologue.models.tokenizer import Tokenizer
+from prologue.models.weights import WEIGHTS, file_hash
 from prologue.presets import preset
-from prologue.reproduce.scales import SCALES
-from prologue.tokenizer import Tokenizer
+from prologue.studies.reproduce.scales import SCALES
 from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
-from prologue.weights import WEIGHTS, file_hash
 
 ROOT = Path(__file__).parents[1]
 
@@ -185,7 +185,7 @@ def test_the_preset_of_the_model_in_the_package_is_there(monkeypatch: pytest.Mon
     maker = _script("tools/builtin_shapes.py")
     assert preset(maker.PRESET).tokenizer.variant == "prologue"
     # The card for readers is made from the figures beside it.
-    shipped = Path(builtin.__file__).parent / "models" / "shapes"
+    shipped = Path(builtin.__file__).parent / "shapes"
     known = json.loads((shipped / builtin.CARD).read_text(encoding="utf-8"))
     assert (shipped / "README.md").read_text(encoding="utf-8") == "\n".join(maker.card_text(known)) + "\n"
 

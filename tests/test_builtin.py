@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from prologue import builtin
-from prologue.cli import main
-from prologue.commands.kinds import sweep
+from prologue.cli.kinds import sweep
+from prologue.cli.main import main
 from prologue.errors import CheckpointError
+from prologue.models.weights import WEIGHTS, file_hash, read_tensors
 from prologue.pipeline import Pipeline
 from prologue.sampling.recipe import Recipe
-from prologue.weights import WEIGHTS, file_hash, read_tensors
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(builtin.__file__).parent / "models" / "shapes"
+FOLDER = Path(builtin.__file__).parent / "shapes"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_name_is_looked_up_in_the_package_alone(tmp_path: Path, monkeypatch: p
     (tmp_path / "builtin:other").mkdir()
     assert builtin.names() == ["builtin:shapes"]
     assert builtin.locate("builtin:shapes") == builtin.locate(Path("builtin:shapes")) == FOLDER
-    for name in ("builtin:other", "builtin:", "builtin:../models/shapes", "builtin:shapes/tokenizer"):
+    for name in ("builtin:other", "builtin:", "builtin:../builtin/shapes", "builtin:shapes/tokenizer"):
         with pytest.raises(CheckpointError, match=r"there is builtin:shapes"):
             builtin.locate(name)
     assert builtin.locate("runs/mine") == Path("runs/mine")
@@ -80,8 +80,8 @@ def test_the_card_tells_what_was_promised(card: dict[str, Any]) -> None:
 
 
 def test_generate_needs_no_run_and_draws_what_is_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from prologue.data.pictures import fit, open_image
     from prologue.evaluation.features import ShapesExtractor
-    from prologue.images import fit, open_image
 
     flags = ["--count", "32", "--seed", "5", "--dtype", "fp32", "--device", "cpu"]
     assert main(["generate", "--out", str(tmp_path / "unnamed"), *flags]) == 0
@@ -136,4 +136,4 @@ def test_the_models_are_part_of_what_is_installed() -> None:
         patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["prologue"]
     package = root / "src" / "prologue"
     shipped = {file for pattern in patterns for file in package.glob(pattern)}
-    assert {file for file in (package / "models").rglob("*") if file.is_file()} <= shipped
+    assert {file for file in (package / "builtin").rglob("*") if file.is_file()} <= shipped

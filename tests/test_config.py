@@ -25,7 +25,7 @@ from prologue.config import (
     tokenizer_rope_axes,
 )
 from prologue.errors import ConfigError
-from prologue.plain import from_dict, load_json, save_json, to_dict
+from prologue.utils.serialization import from_dict, load_json, save_json, to_dict
 
 
 def test_round_trip_through_json() -> None:

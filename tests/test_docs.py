@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prologue.cli import COMMANDS
+from prologue.cli.main import COMMANDS
 from prologue.presets import names
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def test_the_python_of_the_readme_runs() -> None:
 
 def test_the_readme_says_what_the_card_says() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    card = json.loads((ROOT / "src/prologue/models/shapes/card.json").read_text(encoding="utf-8"))
+    card = json.loads((ROOT / "src/prologue/builtin/shapes/card.json").read_text(encoding="utf-8"))
     rates = [card["measures"][kind]["recognition"] for kind in ("guided", "unguided")]
     told = re.search(r"recognises the asked class in ([\d.]+) % of ([\d,]+), and in ([\d.]+) %", text)
     assert told is not None

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from prologue import Guidance, Pipeline, TokenIds, arguments
+from prologue import Guidance, Pipeline, TokenIds
 from prologue import pipeline as pipelines
-from prologue import tokenizer as tokenizers
 from prologue.errors import CheckpointError, ConfigError, DataError, SamplingError
-from prologue.manifest import Manifest
+from prologue.models import tokenizer as tokenizers
+from prologue.models.tokenizer import to_model_range
+from prologue.sampling import arguments
 from prologue.sampling.engine import Engine
+from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
-from prologue.tokenizer import to_model_range
 
 SPLIT = Guidance.split(prologue=("constant", 0.7), visual=("cosine", 3.75, 0.2))
 NAMES = ("ring", "star", "cross")

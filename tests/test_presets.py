@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from prologue import presets
-from prologue.cli import main
-from prologue.commands._options import resolve_run_config
-from prologue.commands.presets import prior_parameters, tokenizer_parameters
+from prologue.cli._options import resolve_run_config
+from prologue.cli.main import main
+from prologue.cli.presets import prior_parameters, tokenizer_parameters
 from prologue.config import OptimizerConfig, PriorConfig, RunConfig, TransformerConfig
 from prologue.errors import ConfigError
-from prologue.plain import from_dict, to_dict
-from prologue.prior import Prior
-from prologue.sequence import SequenceLayout
-from prologue.tokenizer import Tokenizer
+from prologue.models.prior import Prior
+from prologue.models.sequence import SequenceLayout
+from prologue.models.tokenizer import Tokenizer
+from prologue.utils.serialization import from_dict, to_dict
 
 SMALL = [name for name in presets.names() if name.startswith(("small", "shapes", "builtin"))]
 PAPER = [name for name in presets.names() if name not in SMALL]

@@ -16,10 +16,10 @@ import torch
 
 from prologue import Guidance, Pipeline, TokenIds
 from prologue.evaluation.features import ShapesExtractor
-from prologue.manifest import Manifest
+from prologue.models.tokenizer import to_model_range
 from prologue.sampling.compiling import Compiler
+from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
-from prologue.tokenizer import to_model_range
 
 NAMES = ("ring", "star", "cross")
 SPLIT = Guidance.split(prologue=("constant", 0.7), visual=("cosine", 3.75, 0.2))

@@ -3,7 +3,7 @@
     python tools/builtin_shapes.py [--out runs/builtin-shapes] [--device auto]
 
 Everything follows from the preset `builtin-shapes` and its seed. A call that is stopped continues with the same
-command; the finished folder replaces `src/prologue/models/shapes`, and its pictures those in `docs/images`.
+command; the finished folder replaces `src/prologue/builtin/shapes`, and its pictures those in `docs/images`.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from typing import Any
 import torch
 
 from prologue import builtin
-from prologue.allocator import keep_freed_memory
-from prologue.commands._options import plain, provenance
+from prologue.cli._options import plain, provenance
 from prologue.data.opening import open_data
-from prologue.demo.ledger import Ledger
-from prologue.demo.measure import Subject, measure, watched
-from prologue.demo.pictures import resample_grid, sample_grid
-from prologue.demo.plan import Sizes
-from prologue.demo.story import stage_seconds
-from prologue.demo.verdict import recipe_text
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.memorisation import evaluate_memorisation
 from prologue.evaluation.runs import Features, Record, choose_images
+from prologue.models.weights import model_hashes
 from prologue.pipeline import Pipeline
-from prologue.plain import save_json, to_dict
 from prologue.presets import preset
 from prologue.sampling.recipe import Recipe
+from prologue.studies.demo.ledger import Ledger
+from prologue.studies.demo.measure import Subject, measure, watched
+from prologue.studies.demo.pictures import resample_grid, sample_grid
+from prologue.studies.demo.plan import Sizes
+from prologue.studies.demo.story import stage_seconds
+from prologue.studies.demo.verdict import recipe_text
 from prologue.training.loop import Stopped
 from prologue.training.progress import Terminal
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, train
-from prologue.weights import model_hashes
+from prologue.utils.allocator import keep_freed_memory
+from prologue.utils.serialization import save_json, to_dict
 
 PRESET = "builtin-shapes"
 DATA = "shapes"
@@ -208,7 +208,7 @@ def main() -> None:
     save_json(folder / builtin.CARD, known)
     (folder / "README.md").write_text("\n".join(card_text(known)) + "\n", encoding="utf-8")
     draw(pipeline, run)
-    target = Path(builtin.__file__).parent / "models" / DATA
+    target = Path(builtin.__file__).parent / DATA
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder, target)
     print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*')) / 1e6:.1f} MB")

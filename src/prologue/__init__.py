@@ -6,23 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from prologue._version import __version__
-from prologue.cpu_threads import spinning_limited
+from prologue.utils.cpu_threads import spinning_limited
 
 if TYPE_CHECKING:
+    from prologue.models.prior import Prior
+    from prologue.models.sequence import TokenIds
+    from prologue.models.tokenizer import Tokenizer
     from prologue.pipeline import Pipeline
-    from prologue.prior import Prior
     from prologue.sampling.guidance import Guidance
-    from prologue.sequence import TokenIds
-    from prologue.tokenizer import Tokenizer
 
 __all__ = ["Guidance", "Pipeline", "Prior", "TokenIds", "Tokenizer", "__version__"]
 
 _HOMES = {
     "Guidance": "prologue.sampling.guidance",
     "Pipeline": "prologue.pipeline",
-    "Prior": "prologue.prior",
-    "TokenIds": "prologue.sequence",
-    "Tokenizer": "prologue.tokenizer",
+    "Prior": "prologue.models.prior",
+    "TokenIds": "prologue.models.sequence",
+    "Tokenizer": "prologue.models.tokenizer",
 }
 
 

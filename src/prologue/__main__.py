@@ -1,6 +1,6 @@
 """`python -m prologue`, for launchers that start modules (`accelerate launch -m prologue`, `torchrun -m prologue`)."""
 
-from prologue.cli import main
+from prologue.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Frozen configuration dataclasses, validated once at construction; `prologue.plain` saves and reads them as JSON.
+"""Frozen configuration dataclasses, validated at construction; `utils.serialization` saves and reads them as JSON.
 
 This module imports neither torch nor any other heavy package, so that the command line can use it at once.
 """
@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Literal
 
 from prologue.errors import ConfigError
-from prologue.rng import SEEDS
+from prologue.utils.rng import SEEDS
 
 Variant = Literal["2d", "1d", "prologue", "prologue-post"]
 Perceptual = Literal["none", "lpips", "convnext", "lite0"]

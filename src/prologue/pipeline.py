@@ -17,27 +17,27 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from prologue.arguments import Images, check_options, folder_path, image_tensor, seeds_of, whole_number
 from prologue.builtin import locate
-from prologue.class_names import Classes, ClassLike, ClassNames
-from prologue.cpu_threads import cpu_threads, threads_for
-from prologue.device import pick_device
+from prologue.data.class_names import Classes, ClassLike, ClassNames
+from prologue.data.pictures import to_pil
 from prologue.errors import CheckpointError, ConfigError, SamplingError
-from prologue.images import to_pil
-from prologue.manifest import Manifest
-from prologue.nn.int8 import has_int8
-from prologue.precision import check_dtype, convert
-from prologue.prior import Prior
-from prologue.rng import MOST_IMAGES
+from prologue.models.int8 import has_int8
+from prologue.models.precision import check_dtype, convert
+from prologue.models.prior import Prior
+from prologue.models.sequence import SequenceLayout, TokenIds
+from prologue.models.tokenizer import Tokenizer
+from prologue.sampling.arguments import Images, check_options, folder_path, image_tensor, seeds_of, whole_number
 from prologue.sampling.compiling import Compiler, Report, worth_compiling
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.engine import Engine
 from prologue.sampling.graphs import Pixels
 from prologue.sampling.guidance import Guidance
+from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe, check_recipe
-from prologue.sequence import SequenceLayout, TokenIds
-from prologue.tokenizer import Tokenizer
 from prologue.training.models import RunModels, Which
+from prologue.utils.cpu_threads import cpu_threads, threads_for
+from prologue.utils.device import pick_device
+from prologue.utils.rng import MOST_IMAGES
 
 _RECIPE = tuple(field.name for field in fields(Recipe))
 _OPTIONS = (*_RECIPE, "count", "seed", "batch")

@@ -11,7 +11,7 @@ from PIL import Image
 from prologue.config import DataConfig
 from prologue.data.folder import FolderSet, open_folder
 from prologue.data.source import Data
-from prologue.rng import numpy_stream
+from prologue.utils.rng import numpy_stream
 
 CONFIG = DataConfig(validation_fraction=0.25)
 SIZE = (16, 16)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prologue.data import crops
-from prologue.rng import numpy_stream
+from prologue.utils.rng import numpy_stream
 
 SIDES = st.integers(1, 150)
 TARGETS = st.tuples(st.integers(4, 40), st.integers(4, 40))

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from prologue.data.decode import decode, read_header, upright_rgb
+from prologue.data.pictures import open_image
 from prologue.errors import DataError
-from prologue.images import open_image
 
 WHITE, BLUE = (255, 255, 255), (0, 0, 255)
 

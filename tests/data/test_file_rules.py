@@ -17,7 +17,7 @@ from prologue.data.folder import FolderSet
 from prologue.data.opening import open_data
 from prologue.data.pillow import READS_AVIF
 from prologue.errors import ConfigError, DataError
-from prologue.plain import save_json
+from prologue.utils.serialization import save_json
 
 FIRST = dataclasses.replace(CONFIG, file_rule=1)
 

@@ -19,7 +19,7 @@ from prologue.data import folder as folder_module
 from prologue.data.folder import FolderSet, open_folder
 from prologue.data.opening import open_data
 from prologue.errors import DataError
-from prologue.rng import numpy_stream
+from prologue.utils.rng import numpy_stream
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prologue import files
 from prologue.data.store import StoreLayout, TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, DataError, RunError
-from prologue.sequence import TokenIds
+from prologue.models.sequence import TokenIds
+from prologue.utils import files
 
 P, N, VIEWS, COUNT = 3, 5, 2, 23
 

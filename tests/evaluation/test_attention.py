@@ -7,9 +7,9 @@ import torch
 
 from prologue.errors import EvaluationError, SamplingError
 from prologue.evaluation.attention import attention_weights, evaluate_attention, uniform_attention, visual_attention
-from prologue.prior import Prior
-from prologue.rng import torch_stream
-from prologue.sequence import TokenIds
+from prologue.models.prior import Prior
+from prologue.models.sequence import TokenIds
+from prologue.utils.rng import torch_stream
 
 CLASSES = torch.arange(7) % 3
 

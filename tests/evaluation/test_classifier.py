@@ -8,7 +8,7 @@ from prologue.data import shapes
 from prologue.evaluation import classifier
 from prologue.evaluation.classifier import KINDS, SHAPES, Kind, accuracy, classifier_card, kind_of, load_classifier
 from prologue.evaluation.distort import distort
-from prologue.rng import torch_stream
+from prologue.utils.rng import torch_stream
 
 
 def test_shipped_classifiers_are_small_and_of_these_images() -> None:

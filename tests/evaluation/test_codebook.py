@@ -17,8 +17,8 @@ from prologue.evaluation.codebook import (
     nearest_images,
 )
 from prologue.evaluation.codes import CodedImages, encode_with_nearness
-from prologue.sequence import TokenIds
-from prologue.tokenizer import to_model_range
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import to_model_range
 
 TOKENS = TokenIds(torch.tensor([[0, 2], [0, 2], [1, 2], [3, 2]]), torch.tensor([[0], [1], [0], [1]]))
 

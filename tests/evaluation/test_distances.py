@@ -18,13 +18,13 @@ from prologue.errors import EvaluationError
 from prologue.evaluation import distances as module
 from prologue.evaluation.distances import Distances, gather_statistics, measure_name, moments_of, statistics_of
 from prologue.evaluation.features import ClassifierExtractor
-from prologue.evaluation.frechet import GaussianStatistics, frechet_from_moments
-from prologue.evaluation.kid import kernel_distance
-from prologue.evaluation.precision_recall import precision_recall
+from prologue.evaluation.metrics.frechet import GaussianStatistics, frechet_from_moments
+from prologue.evaluation.metrics.kid import kernel_distance
+from prologue.evaluation.metrics.precision_recall import precision_recall
 from prologue.evaluation.reference import open_reference
 from prologue.evaluation.runs import Features, Record
-from prologue.processes import ALONE, Processes
-from prologue.rng import torch_stream
+from prologue.utils.processes import ALONE, Processes
+from prologue.utils.rng import torch_stream
 
 SAMPLES = torch.randint(0, 200, (9, 3, 4, 6), dtype=torch.uint8, generator=torch_stream(0, "samples"))
 REAL = torch.randint(50, 256, (7, 3, 4, 6), dtype=torch.uint8, generator=torch_stream(1, "real"))

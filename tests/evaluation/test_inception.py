@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from prologue import published
 from prologue.errors import EvaluationError, MissingExtraError
 from prologue.evaluation.distances import Distances, measure_name
 from prologue.evaluation.features import open_features
 from prologue.evaluation.inception import InceptionExtractor
 from prologue.evaluation.runs import Features
-from prologue.published import PUBLISHED
-from prologue.weights import file_hash
+from prologue.models import published
+from prologue.models.published import PUBLISHED
+from prologue.models.weights import file_hash
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ from prologue.evaluation.intervention import (
     intervene,
     mean_maps,
 )
+from prologue.models.tokenizer import to_uint8
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
-from prologue.tokenizer import to_uint8
 
 PAIRS = Pairs(
     torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 0], [1, 1, 1]]),

@@ -18,10 +18,10 @@ from prologue.evaluation.likelihood import (
     token_nats,
     true_classes,
 )
-from prologue.rng import torch_stream
-from prologue.sequence import TokenIds
-from prologue.tokenizer import to_model_range
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import to_model_range
 from prologue.training.losses import cross_entropy_terms
+from prologue.utils.rng import torch_stream
 
 SIZE = (8, 12)
 

@@ -23,9 +23,9 @@ from prologue.evaluation.probe import (
     read_inputs,
     table_rates,
 )
-from prologue.rng import torch_stream
-from prologue.sequence import TokenIds
-from prologue.tokenizer import to_model_range
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import to_model_range
+from prologue.utils.rng import torch_stream
 
 NAMES = tuple("abcdef")
 SIZE = (8, 12)

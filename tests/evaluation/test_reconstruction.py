@@ -12,9 +12,9 @@ from prologue.errors import CheckpointError, DataError, EvaluationError
 from prologue.evaluation import distances as distances_module
 from prologue.evaluation import runs
 from prologue.evaluation.distances import Distances
-from prologue.evaluation.frechet import GaussianStatistics, frechet_distance
-from prologue.evaluation.kid import kernel_distance
-from prologue.evaluation.pixels import psnr, ssim
+from prologue.evaluation.metrics.frechet import GaussianStatistics, frechet_distance
+from prologue.evaluation.metrics.kid import kernel_distance
+from prologue.evaluation.metrics.pixels import psnr, ssim
 from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import (
     Features,
@@ -27,11 +27,11 @@ from prologue.evaluation.runs import (
     mean_interval,
     wilson_interval,
 )
-from prologue.manifest import Manifest
-from prologue.plain import save_json
-from prologue.tokenizer import to_model_range, to_uint8
+from prologue.models.tokenizer import to_model_range, to_uint8
+from prologue.sampling.manifest import Manifest
 from prologue.training import codebooks
 from prologue.training.run import RunFolder
+from prologue.utils.serialization import save_json
 
 
 class Pictures:

@@ -15,9 +15,9 @@ import torch
 
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import moments_of
-from prologue.evaluation.frechet import GaussianStatistics
+from prologue.evaluation.metrics.frechet import GaussianStatistics
 from prologue.evaluation.reference import ReferenceCard, card_path, open_reference, write_reference
-from prologue.processes import ALONE, Processes
+from prologue.utils.processes import ALONE, Processes
 
 MEANS = SimpleNamespace(name="Means", hash="abc", dimension=3)
 FEATURES = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 3)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prologue.errors import EvaluationError, SamplingError
-from prologue.evaluation.kid import kernel_distance
+from prologue.evaluation.metrics.kid import kernel_distance
 from prologue.evaluation.runs import Record
 from prologue.evaluation.sweep import Axes, Plan, Request, axis_values, measure_recipe, run_sweep, sweep_record
 from prologue.sampling.guidance import Guidance

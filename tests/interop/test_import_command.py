@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prologue import Pipeline, Prior, Tokenizer
-from prologue.cli import main
+from prologue.cli.main import main
 from prologue.sampling.guidance import Guidance
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"

@@ -20,12 +20,12 @@ from prologue.interop.authors import (
     import_tokenizer,
     load_config,
 )
-from prologue.nn.quantizers import monitored_entropies
-from prologue.prior import Prior
+from prologue.models.prior import Prior
+from prologue.models.quantizers import monitored_entropies
+from prologue.models.tokenizer import Encoding, Tokenizer, to_model_range, to_uint8
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
-from prologue.tokenizer import Encoding, Tokenizer, to_model_range, to_uint8
 from prologue.training.losses import cross_entropy_terms
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from prologue.interop import authors
-from prologue.nn import layers, transformer
+from prologue.models import layers, transformer
 
 HERE = Path(__file__).parent
 

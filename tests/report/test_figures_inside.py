@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prologue.images import thumbnails, titled
+from prologue.data.pictures import thumbnails, titled
 from prologue.report.figures_codes import code_sheet, entropy_chart, position_sheet, usage_chart
 from prologue.report.figures_intervention import change_map, effect_chart
 from prologue.report.figures_probe import INPUT_NAMES, _skill, accuracy_chart, factor_map

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prologue.errors import SamplingError
-from prologue.prior import Prior
+from prologue.models.prior import Prior
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.draw import filter_logits, gumbel_noise, image_keys
 from prologue.sampling.guidance import Guidance

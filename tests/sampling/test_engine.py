@@ -13,8 +13,8 @@ from tests.conftest import shake
 from tests.sampling.test_decode import RECIPES, SPLIT, assert_equal_up_to_near_ties, reference
 
 from prologue.errors import SamplingError
-from prologue.precision import convert
-from prologue.prior import Prior
+from prologue.models.precision import convert
+from prologue.models.prior import Prior
 from prologue.sampling import compiling
 from prologue.sampling.compiling import Compiler, worth_compiling
 from prologue.sampling.decode import sample_sequences

@@ -8,9 +8,9 @@ import pytest
 
 from prologue.config import LayoutConfig
 from prologue.errors import SamplingError
+from prologue.models.sequence import SequenceLayout
 from prologue.sampling.guidance import Guidance, Schedule
 from prologue.sampling.recipe import Recipe
-from prologue.sequence import SequenceLayout
 
 LAYOUT = SequenceLayout(LayoutConfig(4, 8, 5, 16))  # T = 4 + 1 + 5 = 10
 PLAIN = SequenceLayout(LayoutConfig(0, 0, 5, 16))

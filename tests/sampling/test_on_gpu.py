@@ -10,7 +10,7 @@ import torch
 from tests.sampling.test_decode import RECIPES, SPLIT, assert_equal_up_to_near_ties, reference
 
 from prologue import Pipeline
-from prologue.precision import convert
+from prologue.models.precision import convert
 from prologue.sampling.compiling import Compiler
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.engine import Engine

@@ -118,8 +118,8 @@ def test_ema() -> None:
     assert torch.allclose(learner.ema.matrix, expected, atol=1e-6)
     assert learner.ema.seen.item() == 6  # buffers are copied
     assert not any(p.requires_grad for p in learner.ema.parameters())
-    assert learner.shipped is learner.ema
-    assert make(half_life=None).shipped is not None
+    assert learner.ema_model is learner.ema
+    assert make(half_life=None).ema_model is not None
 
 
 def test_an_update_before_any_loss_counts_and_changes_nothing() -> None:

@@ -11,11 +11,11 @@ import pytest
 
 from prologue.config import RunConfig
 from prologue.errors import RunError
-from prologue.manifest import NAME, Manifest
+from prologue.models.weights import file_hash
+from prologue.sampling.manifest import NAME, Manifest
 from prologue.sampling.recipe import Recipe
 from prologue.training.loop import Stopped
 from prologue.training.run import RunFolder
-from prologue.weights import file_hash
 
 pytestmark = pytest.mark.slow
 

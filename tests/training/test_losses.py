@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prologue.config import LayoutConfig, OptimizerConfig
-from prologue.sequence import SequenceLayout
+from prologue.models.sequence import SequenceLayout
 from prologue.training.losses import (
     cross_entropy_terms,
     discriminator_loss,

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prologue.cli import main
+from prologue.cli.main import main
 from prologue.errors import CheckpointError
+from prologue.models.weights import read_tensors
 from prologue.pipeline import Pipeline
 from prologue.training.checkpoint import Checkpoints
 from prologue.training.loop import Stopped
 from prologue.training.models import RunModels
-from prologue.weights import read_tensors
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prologue.device import pick_precision
+from prologue.models.precision import pick_precision
 from prologue.presets import small
 from prologue.training import train as training
 from prologue.training.progress import Silent

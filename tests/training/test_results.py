@@ -12,7 +12,7 @@ import pytest
 
 from prologue.errors import RunError
 from prologue.evaluation.runs import RunInfo
-from prologue.manifest import Manifest
+from prologue.sampling.manifest import Manifest
 from prologue.training.run import RunFolder
 
 pytestmark = pytest.mark.slow

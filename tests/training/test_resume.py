@@ -18,13 +18,13 @@ import pytest
 import prologue.data.store as store_module
 import prologue.training.checkpoint as checkpoint_module
 import prologue.training.tokens_stage as tokens_module
-from prologue import locks
 from prologue.errors import CheckpointError, RunError
 from prologue.training.checkpoint import Checkpoints
 from prologue.training.loop import Stopped, StopRequest
 from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, train
+from prologue.utils import locks
 
 pytestmark = pytest.mark.slow
 
@@ -305,7 +305,7 @@ def test_a_run_has_one_process_at_a_time(
     RunFolder.load(out).set_stage("prior", finished=False)
     empty = tmp_path / "empty"
     for folder in (out, empty):
-        with locks.alone_in(folder), ThreadPoolExecutor(1) as pool:
+        with locks.folder_lock(folder), ThreadPoolExecutor(1) as pool:
             second = pool.submit(kit.run_training, folder, kit.tiny_config())
             with pytest.raises(RunError, match="another process is at work in"):
                 second.result()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prologue.cli import main
+from prologue.cli.main import main
 from prologue.errors import RunError, TrainingError
 from prologue.training.adversary import Adversary
 from prologue.training.checkpoint import Checkpoints

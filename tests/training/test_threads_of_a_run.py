@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from prologue.cpu_threads import cpu_threads
 from prologue.training.context import Context
 from prologue.training.loop import Stopped
 from prologue.training.run import RunFolder
 from prologue.training.tokenizer_stage import TokenizerStage
+from prologue.utils.cpu_threads import cpu_threads
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prologue.sequence import TokenIds
-from prologue.tokenizer import Tokenizer, to_model_range
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import Tokenizer, to_model_range
 from prologue.training import adversary as adversary_module
 from prologue.training.context import Context
 from prologue.training.losses import cross_entropy_terms
@@ -274,7 +274,7 @@ def test_the_prologue_codebook_starts_from_the_encoder(context: MakeContext) -> 
     stage._start_prologue(2)
     rows = quantizer.codebook.detach()
     assert torch.allclose(rows.norm(dim=1), torch.ones(8), atol=1e-5)
-    assert torch.equal(stage.shipped().prologue_quantizer.codebook, rows)
+    assert torch.equal(stage.ema_model().prologue_quantizer.codebook, rows)
     state = stage.tokenizer.optimizer.state[quantizer.codebook]
     assert (state["exp_avg_sq"] == 0).all()
     again = rows.clone()
@@ -300,7 +300,7 @@ def test_the_use_of_the_prologue_is_measured_without_a_trace(context: MakeContex
 def test_use_is_the_loss_of_foreign_prologues_in_nats_per_image(context: MakeContext) -> None:
     stage = moving(context)
     assert stage.prior is not None
-    prior, layout = stage.prior.learner.shipped, stage.prior.model.layout
+    prior, layout = stage.prior.learner.ema_model, stage.prior.model.layout
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in prior.parameters():

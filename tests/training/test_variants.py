@@ -15,12 +15,12 @@ from PIL import Image
 
 from prologue import Pipeline
 from prologue.errors import ConfigError, RunError
-from prologue.manifest import Manifest
-from prologue.prior import Prior
-from prologue.rng import torch_stream
-from prologue.tokenizer import Tokenizer
+from prologue.models.prior import Prior
+from prologue.models.tokenizer import Tokenizer
+from prologue.sampling.manifest import Manifest
 from prologue.training.prior_stage import PriorStage
 from prologue.training.run import RunFolder
+from prologue.utils.rng import torch_stream
 
 pytestmark = pytest.mark.slow
 

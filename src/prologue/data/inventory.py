@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prologue.data.names import counted, readable, some
 from prologue.data.source import FileRecord
-from prologue.files import write_whole
+from prologue.utils.files import write_whole
 
 NAME = "data-files.jsonl.gz"
 """One JSON list [name, bytes, class] for each image file."""

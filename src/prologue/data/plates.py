@@ -26,7 +26,7 @@ from prologue.data.rendered import RenderedSet
 from prologue.data.shapes import CLASS_NAMES as KINDS
 from prologue.data.source import Data, fingerprint, seen_options
 from prologue.errors import DataError
-from prologue.rng import numpy_stream
+from prologue.utils.rng import numpy_stream
 
 Split = Literal["train", "validation"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prologue.data.source import ImageSet
 from prologue.errors import ConfigError, DataError
-from prologue.rng import numpy_stream
+from prologue.utils.rng import numpy_stream
 
 
 class Batch(NamedTuple):

@@ -22,7 +22,7 @@ from prologue.data.options import ShapesOptions
 from prologue.data.rendered import RenderedSet
 from prologue.data.scene import Scene
 from prologue.data.source import Data, fingerprint, seen_options
-from prologue.rng import numpy_stream
+from prologue.utils.rng import numpy_stream
 
 Split = Literal["train", "validation"]
 

@@ -20,9 +20,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from prologue.errors import CheckpointError, ConfigError, DataError, RunError
-from prologue.files import write_whole
-from prologue.plain import from_dict, load_json, save_json
-from prologue.sequence import TokenIds
+from prologue.models.sequence import TokenIds
+from prologue.utils.files import write_whole
+from prologue.utils.serialization import from_dict, load_json, save_json
 
 INDEX = "index.json"
 PROGRESS = "progress.json"

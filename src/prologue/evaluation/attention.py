@@ -9,11 +9,11 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from prologue.errors import EvaluationError
-from prologue.evaluation.runs import Record, Watch, evaluating, mean_interval, unwatched
-from prologue.nn.rope import RopeTable, rotate
-from prologue.nn.transformer import Attention, Block
-from prologue.prior import Prior
-from prologue.sequence import SequenceLayout, TokenIds
+from prologue.evaluation.runs import ProgressCallback, Record, evaluating, mean_interval, unwatched
+from prologue.models.prior import Prior
+from prologue.models.rope import RopeTable, rotate
+from prologue.models.sequence import SequenceLayout, TokenIds
+from prologue.models.transformer import Attention, Block
 
 
 def attention_weights(
@@ -59,7 +59,7 @@ def evaluate_attention(
     *,
     split: str = "validation",
     batch: int = 16,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> Record:
     """The share of visual positions' attention that falls on BOS, each prologue position, EOS and visual inputs.
 

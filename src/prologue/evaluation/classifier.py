@@ -27,9 +27,9 @@ from prologue.data.opening import open_data
 from prologue.data.options import PlatesOptions, ShapesOptions, embedded_name
 from prologue.data.rendered import RenderedSet
 from prologue.evaluation.distort import distort
-from prologue.rng import numpy_stream, torch_stream
-from prologue.tokenizer import to_model_range
-from prologue.weights import load_exactly, read_tensors, write_tensors
+from prologue.models.tokenizer import to_model_range
+from prologue.models.weights import load_exactly, read_tensors, write_tensors
+from prologue.utils.rng import numpy_stream, torch_stream
 
 _SIDE = 32
 View = tuple[str, tuple[int, int]]

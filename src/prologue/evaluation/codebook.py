@@ -11,7 +11,7 @@ from torch import Tensor
 from prologue.errors import EvaluationError
 from prologue.evaluation.codes import CodedImages
 from prologue.evaluation.runs import Record, wilson_interval
-from prologue.sequence import TokenIds
+from prologue.models.sequence import TokenIds
 from prologue.training.codebooks import Usage
 
 

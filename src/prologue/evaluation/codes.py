@@ -11,10 +11,10 @@ from torch import Tensor
 
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.runs import Watch, center_crops, evaluating, unwatched
-from prologue.nn.quantizers import PrologueQuantizer
-from prologue.sequence import TokenIds
-from prologue.tokenizer import Tokenizer, to_model_range
+from prologue.evaluation.runs import ProgressCallback, center_crops, evaluating, unwatched
+from prologue.models.quantizers import PrologueQuantizer
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import Tokenizer, to_model_range
 
 Vectors = Float32[Tensor, "n T d"]
 
@@ -42,7 +42,7 @@ def encode_with_nearness(
     indices: Int64[np.ndarray, " n"],
     *,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> CodedImages:
     """Tokens of the center crops of the images at `indices`, as `Tokenizer.encode` gives them, and their nearness."""
     device = next(tokenizer.parameters()).device

@@ -14,15 +14,15 @@ from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.features import ClassifierExtractor, FeatureExtractor
-from prologue.evaluation.frechet import GaussianStatistics, Moments, frechet_from_moments
 from prologue.evaluation.inception import InceptionExtractor
-from prologue.evaluation.inception_score import LEAST as ENOUGH
-from prologue.evaluation.inception_score import inception_score
-from prologue.evaluation.kid import LEAST, kernel_distance
-from prologue.evaluation.precision_recall import NEIGHBOURS, precision_recall
+from prologue.evaluation.metrics.frechet import GaussianStatistics, Moments, frechet_from_moments
+from prologue.evaluation.metrics.inception_score import LEAST as ENOUGH
+from prologue.evaluation.metrics.inception_score import inception_score
+from prologue.evaluation.metrics.kid import LEAST, kernel_distance
+from prologue.evaluation.metrics.precision_recall import NEIGHBOURS, precision_recall
 from prologue.evaluation.reference import Reference
-from prologue.evaluation.runs import Features, Interval, Record, Watch, unwatched
-from prologue.processes import ALONE, Processes
+from prologue.evaluation.runs import Features, Interval, ProgressCallback, Record, unwatched
+from prologue.utils.processes import ALONE, Processes
 
 INDICATIVE = 10_000
 """With fewer images on either side a Fréchet distance is indicative, and the kernel distance leads."""
@@ -80,7 +80,7 @@ class Distances:
         if self.features.extractor is not None:
             self._reference.append(self._finite(self.features.extractor(images), "real"))
 
-    def add_reference_file(self, batch: int, watch: Watch = unwatched) -> None:
+    def add_reference_file(self, batch: int, watch: ProgressCallback = unwatched) -> None:
         """Add the images that the reference holds, if it does."""
         if self.reference is None or self.reference.images_shape is None or self.features.extractor is None:
             return
@@ -202,7 +202,7 @@ def statistics_of(
     extractor: FeatureExtractor,
     *,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
     processes: Processes = ALONE,
 ) -> GaussianStatistics:
     """Moments of the features of the center crops at `indices`, in memory that does not grow with their number."""

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from prologue.data.options import ENDLESS, embedded_name
 from prologue.errors import EvaluationError, MissingExtraError
 from prologue.evaluation.classifier import SHAPES, Kind, kind_of, load_classifier
-from prologue.nn.lite0 import FEATURE_DIM as LITE0_DIM
-from prologue.nn.lite0 import Lite0, lite0_installed, lite0_weights
-from prologue.tokenizer import to_model_range
-from prologue.weights import file_hash
+from prologue.models.lite0 import FEATURE_DIM as LITE0_DIM
+from prologue.models.lite0 import Lite0, lite0_installed, lite0_weights
+from prologue.models.tokenizer import to_model_range
+from prologue.models.weights import file_hash
 
 Pixels = UInt8[Tensor, "b 3 h w"]
 _CPU_CHUNK = 8

@@ -14,24 +14,24 @@ from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import Distances
-from prologue.evaluation.judge import Judge, judge_facts
+from prologue.evaluation.recognition import Classifier, judge_facts
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import (
     Features,
+    ProgressCallback,
     Record,
-    Watch,
     choose_images,
     evaluating,
     unwatched,
     wilson_interval,
 )
-from prologue.prior import Prior
-from prologue.processes import ALONE, Processes
-from prologue.rng import check_seeds
+from prologue.models.prior import Prior
+from prologue.models.tokenizer import Tokenizer, to_uint8
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
-from prologue.tokenizer import Tokenizer, to_uint8
+from prologue.utils.processes import ALONE, Processes
+from prologue.utils.rng import check_seeds
 
 UNEQUAL = 0.05
 """Part of the images, from which on a reference with unequal classes is noted."""
@@ -57,7 +57,7 @@ def draw_samples(
     *,
     seed: int = 0,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
     processes: Processes = ALONE,
 ) -> Iterator[Samples]:
     """One image of each class id, batch by batch; image `i` has seed `seed + i`, as `Pipeline.generate` gives it.
@@ -89,8 +89,8 @@ def evaluate_generation(
     seed: int = 0,
     batch: int = 64,
     class_names: Sequence[str] = (),
-    classifier: Judge | None = None,
-    watch: Watch = unwatched,
+    classifier: Classifier | None = None,
+    watch: ProgressCallback = unwatched,
     statistics: Reference | None = None,
     keep: Callable[[Samples], None] | None = None,
     processes: Processes = ALONE,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from prologue.errors import CheckpointError, EvaluationError, MissingExtraError
 from prologue.evaluation.features import ClassifierExtractor, Pixels
-from prologue.published import download, place, read_published
-from prologue.weights import file_hash
+from prologue.models.published import download, place, read_published
+from prologue.models.weights import file_hash
 
 _MODULE = "torch_fidelity.feature_extractor_inceptionv3"
 _LAYERS = ["2048", "logits_unbiased"]

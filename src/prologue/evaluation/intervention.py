@@ -10,21 +10,21 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
 from prologue.errors import EvaluationError
-from prologue.evaluation.judge import Judge
+from prologue.evaluation.recognition import Classifier
 from prologue.evaluation.runs import (
     Interval,
+    ProgressCallback,
     Record,
-    Watch,
     evaluating,
     mean_interval,
     unwatched,
     wilson_interval,
 )
-from prologue.prior import Prior
-from prologue.rng import check_seeds
+from prologue.models.prior import Prior
+from prologue.models.tokenizer import Tokenizer, to_uint8
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.recipe import Recipe
-from prologue.tokenizer import Tokenizer, to_uint8
+from prologue.utils.rng import check_seeds
 
 _FAR = 1 << 32
 """Between the seeds of an image and those of its second sampling, farther than there are images."""
@@ -63,7 +63,7 @@ def intervene(
     *,
     seed: int = 0,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> Intervened:
     """Sample the visual tokens of every exchange; pair `i` has seed `seed + i`.
 
@@ -96,7 +96,7 @@ def intervene(
 Sampler = Callable[[Tensor, Tensor, Tensor, str], Tensor]
 
 
-def _sampler(tokenizer: Tokenizer, prior: Prior, recipe: Recipe, batch: int, watch: Watch) -> Sampler:
+def _sampler(tokenizer: Tokenizer, prior: Prior, recipe: Recipe, batch: int, watch: ProgressCallback) -> Sampler:
     """Images, on the CPU, of (prologues, class ids, seeds, what they are)."""
     device = prior.token_embedding.weight.device
 
@@ -133,7 +133,7 @@ def evaluate_intervention(
     *,
     split: str = "validation",
     seed: int = 0,
-    classifier: Judge | None = None,
+    classifier: Classifier | None = None,
 ) -> Record:
     """How much images change, in mean absolute pixel values (0…255), with intervals over pairs.
 
@@ -172,7 +172,7 @@ def _effect(
     after: UInt8[Tensor, "k 3 H W"],
     differs: Bool[Tensor, " k"],
     verdicts: Int64[Tensor, " k"] | None,
-    classifier: Judge | None,
+    classifier: Classifier | None,
 ) -> Record:
     change = change_maps(before, after).mean((1, 2))
     record = _mean_change(change).fields("effect") | {"differ": int(differs.sum())}

@@ -13,17 +13,17 @@ from torch import Tensor
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.coarse import SIDE, coarse_pixels
-from prologue.evaluation.judge import Judge
 from prologue.evaluation.likelihood import encode_images
-from prologue.evaluation.runs import Features, Record, Watch, evaluating, unwatched
-from prologue.prior import Prior
-from prologue.rng import check_seeds, numpy_stream
+from prologue.evaluation.metrics.coarse import SIDE, coarse_pixels
+from prologue.evaluation.recognition import Classifier
+from prologue.evaluation.runs import Features, ProgressCallback, Record, evaluating, unwatched
+from prologue.models.prior import Prior
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import Tokenizer, to_uint8
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
-from prologue.sequence import TokenIds
-from prologue.tokenizer import Tokenizer, to_uint8
+from prologue.utils.rng import check_seeds, numpy_stream
 
 Metric = Callable[[Float64[Tensor, "m d"]], Float64[Tensor, "m m"]]
 SHOWN = 10
@@ -55,10 +55,10 @@ def evaluate_layout(
     *,
     per: int,
     split: str = "validation",
-    classifier: Judge | None = None,
+    classifier: Classifier | None = None,
     seed: int = 0,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> tuple[Record, Shown]:
     """Draw `per` images from the prologue of each image at `indices`, and compare their distances.
 
@@ -104,7 +104,7 @@ def _drawn(
     per: int,
     seed: int,
     batch: int,
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
     """`per` images of every prologue in turn, on the CPU; image `i` has seed `seed + i`, as `Pipeline.resample` does.
 

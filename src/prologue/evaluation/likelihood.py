@@ -16,18 +16,18 @@ from prologue.errors import EvaluationError
 from prologue.evaluation.runs import (
     LIKELIHOOD_IMAGES,
     Interval,
+    ProgressCallback,
     Record,
-    Watch,
     center_crops,
     evaluating,
     mean_interval,
     unwatched,
 )
-from prologue.prior import Prior
-from prologue.rng import torch_stream
-from prologue.sequence import TokenIds
-from prologue.tokenizer import Tokenizer, to_model_range
+from prologue.models.prior import Prior
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import Tokenizer, to_model_range
 from prologue.training.codebooks import COLLAPSED_NATS, Usage, collapse_sentences
+from prologue.utils.rng import torch_stream
 
 Nats = Float64[Tensor, " n"]
 _TO_BITS = 1 / math.log(2)
@@ -39,7 +39,7 @@ def encode_images(
     indices: Int64[np.ndarray, " n"],
     *,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> TokenIds:
     """Tokens of the center crops of the images at `indices`, on the CPU."""
     device = next(tokenizer.parameters()).device
@@ -54,7 +54,7 @@ def token_nats(
     class_ids: Int64[Tensor, " n"],
     *,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
     what: str = "likelihood",
 ) -> Float64[Tensor, "n T"]:
     """Cross-entropy of every image at every target position, over the whole vocabulary, in nats; fp32 terms.
@@ -100,7 +100,7 @@ def evaluate_likelihood(
     seed: int = 0,
     batch: int = 64,
     starts_from_data: bool = False,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> Record:
     """What `prior` pays per image for `tokens` of the true classes, and what the prologue carries (METHOD §1).
 
@@ -146,7 +146,7 @@ def _carried(
     nats: dict[str, Nats],
     seed: int,
     batch: int,
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> Record:
     """Cost, diversity and use of the prologue."""
     layout = prior.layout
@@ -172,7 +172,7 @@ def _gain(
     class_ids: Int64[Tensor, " n"],
     nats: dict[str, Nats],
     batch: int,
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> Record:
     """What the prologue saves against a P = 0 prior: its visual cross-entropy minus (visual + cost)."""
     if baseline is None:

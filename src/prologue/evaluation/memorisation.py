@@ -19,25 +19,25 @@ from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import INDICATIVE, measure_name, moments_of
 from prologue.evaluation.features import FeatureExtractor
-from prologue.evaluation.frechet import frechet_from_moments
 from prologue.evaluation.generation import draw_samples, uniform_classes
-from prologue.evaluation.kid import LEAST, kernel_distance
+from prologue.evaluation.metrics.frechet import frechet_from_moments
+from prologue.evaluation.metrics.kid import LEAST, kernel_distance
 from prologue.evaluation.nearest import Described, Neighbours, nearest_training
 from prologue.evaluation.runs import (
     Features,
     Interval,
+    ProgressCallback,
     Record,
-    Watch,
     center_crops,
     choose_images,
     evaluating,
     unwatched,
     wilson_interval,
 )
-from prologue.prior import Prior
-from prologue.rng import numpy_stream
+from prologue.models.prior import Prior
+from prologue.models.tokenizer import Tokenizer, to_model_range, to_uint8
 from prologue.sampling.recipe import Recipe
-from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
+from prologue.utils.rng import numpy_stream
 
 NEAR = 0.01
 """A sample is near a training image where it is nearer than all but this part of the validation images are."""
@@ -78,7 +78,7 @@ def evaluate_memorisation(
     mirror: bool = False,
     seed: int = 0,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> tuple[Record, Closest]:
     """`count` samples with uniform labels, and at most as many validation images, against all training images.
 
@@ -143,7 +143,7 @@ def compare_samples(
     mirror: bool = False,
     seed: int = 0,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> Record:
     """The `coarse` figures of samples that are drawn already; the same control and held-out images as in
     `evaluate_memorisation` with as many."""
@@ -163,7 +163,7 @@ def describe_images(
     extractor: FeatureExtractor | None = None,
     *,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
     what: str = "images",
 ) -> Described:
     """The center crops of the images at `indices`, as points."""
@@ -177,7 +177,7 @@ def _decoded(
     indices: Int64[np.ndarray, " n"],
     extractor: FeatureExtractor | None,
     batch: int,
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> Described:
     """The images as they come back from their tokens, as points."""
     crops = center_crops(images, indices, batch=batch, watch=watch, what="decoded images")

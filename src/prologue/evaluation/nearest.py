@@ -12,9 +12,9 @@ from torch import Tensor
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.coarse import coarse_pixels
 from prologue.evaluation.features import FeatureExtractor
-from prologue.evaluation.runs import Watch, unwatched
+from prologue.evaluation.metrics.coarse import coarse_pixels
+from prologue.evaluation.runs import ProgressCallback, unwatched
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def nearest_training(
     *,
     mirror: bool = False,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> dict[str, Neighbours]:
     """The nearest of all center crops of `train`, `coarse` and, with the extractor of the images, `features`.
 

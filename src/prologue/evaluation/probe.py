@@ -18,11 +18,19 @@ from prologue.config import TokenizerConfig
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.codes import prologue_vectors, visual_vectors
-from prologue.evaluation.linear import LinearClassifier, fit_linear
-from prologue.evaluation.runs import Record, Watch, center_crops, evaluating, mean_interval, unwatched, wilson_interval
-from prologue.rng import derive_seed, torch_stream
-from prologue.sequence import TokenIds
-from prologue.tokenizer import Tokenizer, to_model_range
+from prologue.evaluation.metrics.linear import LinearClassifier, fit_linear
+from prologue.evaluation.runs import (
+    ProgressCallback,
+    Record,
+    center_crops,
+    evaluating,
+    mean_interval,
+    unwatched,
+    wilson_interval,
+)
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import Tokenizer, to_model_range
+from prologue.utils.rng import derive_seed, torch_stream
 
 INPUTS = ("prologue", "visual_first", "visual_pooled", "pixels", "random_encoder")
 """What is probed: all prologue tokens, as many first visual tokens, the mean of all visual tokens, the image resized
@@ -82,7 +90,7 @@ def read_inputs(
     tokens: int | None = None,
     seed: int = 0,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
     what: str = "encoding",
 ) -> ProbeInputs:
     """Everything that is probed, of the center crops of the images at `indices`.
@@ -137,7 +145,7 @@ def evaluate_probe(
     codebook_sizes: tuple[int, int] = (0, 0),
     split: str = "validation",
     seed: int = 0,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> Record:
     """Fit on `train`, judge on `test`: for each of `INPUTS` top-1 and, of more than five classes, top-5.
 
@@ -238,7 +246,7 @@ def read_factors(
     codebook_sizes: tuple[int, int],
     *,
     seed: int = 0,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> list[Record]:
     """For each factor: chance, each input's top-1 with its Wilson interval, and the rate at each single position.
 

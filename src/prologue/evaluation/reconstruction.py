@@ -7,22 +7,22 @@ from torch import Tensor
 
 from prologue.data.sampler import center_batch
 from prologue.evaluation.distances import Distances
-from prologue.evaluation.pixels import psnr, ssim
+from prologue.evaluation.metrics.pixels import psnr, ssim
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import (
     Features,
+    ProgressCallback,
     Record,
     Split,
-    Watch,
     choose_images,
     evaluating,
     mean_interval,
     unwatched,
 )
-from prologue.nn.perceptual import PerceptualLoss
-from prologue.processes import ALONE, Processes
-from prologue.tokenizer import Tokenizer, to_model_range, to_uint8
+from prologue.models.perceptual import PerceptualLoss
+from prologue.models.tokenizer import Tokenizer, to_model_range, to_uint8
 from prologue.training.codebooks import Usage, collapse_sentences
+from prologue.utils.processes import ALONE, Processes
 
 
 def evaluate_reconstruction(
@@ -34,7 +34,7 @@ def evaluate_reconstruction(
     batch: int = 64,
     seed: int = 0,
     revives: bool = False,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
     statistics: Reference | None = None,
     lpips: PerceptualLoss | None = None,
     processes: Processes = ALONE,

@@ -16,13 +16,13 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from prologue._version import __version__
+from prologue.data.pictures import SampleArchive
 from prologue.errors import ConfigError, EvaluationError
-from prologue.evaluation.frechet import GaussianStatistics, Moments
-from prologue.files import whole
-from prologue.images import SampleArchive
-from prologue.plain import from_dict, load_json, save_json, to_dict
-from prologue.processes import Processes
-from prologue.weights import file_hash
+from prologue.evaluation.metrics.frechet import GaussianStatistics, Moments
+from prologue.models.weights import file_hash
+from prologue.utils.files import atomic_write
+from prologue.utils.processes import Processes
+from prologue.utils.serialization import from_dict, load_json, save_json, to_dict
 
 WANTED = "`mu` and `sigma`, or `arr_0` (uint8 images, N x H x W x 3), or all three"
 
@@ -200,7 +200,7 @@ def write_reference(
     arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy()}
     card_path(path).unlink(missing_ok=True)  # it would describe another file until the new one is written
     if images is None:
-        with whole(path) as file:
+        with atomic_write(path) as file:
             np.savez(file, mu=arrays["mu"], sigma=arrays["sigma"])
     else:
         with SampleArchive(path, len(images), image_size) as archive:

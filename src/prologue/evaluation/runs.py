@@ -21,18 +21,18 @@ from prologue.data.sampler import center_batch
 from prologue.data.source import Data, ImageSet, fingerprint
 from prologue.errors import DataError, EvaluationError
 from prologue.evaluation.features import FeatureExtractor, open_features
-from prologue.manifest import NAME as MANIFEST
-from prologue.manifest import Manifest
-from prologue.rng import numpy_stream
+from prologue.models.weights import CONFIG, model_hashes
+from prologue.sampling.manifest import NAME as MANIFEST
+from prologue.sampling.manifest import Manifest
 from prologue.training.models import RunModels, Which, unfinished_manifest
 from prologue.training.run import RunFolder
-from prologue.weights import CONFIG, model_hashes
+from prologue.utils.rng import numpy_stream
 
 LIKELIHOOD_IMAGES = 1024
 """Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
 NORMAL_95 = 1.959964
 
-Watch = Callable[[Sequence[int], str], Iterable[int]]
+ProgressCallback = Callable[[Sequence[int], str], Iterable[int]]
 """Gives the steps back one by one, and may show how far they are; the text names them."""
 Record = dict[str, Any]
 
@@ -99,7 +99,7 @@ def choose_images(total: int, count: int | None, seed: int, name: str) -> Int64[
 
 
 def center_crops(
-    images: ImageSet, indices: Int64[np.ndarray, " n"], *, batch: int, watch: Watch, what: str
+    images: ImageSet, indices: Int64[np.ndarray, " n"], *, batch: int, watch: ProgressCallback, what: str
 ) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
     """The center crops of the images at `indices`, batch by batch, in their order."""
     for start in watch(range(0, len(indices), batch), what):
@@ -112,7 +112,7 @@ def crop_features(
     indices: Int64[np.ndarray, " n"],
     *,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
     what: str = "images",
 ) -> Float[Tensor, "n d"]:
     """Features of the center crops of the images at `indices`, in their order."""

@@ -21,15 +21,15 @@ from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import INDICATIVE, moments_of
 from prologue.evaluation.features import FeatureExtractor
-from prologue.evaluation.frechet import frechet_from_moments
 from prologue.evaluation.generation import draw_samples, uniform_classes
-from prologue.evaluation.kid import LEAST, kernel_distance
-from prologue.evaluation.runs import Record, Watch, choose_images, crop_features, unwatched
-from prologue.prior import Prior
-from prologue.rng import derive_seed
+from prologue.evaluation.metrics.frechet import frechet_from_moments
+from prologue.evaluation.metrics.kid import LEAST, kernel_distance
+from prologue.evaluation.runs import ProgressCallback, Record, choose_images, crop_features, unwatched
+from prologue.models.prior import Prior
+from prologue.models.tokenizer import Tokenizer
 from prologue.sampling.guidance import Guidance, Schedule
 from prologue.sampling.recipe import Recipe
-from prologue.tokenizer import Tokenizer
+from prologue.utils.rng import derive_seed
 
 Method = Literal["grid", "halving"]
 _PARTS = ("whole", "prologue", "visual")
@@ -145,7 +145,7 @@ def reference_features(
     *,
     seed: int = 0,
     batch: int = 64,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> Float[Tensor, "n d"]:
     """Features of center crops of `count` images at random, or of all where there are not more."""
     indices = choose_images(len(images), count, seed, "reference")
@@ -230,7 +230,7 @@ def run_sweep(
     plan: Plan,
     *,
     seed: int = 0,
-    watch: Watch = unwatched,
+    watch: ProgressCallback = unwatched,
 ) -> list[Point]:
     """All that was measured, the final round last. `default` is always in the final."""
 

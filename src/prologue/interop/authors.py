@@ -15,10 +15,10 @@ from torch import Tensor
 
 from prologue.config import LayoutConfig, PriorConfig, TokenizerConfig, TransformerConfig
 from prologue.errors import CheckpointError, ConfigError
-from prologue.plain import from_dict, load_json, to_dict
-from prologue.prior import Prior
-from prologue.tokenizer import Tokenizer
-from prologue.weights import load_exactly, read_tensors
+from prologue.models.prior import Prior
+from prologue.models.tokenizer import Tokenizer
+from prologue.models.weights import load_exactly, read_tensors
+from prologue.utils.serialization import from_dict, load_json, to_dict
 
 Tensors = dict[str, Tensor]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from prologue.config import RunConfig
+from prologue.models.sequence import SequenceLayout
 from prologue.report.figures import Curve, line_chart
 from prologue.report.page import Picture
-from prologue.sequence import SequenceLayout
 
 EXPLAINED = (
     "Stage 1 trains the tokenizer beside a small prior, whose cross-entropy shapes the prologue; for half of the "

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
-from prologue.images import labelled_grid, titled
+from prologue.data.pictures import labelled_grid, titled
 from prologue.report.figures import COLOURS, INK, picture_of
 from prologue.report.panels import blank_figure, blank_panels
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 from PIL import Image
 
 from prologue.errors import ConfigError
-from prologue.files import write_text, write_whole
+from prologue.utils.files import write_text, write_whole
 
 PICTURES = "pictures"
 

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from prologue.errors import SamplingError
-from prologue.prior import Prior
+from prologue.models.prior import Prior
 from prologue.sampling.draw import image_keys
 from prologue.sampling.engine import Engine
 from prologue.sampling.recipe import Recipe

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prologue.nn.transformer import LayerCache
-from prologue.prior import Prior
+from prologue.models.prior import Prior
+from prologue.models.sequence import Segment
+from prologue.models.transformer import LayerCache
 from prologue.sampling.compiling import Compiler
 from prologue.sampling.draw import draw, gumbel_noise
 from prologue.sampling.graphs import Draw, Graph, Logits, Step
 from prologue.sampling.recipe import Recipe
-from prologue.sequence import Segment
 
 _FEWEST_SLOTS = 2
 """Fewer slots than this would be a special case to the compiler."""

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from prologue.prior import Prior
+from prologue.models.prior import Prior
+from prologue.models.sequence import Segment
+from prologue.models.tokenizer import Tokenizer, to_uint8
 from prologue.sampling.draw import gumbel_noise
-from prologue.sequence import Segment
-from prologue.tokenizer import Tokenizer, to_uint8
 
 GRAPHS: list[type[Graph]] = []
 """Every kind of graph; nothing else is given to a compiler."""

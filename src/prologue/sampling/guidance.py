@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from prologue.errors import SamplingError
-from prologue.sequence import SequenceLayout
+from prologue.models.sequence import SequenceLayout
 
 ScheduleKind = Literal["constant", "linear", "cosine"]
 _KINDS = ("constant", "linear", "cosine")

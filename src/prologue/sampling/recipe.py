@@ -9,8 +9,8 @@ from numbers import Integral, Real
 from typing import Any
 
 from prologue.errors import SamplingError
-from prologue.plain import from_dict, to_dict
 from prologue.sampling.guidance import Guidance
+from prologue.utils.serialization import from_dict, to_dict
 
 
 @dataclass(frozen=True)

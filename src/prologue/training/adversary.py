@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prologue.nn.augment import augment
-from prologue.nn.discriminator import PatchDiscriminator
-from prologue.rng import torch_stream
+from prologue.models.augment import augment
+from prologue.models.discriminator import PatchDiscriminator
 from prologue.training.context import Context
 from prologue.training.learner import stored
 from prologue.training.loop import Metrics, frozen_call
 from prologue.training.losses import discriminator_loss, generator_loss, lecam_loss, r1_penalty
-from prologue.training.parts import averaged, parts_of
+from prologue.training.microbatches import averaged, parts_of
 from prologue.training.schedule import ramp
+from prologue.utils.rng import torch_stream
 
 LECAM_DECAY = 0.999
 
@@ -51,7 +51,7 @@ class Adversary:
         rows = parts_of(len(images), self.training.accumulate)
         each = []
         for number, part in enumerate(rows):
-            with self.learner.adding_up(part is rows[-1]):
+            with self.learner.no_sync(part is rows[-1]):
                 loss, metrics = self._loss(step, images[part], reconstruction[part], number)
                 self.context.accelerator.backward(loss / len(rows))
             each.append(metrics)

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from prologue.errors import CheckpointError, ConfigError, RunError
-from prologue.plain import load_json, save_json
-from prologue.weights import file_hash, read_tensors, write_tensors
+from prologue.models.weights import file_hash, read_tensors, write_tensors
+from prologue.utils.serialization import load_json, save_json
 
 STATE = "state.safetensors"
 CHECKSUM = "checksum.json"

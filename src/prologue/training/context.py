@@ -13,14 +13,14 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from prologue.config import OptimizerConfig, RunConfig
-from prologue.cpu_threads import threads_for, user_count
 from prologue.data.source import Data
-from prologue.nn.layers import Dropout
-from prologue.rng import torch_stream
+from prologue.models.layers import Dropout
 from prologue.training.learner import Learner
 from prologue.training.prefetch import Prefetcher
 from prologue.training.run import RunFolder
 from prologue.training.transfer import send
+from prologue.utils.cpu_threads import threads_for, user_count
+from prologue.utils.rng import torch_stream
 
 
 @dataclass

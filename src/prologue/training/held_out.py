@@ -10,9 +10,9 @@ from torch import Tensor
 
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
-from prologue.prior import Prior
-from prologue.sequence import TokenIds
-from prologue.tokenizer import Tokenizer, to_model_range
+from prologue.models.prior import Prior
+from prologue.models.sequence import TokenIds
+from prologue.models.tokenizer import Tokenizer, to_model_range
 from prologue.training.context import Context
 from prologue.training.learner import stored
 from prologue.training.losses import CrossEntropy, cross_entropy_terms

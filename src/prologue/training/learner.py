@@ -58,7 +58,7 @@ class Learner:
             self.decay = ema_decay(ema_half_life)
             self.ema = copy.deepcopy(module).eval().requires_grad_(False)
 
-    def adding_up(self, last: bool) -> AbstractContextManager[None]:
+    def no_sync(self, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward passes of a part of a batch: processes exchange gradients with the last."""
         if last or not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
             return nullcontext()
@@ -128,7 +128,7 @@ class Learner:
                 state[moment][rows] = 0
 
     @property
-    def shipped(self) -> nn.Module:
+    def ema_model(self) -> nn.Module:
         """The weights to evaluate and ship: the EMA where there is one."""
         return self.module if self.ema is None else self.ema
 

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from prologue.cpu_threads import cpu_threads
 from prologue.errors import TrainingError
 from prologue.training.context import Context
 from prologue.training.learner import Learner
 from prologue.training.progress import Progress
 from prologue.training.schedule import learning_rate
 from prologue.training.skipping import Skipping
+from prologue.utils.cpu_threads import cpu_threads
 
 Metrics = dict[str, Tensor | float]
 

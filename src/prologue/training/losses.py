@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prologue.sequence import SequenceLayout
+from prologue.models.sequence import SequenceLayout
 
 
 class CrossEntropy(NamedTuple):

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from prologue.config import TokenizerConfig
 from prologue.errors import CheckpointError, ConfigError
-from prologue.files import in_shell
-from prologue.manifest import NAME as MANIFEST
-from prologue.manifest import Manifest
-from prologue.prior import Prior
-from prologue.sequence import SequenceLayout
-from prologue.tokenizer import Tokenizer
+from prologue.models.prior import Prior
+from prologue.models.sequence import SequenceLayout
+from prologue.models.tokenizer import Tokenizer
+from prologue.models.weights import load_exactly, model_hashes, read_config
+from prologue.sampling.manifest import NAME as MANIFEST
+from prologue.sampling.manifest import Manifest
 from prologue.training.run import RunFolder
-from prologue.weights import load_exactly, model_hashes, read_config
+from prologue.utils.files import in_shell
 
 Which = Literal["finished", "newest"]
 

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 from prologue.config import PriorTraining
+from prologue.data.pictures import labelled_grid, save_png, to_pil
 from prologue.data.sampler import batch_indices, batch_positions
 from prologue.data.store import TokenStore
-from prologue.images import labelled_grid, save_png, to_pil
-from prologue.prior import Prior
-from prologue.rng import derive_seed, numpy_stream
+from prologue.models.prior import Prior
+from prologue.models.sequence import SequenceLayout, TokenIds
+from prologue.models.tokenizer import Tokenizer, to_uint8
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.recipe import Recipe
-from prologue.sequence import SequenceLayout, TokenIds
-from prologue.tokenizer import Tokenizer, to_uint8
 from prologue.training.context import Context
 from prologue.training.held_out import BestPrior
 from prologue.training.learner import Learner
 from prologue.training.loop import Metrics
-from prologue.training.parts import add_cross_entropy
+from prologue.training.microbatches import add_cross_entropy
 from prologue.training.transfer import send
+from prologue.utils.rng import derive_seed, numpy_stream
 
 SNAPSHOT_CLASSES = 8
 SNAPSHOT_ROWS = 2
@@ -48,7 +48,7 @@ class PriorStage:
         self.tokenizer: Tokenizer | None = None
         self.best: BestPrior | None = None
         if self.training.keep_best_every and len(context.data.validation):
-            self.best = BestPrior(context, self.shipped())
+            self.best = BestPrior(context, self.ema_model())
 
     def step(self, step: int) -> Metrics:
         context, layout = self.context, self.model.layout
@@ -65,7 +65,7 @@ class PriorStage:
         norm = self.learner.update()
         done = step + 1
         if self.best is not None and (done % self.training.keep_best_every == 0 or done == self.steps):
-            self.best.look(done, self.shipped())
+            self.best.look(done, self.ema_model())
         return terms | {"gradient_norm": norm}
 
     @property
@@ -102,16 +102,16 @@ class PriorStage:
     def warm_start(self, step: int) -> None:
         self.learner.warm_start(Prior.from_pretrained(self.context.run.prior_folder), step)
 
-    def shipped(self) -> Prior:
+    def ema_model(self) -> Prior:
         """The EMA prior as it is now."""
-        shipped = self.learner.shipped
+        shipped = self.learner.ema_model
         assert isinstance(shipped, Prior)
         return shipped
 
     @torch.no_grad()
     def snapshot(self, step: int) -> Metrics:
         """Samples of the first classes, a column each; without classes, of the null class."""
-        context, prior = self.context, self.shipped()
+        context, prior = self.context, self.ema_model()
         if self.tokenizer is None:
             self.tokenizer = Tokenizer.from_pretrained(context.run.tokenizer_folder).to(context.device)
         classes = list(range(min(SNAPSHOT_CLASSES, prior.num_classes))) or [prior.null_class] * SNAPSHOT_CLASSES
@@ -128,7 +128,7 @@ class PriorStage:
         """Write the EMA prior: that of the last step, or the one that did best on held-out images."""
         run = self.context.run
         if self.best is None:
-            self.shipped().save_pretrained(run.prior_folder)
+            self.ema_model().save_pretrained(run.prior_folder)
             return
         self.best.model.save_pretrained(run.prior_folder)
         run.set_stage(self.name, kept_step=self.best.step)

@@ -8,8 +8,8 @@ from pathlib import Path
 from prologue.config import PriorConfig, TokenizerConfig
 from prologue.data.store import TokenStore
 from prologue.errors import CheckpointError
+from prologue.models.weights import WEIGHTS, check_model, file_hash
 from prologue.training.run import RunFolder
-from prologue.weights import WEIGHTS, check_model, file_hash
 
 
 def hash_of_tokenizer(run: RunFolder) -> str:

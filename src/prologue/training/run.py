@@ -14,11 +14,11 @@ import torch
 from prologue._version import __version__
 from prologue.config import RunConfig
 from prologue.errors import CheckpointError, ConfigError, RunError
-from prologue.files import temporary_of, write_whole
-from prologue.locks import LOCK
-from prologue.plain import from_dict, load_json, save_json, to_dict
 from prologue.training.changes import FREE_FIELDS, Difference, check, grown
 from prologue.training.checkpoint import Checkpoints
+from prologue.utils.files import temporary_of, write_whole
+from prologue.utils.locks import LOCK
+from prologue.utils.serialization import from_dict, load_json, save_json, to_dict
 
 RUN_FORMAT = 1
 OPENING = "opening.png"

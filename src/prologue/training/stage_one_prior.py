@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from prologue.config import PriorOptions
-from prologue.prior import Prior
-from prologue.rng import derive_seed, torch_stream
-from prologue.sequence import SequenceLayout, TokenIds
-from prologue.tokenizer import Encoding
+from prologue.models.prior import Prior
+from prologue.models.sequence import SequenceLayout, TokenIds
+from prologue.models.tokenizer import Encoding
 from prologue.training.context import Context
 from prologue.training.loop import Metrics, frozen_call
 from prologue.training.losses import CrossEntropy, cross_entropy_terms
-from prologue.training.parts import add_cross_entropy
+from prologue.training.microbatches import add_cross_entropy
 from prologue.training.schedule import ramp
+from prologue.utils.rng import derive_seed, torch_stream
 
 
 class StageOnePrior:
@@ -90,7 +90,7 @@ class StageOnePrior:
         return self._visual_nats(exchanged, class_ids, batch) - self._visual_nats(tokens, class_ids, batch)
 
     def _visual_nats(self, tokens: TokenIds, class_ids: Tensor, batch: int) -> float:
-        layout, prior = self.model.layout, self.learner.shipped
+        layout, prior = self.model.layout, self.learner.ema_model
         total = 0.0
         for start in range(0, len(tokens), batch):
             rows = slice(start, start + batch)

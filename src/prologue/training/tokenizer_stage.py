@@ -11,26 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prologue.config import TokenizerTraining
+from prologue.data.pictures import labelled_grid, save_png, to_pil
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import CheckpointError
-from prologue.images import labelled_grid, save_png, to_pil
-from prologue.manifest import Manifest
-from prologue.nn.perceptual import perceptual_loss
-from prologue.nn.quantizers import monitored_entropies
-from prologue.prior import Prior
-from prologue.rng import derive_seed, torch_stream
-from prologue.tokenizer import Encoding, Tokenizer, to_model_range, to_uint8
+from prologue.models.perceptual import perceptual_loss
+from prologue.models.prior import Prior
+from prologue.models.quantizers import monitored_entropies
+from prologue.models.tokenizer import Encoding, Tokenizer, to_model_range, to_uint8
+from prologue.sampling.manifest import Manifest
 from prologue.training.adversary import Adversary
 from prologue.training.codebooks import Usage, collapse_sentences, replacement_rows, spherical_kmeans
 from prologue.training.context import Context
 from prologue.training.held_out import encode_evenly
 from prologue.training.learner import Learner, stored
 from prologue.training.loop import Metrics
-from prologue.training.parts import averaged, parts_of
+from prologue.training.microbatches import averaged, parts_of
 from prologue.training.schedule import ramp
 from prologue.training.stage_one_prior import StageOnePrior
 from prologue.training.transfer import fetch
+from prologue.utils.rng import derive_seed, torch_stream
 
 KMEANS_POINTS = 64
 """Encoder outputs per centre for the start of the prologue codebook, at most."""
@@ -131,7 +131,7 @@ class TokenizerStage:
             with ExitStack() as around:
                 for learner in (self.tokenizer, self.prior.learner if self.prior is not None else None):
                     if learner is not None:
-                        around.enter_context(learner.adding_up(part is rows[-1]))
+                        around.enter_context(learner.no_sync(part is rows[-1]))
                 encoding, reconstruction, loss, metrics = self._autoencoder_loss(
                     step, images[part], labels[part], null[part], number, part
                 )
@@ -306,9 +306,9 @@ class TokenizerStage:
         windows = {"revival_window": self.revival_window, "visual_window": self.visual_window}
         return windows | ({"prologue_window": self.prologue_window} if self.prologue_window is not None else {})
 
-    def shipped(self) -> Tokenizer:
+    def ema_model(self) -> Tokenizer:
         """The EMA tokenizer."""
-        shipped = self.tokenizer.shipped
+        shipped = self.tokenizer.ema_model
         assert isinstance(shipped, Tokenizer)
         return shipped
 
@@ -317,7 +317,7 @@ class TokenizerStage:
         """Validation images (training images where none are held out) above their reconstructions; the use."""
         images = self.context.data.validation if len(self.context.data.validation) else self.context.data.train
         pictures = center_batch(images, range(min(8, len(images)))).images
-        model = self.shipped()
+        model = self.ema_model()
         shown = to_uint8(model.decode(model.encode(to_model_range(pictures.to(self.context.device))).visual)).cpu()
         path = self.context.run.samples_folder / f"tokenizer-{step:08d}.png"
         save_png(path, labelled_grid([to_pil(pictures), to_pil(shown)], row_labels=["image", "reconstruction"]))
@@ -328,7 +328,7 @@ class TokenizerStage:
         count = min(USE_IMAGES, len(images))
         if self.prior is None or not self.prior.model.layout.has_prologue or count < 2:
             return {}
-        model, share = self.shipped(), max(1, self.batch // self.context.world)
+        model, share = self.ema_model(), max(1, self.batch // self.context.world)
         tokens, class_ids = encode_evenly(self.context, model, images, count, share)
         if self.training.label_drop == 1:
             class_ids = torch.full_like(class_ids, self.prior.model.null_class)
@@ -338,8 +338,8 @@ class TokenizerStage:
     def finish(self) -> None:
         """Write the EMA tokenizer; in one-stage training the EMA prior too."""
         Manifest.withdraw(self.context.run.path)  # a prior that is there was trained with the one before
-        self.shipped().save_pretrained(self.context.run.tokenizer_folder)
+        self.ema_model().save_pretrained(self.context.run.tokenizer_folder)
         if self.training.one_stage and self.prior is not None:
-            prior = self.prior.learner.shipped
+            prior = self.prior.learner.ema_model
             assert isinstance(prior, Prior)
             prior.save_pretrained(self.context.run.prior_folder)

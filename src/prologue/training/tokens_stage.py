@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from prologue.cpu_threads import cpu_threads
 from prologue.data.store import TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, RunError
-from prologue.tokenizer import Tokenizer, to_model_range
+from prologue.models.tokenizer import Tokenizer, to_model_range
+from prologue.models.weights import WEIGHTS, file_hash
 from prologue.training.context import Context
 from prologue.training.loop import Stopped, StopRequest
 from prologue.training.progress import Progress
-from prologue.weights import WEIGHTS, file_hash
+from prologue.utils.cpu_threads import cpu_threads
 
 VIEWS_PER_BATCH = 256
 

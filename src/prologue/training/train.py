@@ -18,13 +18,12 @@ from prologue.data.inventory import changed_files, keep_inventory
 from prologue.data.opening import open_data, place_of
 from prologue.data.source import Data
 from prologue.data.store import TokenStore
-from prologue.device import pick_device, pick_precision
 from prologue.errors import ConfigError, DataError, RunError
-from prologue.launcher import environment_named, launched
-from prologue.locks import alone_in
-from prologue.manifest import NAME as MANIFEST
-from prologue.manifest import Manifest
-from prologue.tokenizer import Tokenizer
+from prologue.models.precision import pick_precision
+from prologue.models.tokenizer import Tokenizer
+from prologue.models.weights import WEIGHTS, file_hash
+from prologue.sampling.manifest import NAME as MANIFEST
+from prologue.sampling.manifest import Manifest
 from prologue.training.context import Context
 from prologue.training.loop import Stage, Stopped, StopRequest, run_stage
 from prologue.training.prior_stage import PriorStage
@@ -35,7 +34,9 @@ from prologue.training.schedule import schedule_notes
 from prologue.training.skipping import WHY, updates
 from prologue.training.tokenizer_stage import TokenizerStage
 from prologue.training.tokens_stage import write_tokens
-from prologue.weights import WEIGHTS, file_hash
+from prologue.utils.device import pick_device
+from prologue.utils.launcher import environment_named, launched
+from prologue.utils.locks import folder_lock
 
 StageName = Literal["tokenizer", "tokens", "prior", "all"]
 LONGEST_WAIT = timedelta(days=7)
@@ -69,7 +70,7 @@ def train(
     Under `accelerate launch` or `torchrun` every process calls this; the main one writes, and holds the folder's lock
     before anyone looks at the folder.
     """
-    with alone_in(request.out) if launched().main else nullcontext():
+    with folder_lock(request.out) if launched().main else nullcontext():
         return _train(request, progress, stop, data)
 
 

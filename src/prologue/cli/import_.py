@@ -1,0 +1,57 @@
+"""`prologue import`: the authors' checkpoints in, a folder that `Pipeline.from_pretrained` opens out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from prologue.cli._options import parse
+from prologue.errors import RunError
+from prologue.interop.authors import ImportOptions, import_pipeline_models, load_config
+from prologue.pipeline import Pipeline
+from prologue.sampling.manifest import Manifest
+from prologue.utils.locks import LOCK, folder_lock
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportCommandOptions:
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """Folder to write; it must be empty or new."""
+    tokenizer: Annotated[Path, arg(metavar="DIR")]
+    """The authors' tokenizer directory: model.safetensors, model_1.safetensors, …"""
+    prior: Annotated[Path, arg(metavar="DIR")]
+    """The authors' prior directory."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """What the tensors do not tell, for head sizes other than 64."""
+    image_size: Annotated[tuple[int, int] | None, arg(metavar="ROWS COLUMNS")] = None
+    """Image size in pixels, where it is neither 256 256 nor in the config."""
+    online: bool = False
+    """Take the online weights instead of their EMA."""
+
+
+def run(argv: list[str]) -> int:
+    """Read the authors' layout, fold its constant condition away, and write one folder."""
+    description = "Turn the authors' checkpoints into a folder that this package opens."
+    options = parse(ImportCommandOptions, argv, "prologue import", description)
+    with folder_lock(options.out):
+        return _import(options)
+
+
+def _import(options: ImportCommandOptions) -> int:
+    if any(path.name != LOCK for path in options.out.iterdir()):
+        raise RunError(f"{options.out} is not an empty folder: give another one")
+    config = load_config(options.config) if options.config is not None else None
+    chosen = ImportOptions(image_size=options.image_size, config=config, online=options.online)
+    tokenizer, prior = import_pipeline_models(options.tokenizer, options.prior, chosen)
+    # The checkpoints do not name their classes.
+    names = tuple(str(class_id) for class_id in range(prior.num_classes))
+    Pipeline(tokenizer, prior, Manifest(class_names=names)).save_pretrained(options.out)
+    size, layout = tokenizer.config.image_size, prior.layout
+    print(
+        f"{options.out}: {tokenizer.config.variant} tokenizer of {size[0]}×{size[1]} images, prior of "
+        f"{layout.prologue_tokens} + {layout.visual_tokens} tokens and {prior.num_classes} classes"
+    )
+    return 0

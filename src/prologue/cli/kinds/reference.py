@@ -1,0 +1,136 @@
+"""`prologue evaluate reference`: statistics of real images in ADM's form, to measure against later and elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from tyro.conf import arg
+
+from prologue.cli._options import OUTPUT_FILE, parse
+from prologue.cli._sampling import progress
+from prologue.cli.kinds.base import (
+    SPLIT_WORDS,
+    FeaturesOption,
+    HeldOutOptions,
+    InceptionOption,
+    Measurement,
+    Prepared,
+    Row,
+    checked,
+    facts,
+)
+from prologue.config import TokenizerConfig
+from prologue.data.source import ImageSet
+from prologue.errors import ConfigError, EvaluationError
+from prologue.evaluation.distances import statistics_of
+from prologue.evaluation.reference import card_path, write_reference
+from prologue.evaluation.runs import Features, Record, RunInfo, choose_images
+from prologue.models.weights import read_config
+from prologue.utils.files import in_shell, is_stream
+from prologue.utils.processes import Processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions(HeldOutOptions):
+    count: int | None = None
+    """So many images of the split, at random. Left out: all."""
+    split: Literal["train", "validation"] = "train"
+    """Which images: generation is measured against train, reconstruction against validation."""
+    features: FeaturesOption = "auto"
+    inception_weights: InceptionOption = None
+    images: int = 0
+    """Keep so many of the images in the file, too: kernel distance, precision and recall need them."""
+    out: Annotated[Path, arg(metavar="FILE.npz"), OUTPUT_FILE]
+    """The file to write; FILE.json beside it says what it is of."""
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Center views as a sequence that is read one image at a time."""
+
+    images: ImageSet
+    indices: Int64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "3 h w"]:
+        return self.images.center_view(int(self.indices[index]))
+
+
+def prepare(argv: Sequence[str]) -> Prepared:
+    prog, description = "prologue evaluate reference", "Write statistics of a run's images, to measure against."
+    options = checked(parse(ReferenceOptions, argv, prog, description))
+    if options.out.suffix != ".npz":
+        raise ConfigError(f"--out {options.out} must end in .npz")
+    if is_stream(options.out):
+        raise ConfigError(f"--out {options.out} is a pipe or a device, and a reference is two files: name a file")
+    if options.images < 0:
+        raise ConfigError(f"--images must be at least 0, not {options.images}")
+    info = RunInfo.load(options.run, options.checkpoint)
+    processes = Processes.join(options.device)
+    size = read_config(options.run / "tokenizer", TokenizerConfig).image_size
+    opened = options.open_data(info, size)
+    features = Features.open(options.features, opened.source, processes.device, (), options.inception_weights)
+    if features.extractor is None:
+        raise EvaluationError(f"a reference is of features: {features.reason}")
+    extractor, images = features.extractor, opened.reference()
+    if opened.own and options.split == "validation":
+        images = opened.data.validation
+    if len(images) < 2:
+        which = f"{options.split} images" if opened.own else "images"
+        raise EvaluationError(f"{opened.source} has {len(images)} {which}, and statistics need at least 2")
+    indices = choose_images(len(images), options.count, options.seed, "reference statistics")
+
+    def measure() -> Measurement:
+        if options.out.exists() and not options.again:
+            raise ConfigError(f"{options.out} is there already: give another --out, or --again to replace it")
+        statistics = statistics_of(images, indices, extractor, batch=options.batch, watch=progress, processes=processes)
+        record: Record = {"kind": "reference", "n": len(indices), "split": options.split, "views": "center"}
+        record["given"] = not opened.own
+        record |= features.facts() | {"dimension": statistics.dimension, "notes": list(opened.notes)}
+        kept = choose_images(len(indices), max(1, options.images), options.seed, "reference images")[: options.images]
+        record |= {"file": str(options.out), "images": len(kept), "seed": options.seed}
+        if processes.rank == 0:
+            card = write_reference(
+                options.out,
+                statistics,
+                _Views(images, indices[kept]) if len(kept) else None,
+                features=extractor.name,
+                features_hash=extractor.hash,
+                features_source=extractor.source,
+                image_size=size,
+                split=options.split,
+                data_fingerprint=opened.data.fingerprint,
+            )
+            record["sha256"] = card.sha256
+        return Measurement(record)
+
+    origin = facts(info, options, opened, processes.device) | features.facts()
+    return Prepared(
+        options,
+        origin,
+        measure,
+        writes=options.out,
+        anew=not (options.out.is_file() and card_path(options.out).is_file()),
+    )
+
+
+def rows(record: Record) -> Iterator[Row]:
+    yield "images", f"{record['n']}", ""
+    yield f"features of each ({record['features']})", f"{record['dimension']}", ""
+    yield "images kept in the file", f"{record['images']}", ""
+
+
+def sentences(record: Record) -> Iterator[str]:
+    which = SPLIT_WORDS["given" if record.get("given") else record["split"]]
+    yield f"{record['file']} holds the mean and covariance of N = {record['n']} {which} images (center crops)."
+    against = "generation" if record["split"] == "train" else "reconstruction"
+    yield f"Measure against it: prologue evaluate {against} RUN --reference {in_shell(record['file'])}"
+    if not record["images"]:
+        yield "It holds no images, so kernel distance, precision and recall cannot be measured against it (--images N)."

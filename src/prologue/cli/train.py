@@ -1,0 +1,100 @@
+"""`prologue train`: a tokenizer with prologue tokens and its prior, on any images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from prologue.builtin import locate
+from prologue.cli._options import LOCATION, DeviceOption, fields_help, parse, resolve_run_config, split_overrides
+from prologue.cli._overrides import parse_overrides
+from prologue.cli._stopping import stops
+from prologue.config import RunConfig, TokenizerConfig
+from prologue.errors import ConfigError
+from prologue.models.weights import WEIGHTS, read_config
+from prologue.presets import preset
+from prologue.training.progress import Progress, Silent, Terminal
+from prologue.training.run import differences
+from prologue.training.train import StageName, TrainRequest, adopted_config, train
+from prologue.utils.allocator import keep_freed_memory
+from prologue.utils.device import pick_device
+from prologue.utils.files import in_shell
+from prologue.utils.launcher import launched
+from prologue.utils.serialization import to_dict
+
+DEFAULT_PRESET = "small-32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    data: Annotated[str, arg(metavar="WHERE"), LOCATION]
+    """Images: a folder, a zip, or the embedded `shapes`, `digits` or `plates`."""
+    out: Annotated[Path, arg(metavar="RUN")]
+    """Run folder. The same command on the same folder continues the run."""
+    preset: str = DEFAULT_PRESET
+    """A named configuration: `prologue presets` lists them."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """JSON with fields that differ from the preset's."""
+    stage: StageName = "all"
+    """The stage to run; finished ones are skipped."""
+    tokenizer: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Take a finished run's tokenizer instead of training one; a post-hoc prologue reads it frozen."""
+    device: DeviceOption = "auto"
+    extend: bool = False
+    """Continue a run, also a finished one, to more steps than it was begun with; its learning rates may change too."""
+
+
+def _named_preset(argv: list[str]) -> str:
+    """The preset that a command line names, for its help."""
+    for flag, value in pairwise([*argv, ""]):
+        if flag == "--preset" and value:
+            return value
+        if flag.startswith("--preset="):
+            return flag.removeprefix("--preset=")
+    return DEFAULT_PRESET
+
+
+def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse `--tokenizer.*` flags that a finished tokenizer cannot follow."""
+    kept = to_dict(adopted_config(config.tokenizer, read_config(source / "tokenizer", TokenizerConfig)))
+    for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer)[key] for key in asked}}):
+        raise ConfigError(
+            f"--tokenizer.{name.replace('_', '-')}: the tokenizer of {source} has {own!r}, and {wanted!r} was asked "
+            "for: leave the flag out, or train another tokenizer"
+        )
+
+
+def run(argv: list[str]) -> int:
+    """Train, or continue, a run."""
+    own, overrides = split_overrides(argv)
+    epilog = fields_help(preset(_named_preset(own))) if {"-h", "--help"} & set(own) else ""
+    options = parse(TrainOptions, own, "prologue train", "Train a tokenizer and its prior.", epilog)
+    config = resolve_run_config(options.preset, options.config, overrides)
+    tokenizer_from = None if options.tokenizer is None else locate(options.tokenizer)
+    if tokenizer_from is not None:
+        _check_adopted(config, tokenizer_from, parse_overrides(overrides).get("tokenizer", {}))
+    request = TrainRequest(
+        config=config,
+        data=options.data,
+        out=options.out,
+        stage=options.stage,
+        tokenizer_from=tokenizer_from,
+        device=options.device,
+        extend=options.extend,
+    )
+    if pick_device(options.device).type == "cpu":
+        keep_freed_memory()
+    # Launchers (torchrun, accelerate) number the processes of a group: one of them speaks.
+    progress: Progress = Terminal() if launched().main else Silent()
+    with stops(progress):
+        finished = train(request, progress)
+    if (finished.prior_folder / WEIGHTS).is_file():
+        progress.say(f"{options.out} is finished. Next: prologue generate {in_shell(options.out)} --out samples")
+    else:
+        progress.say(f"The stage {options.stage} of {options.out} is finished. Next: the same command with --stage all")
+    return 0

@@ -1,0 +1,63 @@
+"""Weight-only int8: linear layers whose weights are stored as int8 with one scale for each output."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prologue.models.layers import Linear
+
+_WHOLE = 32
+"""Inputs that the CPU's kernel takes at once: it reads beyond a row that is not a multiple."""
+
+
+class Int8Linear(nn.Module):
+    """`x @ (weight · scale)ᵀ + bias` with an int8 weight; made of a trained layer, and not trained itself.
+
+    Each output's weights are divided by their largest absolute value over 127 and rounded to the nearest.
+    Activations keep the number format of `scale`.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        wide = linear.weight.detach().float()
+        scale = wide.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        # Rounded to the stored format first, so that the weights are rounded against the scale that is used.
+        scale = scale.to(dtype)
+        whole = (wide / scale.float()[:, None]).round().clamp(-127, 127)
+        self.register_buffer("weight", whole.to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rows(x, 0, None)
+        return y if self.bias is None else y + self.bias
+
+    def rows(self, x: Tensor, first: int, last: int | None) -> Tensor:
+        """Outputs `first:last` alone, without the bias."""
+        weight, scale = self.weight[first:last], self.scale[first:last]
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % _WHOLE == 0:
+            # This kernel, and the one the compiler puts in its place, read the weights as they are stored.
+            y: Tensor = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), weight, scale)
+            return y.view(*x.shape[:-1], -1)
+        scaled: Tensor = F.linear(x, weight.to(x.dtype)) * scale
+        return scaled
+
+
+def quantize_linears(module: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every `Linear` below `module` by its int8 form, in place."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, Linear):
+            setattr(module, name, Int8Linear(child, dtype))
+        else:
+            quantize_linears(child, dtype)
+
+
+def has_int8(module: nn.Module) -> bool:
+    """Whether any layer below stores int8 weights."""
+    return any(isinstance(child, Int8Linear) for child in module.modules())

@@ -1,0 +1,86 @@
+"""`pipeline.json`: what a loadable folder says beside its two models: class names and the default recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prologue.data.options import embedded_name
+from prologue.errors import CheckpointError, ConfigError, PrologueError
+from prologue.sampling.recipe import Recipe
+from prologue.utils.serialization import from_dict, load_json, save_json, to_dict
+
+FORMAT = 1
+NAME = "pipeline.json"
+ASIDE = "pipeline.json.aside"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`class_names` in the order of their ids, empty without classes; `recipe` None where none was chosen."""
+
+    class_names: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+    data: str | None = None
+    """The embedded image set that the training images came from; None for others, and for imported models. Files of
+    earlier versions may hold a path here, which is read and not written again: `run.json` says where images lay."""
+    trained_on: tuple[str, ...] = ()
+    """Feature extractors that a training loss used; distances in them are marked."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """RGB colour that was under transparent pixels in the training, and is under those of pictures to encode."""
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`, without a path that means something on one machine only."""
+        save_json(folder / NAME, to_dict(self.shared()))
+        (folder / ASIDE).unlink(missing_ok=True)
+
+    def shared(self) -> Manifest:
+        """What of it is written."""
+        return self.replace(data=self.data if self.data is not None and embedded_name(self.data) else None)
+
+    @classmethod
+    def withdraw(cls, folder: Path) -> None:
+        """Set the file aside: the two models of `folder` do not belong together until it is written again."""
+        if (folder / NAME).is_file():
+            (folder / NAME).replace(folder / ASIDE)
+
+    @classmethod
+    def set_aside(cls, folder: Path) -> Manifest | None:
+        """What `withdraw` set aside, which holds the recipe that was chosen."""
+        try:
+            return from_dict(cls, load_json(folder / ASIDE), ASIDE)
+        except PrologueError:
+            return None
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read it; a folder without one, or of another format, is a `CheckpointError` that says what to do."""
+        if not (folder / NAME).is_file():
+            if not folder.exists():
+                raise CheckpointError(f"{folder} does not exist: give a run folder or an exported folder")
+            if not folder.is_dir():
+                raise CheckpointError(f"{folder} is a file: give a run folder or an exported folder")
+            raise CheckpointError(
+                f"{folder} has no {NAME}, so it is not a finished run or an exported folder: "
+                "finish the training by running the same `prologue train` command again"
+            )
+        try:
+            data: Any = load_json(folder / NAME)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{folder / NAME} has format {found}, this version reads {FORMAT}: use the version that wrote it"
+            )
+        try:
+            return from_dict(cls, data, NAME)
+        except PrologueError as error:  # the recipe's own checks among them
+            raise CheckpointError(f"{folder / NAME}: {error}") from error
+
+    def replace(self, **changes: Any) -> Manifest:
+        """A changed copy."""
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,1 @@
+"""Programs on top of training, evaluation and report."""

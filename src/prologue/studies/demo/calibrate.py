@@ -1,0 +1,115 @@
+"""A few seconds of the demo's own work on this machine, from which its schedule is planned."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prologue.config import RunConfig, Variant
+from prologue.data.opening import open_data
+from prologue.data.sampler import center_batch
+from prologue.data.source import Data
+from prologue.data.store import TokenStore
+from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.generation import evaluate_generation
+from prologue.evaluation.reconstruction import evaluate_reconstruction
+from prologue.evaluation.runs import Features, Split
+from prologue.models.tokenizer import to_model_range
+from prologue.report.figures import Curve, line_chart
+from prologue.sampling.recipe import Recipe
+from prologue.studies.demo.plan import Timings
+from prologue.studies.demo.recipe import demo_config
+from prologue.training.context import Context
+from prologue.training.loop import StopRequest
+from prologue.training.prior_stage import PriorStage
+from prologue.training.progress import Silent
+from prologue.training.run import RunFolder
+from prologue.training.tokenizer_stage import TokenizerStage
+from prologue.training.tokens_stage import write_tokens
+from prologue.training.train import make_accelerator
+
+_IMAGES = 128
+_WARMUPS = 1
+_LEAST = 3
+_FIRST_STEP = 300
+"""Steps are timed from here on, away from the start of the prologue codebook."""
+_MOST_SECONDS = 12.0
+_LARGE = 4.0
+"""Minutes from which on sampling and measuring are timed on whole batches."""
+_PART = 0.03
+"""Part of the budget that steps are timed for, both stages of both variants together."""
+
+
+def calibrate(variant: Variant, minutes: float, device: str, shares: int = 1) -> Timings:
+    """Time the demo's steps of `variant`; `shares` variants divide the time for it. Nothing of it stays."""
+    seconds = min(_MOST_SECONDS, _PART * 60 * minutes) / shares / 2
+    config = demo_config(1000, 1000, minutes, variant=variant)
+    data_config = dataclasses.replace(config.data, shapes_images=_IMAGES, shapes_validation=_IMAGES // 2)
+    config = dataclasses.replace(config, data=data_config)
+    with tempfile.TemporaryDirectory() as folder:
+        data = open_data("shapes", config.data, config.tokenizer.image_size)
+        run = RunFolder.open(Path(folder) / "run", config, {})
+        context = Context(run, data, make_accelerator(config.precision, device))
+        return _measure(context, config, data, seconds, 64 if minutes >= _LARGE else 24)
+
+
+def _measure(context: Context, config: RunConfig, data: Data, seconds: float, images: int) -> Timings:
+    rendering = _seconds(lambda: center_batch(data.train, range(_IMAGES))) / _IMAGES
+    tokenizer = TokenizerStage(context)
+    tokenizer_step = _median(lambda step: float(tokenizer.step(step)["loss"]), seconds)
+    checkpoint = _seconds(lambda: context.run.checkpoints("tokenizer").save(1, tokenizer.state()))
+    tokenizer.finish()
+    model = tokenizer.ema_model()
+    model.encode(to_model_range(center_batch(data.train, range(16)).images.to(context.device)))
+    token_view = _seconds(lambda: write_tokens(context, Silent(), StopRequest())) / _IMAGES
+    prior = PriorStage(context, TokenStore(context.run.tokens_folder))
+    prior_step = _median(lambda step: float(prior.step(step)["loss"]), seconds)
+
+    features = Features.open("shapes", "shapes")
+    classifier = features.extractor
+    assert isinstance(classifier, ShapesExtractor)
+
+    def sample(count: int) -> None:
+        evaluate_generation(
+            model, prior.ema_model(), Recipe(), data.train, features, count=count, classifier=classifier
+        )
+
+    def reconstruct(count: int) -> None:
+        evaluate_reconstruction(model, Split("validation", data.validation), features, count=count)
+
+    sample(8)
+    sampled_row = _seconds(lambda: sample(images)) / images
+    center_batch(data.validation, range(len(data.validation)))
+    reconstruct(12)
+    reconstructed = _seconds(lambda: reconstruct(images)) / images
+    curve = Curve("", np.arange(100.0), np.arange(100.0))
+    line_chart("", "", [curve])
+    figure = _seconds(lambda: line_chart("", "", [curve]))
+    return Timings(tokenizer_step, prior_step, token_view, sampled_row, reconstructed, rendering, checkpoint, figure)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """What `work` takes. The device has to be done with it."""
+    begin = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def _median(step: Callable[[int], object], seconds: float) -> float:
+    """Median duration of steps, warm-up apart, over about `seconds`."""
+    for number in range(_WARMUPS):
+        step(_FIRST_STEP + number)
+    times: list[float] = []
+    while len(times) < _LEAST or sum(times) < seconds:
+        number = _FIRST_STEP + _WARMUPS + len(times)
+        times.append(_seconds(lambda number=number: step(number)))  # type: ignore[misc]
+    return statistics.median(times)

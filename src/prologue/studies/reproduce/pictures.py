@@ -1,0 +1,53 @@
+"""Pictures of a piece: its first measured samples, and images drawn again from one prologue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from prologue.data.pictures import labelled_grid, save_png, to_pil
+from prologue.evaluation.layout import Shown
+
+FOLDER = "pictures"
+_COLUMNS = 10
+_ROWS = 4
+_RESAMPLES = 6
+
+
+def samples_picture(images: UInt8[Tensor, "n 3 h w"], class_names: Sequence[str]) -> Image.Image:
+    """The first samples, whose classes go in turn: a column for each of the first classes."""
+    classes = max(1, len(class_names))
+    columns = min(_COLUMNS, classes) if class_names else _COLUMNS
+    step = classes if class_names else columns
+    rows = [images[start : start + columns] for start in range(0, min(len(images), _ROWS * step), step)]
+    return labelled_grid([to_pil(row) for row in rows if len(row)], class_names[:columns])
+
+
+def resampled_picture(shown: Shown, class_names: Sequence[str]) -> Image.Image:
+    """A row for each prologue: the image that it is of, its reconstruction, and images drawn from it."""
+    count = min(_RESAMPLES, shown.samples.shape[1])
+    sources, decoded = to_pil(shown.images), to_pil(shown.reconstructions)
+    rows = [
+        [sources[row], decoded[row], *to_pil(samples[:count])] for row, samples in enumerate(shown.samples.unbind())
+    ]
+    columns = ["image", "decoded", *(f"drawn {number + 1}" for number in range(count))]
+    names = [class_names[each] if each < len(class_names) else "" for each in shown.class_ids.tolist()]
+    return labelled_grid(rows, columns, names if class_names else ())
+
+
+def save_picture(picture: Image.Image, folder: Path, piece: str, kind: str) -> None:
+    """Keep a piece's picture beside the tables."""
+    save_png(folder / f"{piece}-{kind}.png", picture)
+
+
+def find_picture(folder: Path, piece: str, kind: str) -> Image.Image | None:
+    """The kept picture, if there is one."""
+    path = folder / f"{piece}-{kind}.png"
+    if not path.is_file():
+        return None
+    with Image.open(path) as picture:
+        return picture.convert("RGB")

@@ -1,0 +1,98 @@
+"""Frozen dataclasses as plain JSON values, and back strictly: an unknown key or another type is an error naming it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from prologue.errors import ConfigError
+from prologue.utils.files import write_whole
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values; tuples become lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(kind: type[T], data: Mapping[str, Any], where: str = "", base: T | None = None) -> T:
+    """Build `kind` from JSON values, strictly: an unknown key or a value of another type is an error naming it.
+
+    With `base`, keys that are left out keep its values; without, they keep the dataclass's defaults.
+    """
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where or kind.__name__} must be a table of fields, not {data!r}")
+    for key in data:
+        if key not in names:
+            raise ConfigError(f"unknown field {_join(where, key)!r}: {kind.__name__} has {', '.join(names)}")
+    values = {}
+    for key, value in data.items():
+        current = getattr(base, key) if base is not None else None
+        values[key] = _convert(hints[key], value, _join(where, key), current)
+    try:
+        if base is not None:
+            return dataclasses.replace(base, **values)  # type: ignore[type-var]
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where or kind.__name__}: {error}") from error
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _convert(hint: Any, value: Any, where: str, current: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
+        return _convert(hint, value, where, current)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where, current)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{where} must be one of {list(typing.get_args(hint))}, not {value!r}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(hint, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} must be {hint.__name__}, not {value!r}")
+    return value
+
+
+def _convert_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+    kinds = typing.get_args(hint)
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{where} must be a list, not {value!r}")
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise ConfigError(f"{where} must have {len(kinds)} entries, not {len(value)}")
+    return tuple(_convert(kind, item, where, None) for kind, item in zip(kinds, value, strict=True))
+
+
+def save_json(path: Path, data: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def load_json(path: Path) -> Any:
+    """Read JSON; a missing or damaged file is a `ConfigError` naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not readable JSON: {error}") from error
