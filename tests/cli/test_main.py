@@ -186,3 +186,22 @@ def test_a_closed_stream_leads_nowhere_and_no_file_gets_its_number(closed: str, 
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (done.stdout, done.stderr) == ("said\n" * (shown == "stdout"), "told\n" * (shown == "stderr"))
+
+
+def test_import_runs_the_callers_module_before_the_command(tmp_path: Path) -> None:
+    (tmp_path / "own_module.py").write_text("print('imported')")
+    line = [sys.executable, "-m", "prologue", "--import", "own_module", "presets"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("imported\n")
+
+
+@pytest.mark.parametrize(
+    "given", [["--import"], ["--import", "json"], ["--import="], ["--import", "no_such", "presets"]]
+)
+def test_import_says_what_is_wrong(
+    given: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(cli.IMPORTED, raising=False)
+    assert cli.main(given) == cli.USAGE_ERROR
+    assert "--import" in capsys.readouterr().err

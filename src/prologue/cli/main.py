@@ -32,6 +32,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command → (module of `prologue.cli`, what it does)."""
 
+IMPORTED = "PROLOGUE_IMPORT"
+"""Environment variable: modules to import at the start, separated by commas."""
+
 USAGE_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -45,7 +48,8 @@ def help_text() -> str:
         "usage: prologue COMMAND [OPTIONS]\n\n"
         "Autoregressive image generation with learned prologue tokens.\n\n"
         f"commands:\n{commands}\n\n"
-        f"options:\n  {'-h, --help':<{width}}show this message\n  {'--version':<{width}}show the version\n\n"
+        f"options:\n  {'-h, --help':<{width}}show this message\n  {'--version':<{width}}show the version\n"
+        f"  {'--import M':<{width}}import the module M, which registers your own components, before the command\n\n"
         "`prologue COMMAND --help` lists the options of a command. Begin with `prologue demo`."
     )
 
@@ -102,6 +106,7 @@ def _dispatch(argv: list[str]) -> int:
     if not argv:
         print(help_text(), file=sys.stderr)
         return USAGE_ERROR
+    argv = _import_modules(argv)
     first, rest = argv[0], argv[1:]
     if first in ("-h", "--help"):
         print(help_text())
@@ -117,6 +122,31 @@ def _dispatch(argv: list[str]) -> int:
     module = import_module(f"prologue.cli.{COMMANDS[first][0]}")
     code: int = module.run(rest)
     return code
+
+
+def _import_modules(argv: list[str]) -> list[str]:
+    """Import the modules of every leading `--import MODULE`, here and in processes that this one starts.
+
+    Raises:
+        ConfigError: a module cannot be imported, or nothing comes after the option.
+    """
+    named = [name for name in os.environ.get(IMPORTED, "").split(",") if name]
+    while argv[0] == "--import" or argv[0].startswith("--import="):
+        _option, equals, name = argv[0].partition("=")
+        name, argv = (name, argv[1:]) if equals else (" ".join(argv[1:2]), argv[2:])
+        if not name or not argv:
+            raise ConfigError("usage: prologue --import MODULE COMMAND [OPTIONS]")
+        named.append(name)
+    for name in named:
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # as `python -m` does
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"--import {name}: {error}") from error
+    if named:
+        os.environ[IMPORTED] = ",".join(dict.fromkeys(named))
+    return argv
 
 
 def _environment_fault(error: Exception) -> str | None:
