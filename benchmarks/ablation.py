@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 
-from prologue.cli._options import provenance
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.data.source import Data
@@ -44,6 +43,7 @@ from prologue.studies.reproduce.scales import FEW_IMAGES_DROPOUT, SCALES, run_co
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
+from prologue.utils.measurements import provenance
 from prologue.utils.processes import end_with_parent
 from prologue.utils.serialization import from_dict, load_json, save_json, to_dict
 

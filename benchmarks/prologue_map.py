@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 
-from prologue.cli._options import provenance
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.data.options import embedded_name
@@ -55,6 +54,7 @@ from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
 from prologue.training.train import StageName, TrainRequest, train
 from prologue.utils.locks import folder_lock
+from prologue.utils.measurements import provenance
 from prologue.utils.rng import derive_seed
 from prologue.utils.serialization import load_json, save_json, to_dict
 

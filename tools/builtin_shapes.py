@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from prologue import builtin
-from prologue.cli._options import plain, provenance
 from prologue.data.opening import open_data
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.layout import evaluate_layout
@@ -40,6 +39,7 @@ from prologue.training.progress import Terminal
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, train
 from prologue.utils.allocator import keep_freed_memory
+from prologue.utils.measurements import plain, provenance
 from prologue.utils.serialization import save_json, to_dict
 
 PRESET = "builtin-shapes"
