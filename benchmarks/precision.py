@@ -17,7 +17,8 @@ from torch import Tensor
 
 from prologue.bulk.plan import Plan
 from prologue.evaluation.distances import Distances
-from prologue.evaluation.runs import Features, RunInfo
+from prologue.evaluation.feature_networks import Features
+from prologue.evaluation.runs import RunInfo
 from prologue.pipeline import Pipeline
 from prologue.studies.bench.models import agreement
 from prologue.utils.device import pick_device

@@ -35,11 +35,12 @@ from prologue.data.opening import open_data
 from prologue.data.options import embedded_name
 from prologue.evaluation.classifier import kind_of
 from prologue.evaluation.factors import known_factors
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.probe import read_factors, read_inputs
 from prologue.evaluation.reconstruction import evaluate_reconstruction
-from prologue.evaluation.runs import Features, Record, Split, choose_images
+from prologue.evaluation.runs import Record, Split, choose_images
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer
 from prologue.models.weights import file_hash, model_hashes

@@ -22,11 +22,12 @@ from prologue.cli.kinds.base import (
 )
 from prologue.data.pictures import labelled_grid, to_pil
 from prologue.errors import ConfigError, EvaluationError
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import possible_recipe
 from prologue.evaluation.layout import Shown, evaluate_layout
 from prologue.evaluation.likelihood import true_classes
 from prologue.evaluation.recognition import shipped_classifier
-from prologue.evaluation.runs import Features, Record, RunInfo, choose_images
+from prologue.evaluation.runs import Record, RunInfo, choose_images
 from prologue.pipeline import Pipeline
 from prologue.report.figures_maps import Ratio, ratio_chart
 from prologue.sampling.flags import recipe_words

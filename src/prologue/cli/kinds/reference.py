@@ -27,8 +27,9 @@ from prologue.config import TokenizerConfig
 from prologue.data.source import ImageSet
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.distances import statistics_of
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.reference import card_path, write_reference
-from prologue.evaluation.runs import Features, Record, RunInfo, choose_images
+from prologue.evaluation.runs import Record, RunInfo, choose_images
 from prologue.models.weights import read_config
 from prologue.utils.files import in_shell, is_stream
 from prologue.utils.options import OUTPUT_FILE

@@ -29,8 +29,9 @@ from prologue.cli.kinds.base import (
 )
 from prologue.errors import ConfigError, EvaluationError, RunError
 from prologue.evaluation.distances import INDICATIVE
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import possible_recipe
-from prologue.evaluation.runs import Features, Record, RunInfo
+from prologue.evaluation.runs import Record, RunInfo
 from prologue.evaluation.sweep import (
     Axes,
     Method,
