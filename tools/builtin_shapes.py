@@ -22,8 +22,8 @@ from prologue import builtin
 from prologue.data.opening import open_data
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
-from prologue.evaluation.layout import evaluate_layout
-from prologue.evaluation.memorisation import evaluate_memorisation
+from prologue.evaluation.kinds.layout import evaluate_layout
+from prologue.evaluation.kinds.memorisation import evaluate_memorisation
 from prologue.evaluation.runs import Record, choose_images
 from prologue.models.weights import model_hashes
 from prologue.pipeline import Pipeline

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from prologue import Pipeline
-from prologue.cli.kinds import sweep
 from prologue.cli.main import main
 from prologue.data.shapes import CLASS_NAMES
+from prologue.evaluation.kinds import sweep
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
@@ -62,7 +62,7 @@ def test_the_winner_becomes_the_default_and_the_same_again_is_found(
     assert sorted(set(planted)) == [(0.5, 4), (0.9, 4), (0.9, 8), (1.0, 4), (3.0, 8)]
     shown = capsys.readouterr().out
     assert "Best: guidance overall:linear:2:1, temperature 0.9." in shown
-    assert "It is closer than the default before" in shown
+    assert "It is closer than the previous default" in shown
     assert "Not stored" in shown
     assert record_of(run)["default"] == STORED.to_dict()
     planted.clear()
@@ -94,9 +94,9 @@ def test_what_cannot_be_told_apart_is_said(
 ) -> None:
     Manifest(CLASS_NAMES, STORED.replace(temperature=0.9), "shapes").save(run)
     assert swept(run, "--temperature", "0.85,2") == 0
-    assert "not distinguishable from the default before" in capsys.readouterr().out
+    assert "not distinguishable from the previous default" in capsys.readouterr().out
     assert swept(run, "--temperature", "5,6") == 0
-    assert "No recipe of the sweep came closer" in capsys.readouterr().out
+    assert "No other recipe is closer" in capsys.readouterr().out
 
 
 def test_a_stopped_sweep_goes_on(
@@ -119,7 +119,7 @@ def test_a_stopped_sweep_goes_on(
     monkeypatch.setattr(sweep, "measure_recipe", whole)
     assert swept(run, *options) == 0
     assert planted == [(0.5, 4), (0.9, 4), (1.0, 4), (0.9, 8), (3.0, 8)]
-    assert "going on after 2 points" in capsys.readouterr().err
+    assert "continuing after 2 points" in capsys.readouterr().err
     assert not partial.exists()
     stopped = record_of(run)
     assert swept(run, *options, "--again", "--no-store") == 0

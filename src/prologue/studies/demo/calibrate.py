@@ -19,8 +19,8 @@ from prologue.data.source import Data
 from prologue.data.store import TokenStore
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
-from prologue.evaluation.generation import evaluate_generation
-from prologue.evaluation.reconstruction import evaluate_reconstruction
+from prologue.evaluation.kinds.generation import evaluate_generation
+from prologue.evaluation.kinds.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Split
 from prologue.models.tokenizer import to_model_range
 from prologue.report.figures import Curve, line_chart

@@ -16,22 +16,22 @@ from torch import Tensor
 from prologue.config import Precision
 from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.codes import prologue_vectors, visual_vectors
+from prologue.evaluation.codes import encode_images, prologue_vectors, visual_vectors
 from prologue.evaluation.distances import measure_name
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import FeatureExtractor, OwnExtractor
-from prologue.evaluation.generation import Samples, evaluate_generation
-from prologue.evaluation.layout import evaluate_layout
-from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
-from prologue.evaluation.memorisation import compare_samples
+from prologue.evaluation.kinds.generation import evaluate_generation
+from prologue.evaluation.kinds.layout import evaluate_layout
+from prologue.evaluation.kinds.likelihood import evaluate_likelihood
+from prologue.evaluation.kinds.probe import check_classes
+from prologue.evaluation.kinds.reconstruction import evaluate_reconstruction
 from prologue.evaluation.metrics.intervals import wilson_interval
 from prologue.evaluation.metrics.linear import fit_linear
-from prologue.evaluation.nearest import Described
-from prologue.evaluation.probe import check_classes
+from prologue.evaluation.nearest import Described, compare_samples
+from prologue.evaluation.recipe_search import Request, measure_recipe, reference_features, run_sweep
 from prologue.evaluation.recognition import Classifier, fit_judge, shipped_classifier
-from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import ProgressCallback, Record, Split, choose_images, unwatched
-from prologue.evaluation.sweep import Request, measure_recipe, reference_features, run_sweep
+from prologue.evaluation.samples import Samples
 from prologue.models.prior import Prior
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer

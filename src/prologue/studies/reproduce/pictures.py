@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from prologue.data.pictures import labelled_grid, save_png, to_pil
-from prologue.evaluation.layout import Shown
+from prologue.evaluation.kinds.layout import Shown
 
 FOLDER = "pictures"
 _COLUMNS = 10
