@@ -388,8 +388,8 @@ def adopted_config(asked: TokenizerConfig, given: TokenizerConfig) -> TokenizerC
         return given
     if given.variant != "2d":
         raise ConfigError(f"a post-hoc prologue reads a finished 2d tokenizer, not a {given.variant!r} one")
-    prologue = ("variant", "prologue_encoder", "prologue_tokens", "prologue_codebook_size", "prologue_temperature")
-    return dataclasses.replace(given, **{name: getattr(asked, name) for name in prologue})
+    own = [field.name for field in dataclasses.fields(asked) if field.name.startswith("prologue_")]
+    return dataclasses.replace(given, **{name: getattr(asked, name) for name in ("variant", *own)})
 
 
 def _trained_on_in(source: Path) -> list[str]:
