@@ -62,7 +62,7 @@ def _named_preset(argv: list[str]) -> str:
 def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) -> None:
     """Refuse `--tokenizer.*` flags that a finished tokenizer cannot follow."""
     kept = to_dict(adopted_config(config.tokenizer, read_config(source / "tokenizer", TokenizerConfig)))
-    for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer)[key] for key in asked}}):
+    for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer).get(key) for key in asked}}):
         raise ConfigError(
             f"--tokenizer.{name.replace('_', '-')}: the tokenizer of {source} has {own!r}, and {wanted!r} was asked "
             "for: leave the flag out, or train another tokenizer"
