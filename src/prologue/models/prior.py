@@ -71,7 +71,7 @@ class Prior(nn.Module):
         x = self.embed(self.layout.inputs(sequence, visual_dropout))
         if prologue_one_hot is not None:
             rows = self.token_embedding.weight[self.layout.prologue_offset : self.layout.eos_id]
-            x = torch.cat([prologue_one_hot.to(rows.dtype) @ rows, x[:, self.layout.prologue_tokens :]], dim=1)
+            x = self.layout.place_prologue(x, prologue_one_hot.to(rows.dtype) @ rows)
         return self.logits(self.hidden(torch.cat([self.begin(class_ids), x], dim=1)))
 
     def _check_kinds(self, sequence: Any, class_ids: Any) -> None:
