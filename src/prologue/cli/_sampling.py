@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ from prologue.cli._options import DeviceOption, JsonOption, SeedOption, provenan
 from prologue.data.class_names import ClassLike, ClassNames
 from prologue.errors import ConfigError
 from prologue.pipeline import Pipeline, SamplingOptions
-from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
+from prologue.sampling.guidance import SCHEDULES, Guidance, SegmentSchedule
 from prologue.sampling.recipe import Recipe
 from prologue.training.models import Which
 
@@ -28,7 +29,8 @@ GUIDANCE_HELP = """guidance:
   none                        the class alone
   overall:KIND:SCALE[:POWER]  one schedule over the whole sequence, for example overall:cosine:10:1.5
   split:PROLOGUE,VISUAL       one for each segment, for example split:constant:0.7,cosine:3.75:0.2
-  KIND is constant, linear or cosine; POWER bends a cosine and is 1 where it is left out.
+  KIND is constant, linear, cosine, or MODULE:NAME for a schedule of your own.
+  POWER is the exponent of a cosine, 1 by default.
 
 Options left out come from the recipe stored in RUN; without one there is no guidance and the temperature is 1."""
 
@@ -135,32 +137,31 @@ def _say_compiled(what: str, seconds: float | None) -> None:
 def parse_guidance(text: str) -> Guidance:
     """`none`, `overall:KIND:SCALE[:POWER]` or `split:PROLOGUE,VISUAL`, each segment as KIND:SCALE[:POWER].
 
-    Anything else is a `ConfigError` showing the forms, or the `SamplingError` of an unknown kind or impossible value.
+    Raises:
+        ConfigError: another form, or a schedule that cannot be imported.
+        SamplingError: an unknown schedule or an impossible number.
     """
     form, _, rest = text.partition(":")
-    segments = [part.split(":") for part in rest.split(",")]
-    try:
-        if form == "none" and not rest:
-            return Guidance.none()
-        if form == "overall" and len(segments) == 1:
-            return Guidance.overall(*_schedule(segments[0]))
-        if form == "split" and len(segments) == 2:
-            return Guidance.split(prologue=_schedule(segments[0]), visual=_schedule(segments[1]))
-    except ValueError:
-        pass
+    segments = [_SCHEDULE.fullmatch(part) for part in rest.split(",")]
+    found: list[SegmentSchedule] = []
+    with suppress(ValueError):
+        found = [(each["kind"], float(each["scale"]), float(each["power"] or 1)) for each in segments if each]
+    for kind in (each[0] for each in found if ":" in each[0]):
+        SCHEDULES.import_named(kind)
+    if form == "none" and not rest:
+        return Guidance.none()
+    if form == "overall" and len(found) == len(segments) == 1:
+        return Guidance.overall(*found[0])
+    if form == "split" and len(found) == len(segments) == 2:
+        return Guidance.split(prologue=found[0], visual=found[1])
     raise ConfigError(
         f"--guidance {text!r} cannot be read: write none, overall:KIND:SCALE[:POWER] such as overall:cosine:10:1.5, "
         "or split:PROLOGUE,VISUAL such as split:constant:0.7,cosine:3.75:0.2"
     )
 
 
-def _schedule(parts: list[str]) -> SegmentSchedule:
-    """KIND:SCALE[:POWER]; a `ValueError` where it is not."""
-    if not 2 <= len(parts) <= 3:
-        raise ValueError(parts)
-    kind: ScheduleKind = parts[0]  # type: ignore[assignment]  # Schedule names the kinds there are
-    numbers = [float(part) for part in parts[1:]]
-    return (kind, numbers[0]) if len(numbers) == 1 else (kind, numbers[0], numbers[1])
+_SCHEDULE = re.compile(r"(?P<kind>[^:]+(:[A-Za-z_][\w.]*)?):(?P<scale>[^:]+)(:(?P<power>[^:]+))?")
+"""KIND:SCALE[:POWER], where KIND is a name or MODULE:NAME."""
 
 
 def parse_classes(text: str, pipeline: Pipeline) -> list[ClassLike]:
