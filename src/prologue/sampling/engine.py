@@ -15,6 +15,7 @@ from prologue.models.transformer import LayerCache
 from prologue.sampling.compiling import Compiler
 from prologue.sampling.draw import DrawRule, draw, gumbel_noise
 from prologue.sampling.graphs import Draw, Graph, Logits, Step
+from prologue.utils.private_api import mark_dynamic
 
 _FEWEST_SLOTS = 2
 """The compiler specialises a graph for sizes 0 and 1."""
@@ -91,7 +92,7 @@ class Engine:
             # Read the filled slots only; their number is a variable of the graph. With fixed shapes the graph reads
             # the whole cache, so that it can be recorded.
             past = cache[:, :, :, :, : max(_FEWEST_SLOTS, position)]
-            torch._dynamo.mark_dynamic(past, 4)
+            mark_dynamic(past, 4)
         # A clone has the same strides at every step; the graph is compiled for those of the first.
         hidden, new = graph(ids.clone(), torch.tensor([position], device=ids.device), past)
         cache[:, :, :, :, position : position + 1] = new
