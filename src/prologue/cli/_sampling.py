@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
-<<<<<<< HEAD
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-=======
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
->>>>>>> main
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,27 +16,11 @@ from tyro.conf import arg
 from prologue._version import __version__
 from prologue.data.class_names import ClassLike, ClassNames
 from prologue.errors import ConfigError
-<<<<<<< HEAD
-from prologue.pipeline import Pipeline, SamplingOptions
-from prologue.sampling.guidance import SCHEDULES, Guidance, SegmentSchedule
-from prologue.sampling.recipe import Recipe
-from prologue.training.models import Which
-
-GUIDANCE_HELP = """guidance:
-  none                        the class alone
-  overall:KIND:SCALE[:POWER]  one schedule over the whole sequence, for example overall:cosine:10:1.5
-  split:PROLOGUE,VISUAL       one for each segment, for example split:constant:0.7,cosine:3.75:0.2
-  KIND is constant, linear, cosine, or MODULE:NAME for a schedule of your own.
-  POWER is the exponent of a cosine, 1 by default.
-
-Options left out come from the recipe stored in RUN; without one there is no guidance and the temperature is 1."""
-=======
 from prologue.pipeline import Pipeline
 from prologue.sampling.flags import RecipeFlags
 from prologue.training.models import Which
 from prologue.utils.measurements import provenance
 from prologue.utils.options import DeviceOption, JsonOption, SeedOption
->>>>>>> main
 
 NULL_NAME = "null"
 
@@ -111,39 +89,6 @@ def _say_compiled(what: str, seconds: float | None) -> None:
     print(f"compiling the {what} …" if seconds is None else f"compiled in {seconds:.0f} s", file=sys.stderr)
 
 
-<<<<<<< HEAD
-def parse_guidance(text: str) -> Guidance:
-    """`none`, `overall:KIND:SCALE[:POWER]` or `split:PROLOGUE,VISUAL`, each segment as KIND:SCALE[:POWER].
-
-    Raises:
-        ConfigError: another form, or a schedule that cannot be imported.
-        SamplingError: an unknown schedule or an impossible number.
-    """
-    form, _, rest = text.partition(":")
-    segments = [_SCHEDULE.fullmatch(part) for part in rest.split(",")]
-    found: list[SegmentSchedule] = []
-    with suppress(ValueError):
-        found = [(each["kind"], float(each["scale"]), float(each["power"] or 1)) for each in segments if each]
-    for kind in (each[0] for each in found if ":" in each[0]):
-        SCHEDULES.import_named(kind)
-    if form == "none" and not rest:
-        return Guidance.none()
-    if form == "overall" and len(found) == len(segments) == 1:
-        return Guidance.overall(*found[0])
-    if form == "split" and len(found) == len(segments) == 2:
-        return Guidance.split(prologue=found[0], visual=found[1])
-    raise ConfigError(
-        f"--guidance {text!r} cannot be read: write none, overall:KIND:SCALE[:POWER] such as overall:cosine:10:1.5, "
-        "or split:PROLOGUE,VISUAL such as split:constant:0.7,cosine:3.75:0.2"
-    )
-
-
-_SCHEDULE = re.compile(r"(?P<kind>[^:]+(:[A-Za-z_][\w.]*)?):(?P<scale>[^:]+)(:(?P<power>[^:]+))?")
-"""KIND:SCALE[:POWER], where KIND is a name or MODULE:NAME."""
-
-
-=======
->>>>>>> main
 def parse_classes(text: str, pipeline: Pipeline) -> list[ClassLike]:
     """Names or ids between commas, `null` for the null class. A name wins over an id that is written the same."""
     names = ClassNames(pipeline.class_names)
