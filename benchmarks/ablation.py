@@ -28,7 +28,7 @@ import torch
 
 from prologue.cli._options import provenance
 from prologue.config import RunConfig
-from prologue.data.opening import open_data
+from prologue.data.source import open_data
 from prologue.data.source import Data
 from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.layout import evaluate_layout

@@ -32,8 +32,8 @@ import torch
 
 from prologue.cli._options import provenance
 from prologue.config import RunConfig
-from prologue.data.opening import open_data
-from prologue.data.options import embedded_name
+from prologue.data.source import open_data
+from prologue.data.source import embedded_name
 from prologue.evaluation.classifier import kind_of
 from prologue.evaluation.factors import known_factors
 from prologue.evaluation.generation import evaluate_generation

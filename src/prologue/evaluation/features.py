@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from prologue.data.options import ENDLESS, embedded_name
+from prologue.data.source import ENDLESS, embedded_name
 from prologue.errors import EvaluationError, MissingExtraError
 from prologue.evaluation.classifier import SHAPES, Kind, kind_of, load_classifier
 from prologue.models.lite0 import FEATURE_DIM as LITE0_DIM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
+from prologue.data.order import center_batch
 from prologue.evaluation.distances import Distances
 from prologue.evaluation.metrics.pixels import psnr, ssim
 from prologue.evaluation.reference import Reference
