@@ -6,8 +6,9 @@ import torch
 
 from prologue.data.embedded.drawing import draw
 from prologue.data.embedded.shapes import CLASS_NAMES, scene
-from prologue.errors import EvaluationError, MissingExtraError
-from prologue.evaluation.features import Lite0Extractor, OwnExtractor, ShapesExtractor, open_features
+from prologue.errors import ConfigError, EvaluationError, MissingExtraError
+from prologue.evaluation.feature_networks import open_features
+from prologue.evaluation.features import Lite0Extractor, OwnExtractor, ShapesExtractor
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_shapes_by_name() -> None:
     assert isinstance(extractor, ShapesExtractor)
     with pytest.raises(EvaluationError, match="digits"):
         open_features("shapes", "digits")
-    with pytest.raises(EvaluationError, match="auto, lite0, shapes, plates, inception"):
+    with pytest.raises(ConfigError, match="auto, lite0, shapes, plates, inception"):
         open_features("incept", "shapes")
 
 

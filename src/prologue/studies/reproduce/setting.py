@@ -10,8 +10,8 @@ from typing import Any
 from prologue.config import FILE_RULE, RunConfig
 from prologue.data.source import ENDLESS, embedded_name, open_data
 from prologue.errors import EvaluationError, MissingExtraError, RunError
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.metrics.kid import LEAST
-from prologue.evaluation.runs import Features
 from prologue.evaluation.versions import VERSIONS, completed
 from prologue.models.precision import pick_precision
 from prologue.studies.reproduce import state
