@@ -15,7 +15,7 @@ from PIL import Image
 
 from prologue import Guidance, Pipeline
 from prologue.cli.main import main
-from prologue.data.shapes import CLASS_NAMES
+from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.evaluation import feature_networks
 from prologue.evaluation.kinds import named_kind
 from prologue.evaluation.nearest import CHANCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 
 from prologue import Pipeline
 from prologue.cli.main import main
-from prologue.data.shapes import CLASS_NAMES
+from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.evaluation.kinds import sweep
+from prologue.evaluation.store import key_of
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
 from prologue.utils import locks
+from prologue.utils.rng import derive_seed
 
 STORED = Recipe(Guidance.overall("linear", 2), temperature=3.0)
 SMALL = ["--count", "4", "--final-count", "8", "--finalists", "1", "--features", "shapes", "--device", "cpu"]
@@ -46,6 +49,23 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
 
 def swept(run: Path, *options: str) -> int:
     return main(["evaluate", "sweep", str(run), *SMALL, *options])
+
+
+def as_lines(partial: Path) -> Path:
+    """Write the points of a stopped sweep as earlier versions did: one file of lines, the last one truncated."""
+    points = {file.stem: json.loads(file.read_text())["records"][0] for file in partial.glob("point-*.json")}
+    assert len(points) == 2
+    lines = []
+    seed = derive_seed(0, "evaluation", "sweep", 0) % 2**31
+    stored = Manifest.load(partial.parents[1]).recipe
+    assert stored is not None
+    for temperature in (0.5, 0.9):
+        inputs = [stored.replace(temperature=temperature).to_dict(), 4, seed]
+        request = json.dumps(inputs, sort_keys=True)
+        lines.append(json.dumps({"request": request, "figures": points[f"point-{key_of(inputs)}"]}))
+    shutil.rmtree(partial)
+    partial.with_suffix(".partial.jsonl").write_text("\n".join([*lines, '{"request": "cut o']))
+    return partial.with_suffix(".partial.jsonl")
 
 
 def record_of(run: Path) -> dict[str, Any]:
@@ -99,8 +119,13 @@ def test_what_cannot_be_told_apart_is_said(
     assert "No other recipe is closer" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("version", ["this", "earlier"])
 def test_a_stopped_sweep_goes_on(
-    run: Path, planted: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    version: str,
+    run: Path,
+    planted: list[tuple[float, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = sweep.measure_recipe
 
@@ -114,8 +139,9 @@ def test_a_stopped_sweep_goes_on(
     assert swept(run, *options) == 130
     (partial,) = (run / "evaluations").iterdir()
     assert partial.name.startswith("sweep-")
-    assert partial.name.endswith(".partial.jsonl")
-    partial.write_text(partial.read_text() + '\n{"request": "cut o')
+    assert partial.suffix == ".partial"
+    if version == "earlier":
+        partial = as_lines(partial)
     monkeypatch.setattr(sweep, "measure_recipe", whole)
     assert swept(run, *options) == 0
     assert planted == [(0.5, 4), (0.9, 4), (1.0, 4), (0.9, 8), (3.0, 8)]

@@ -18,9 +18,10 @@ from PIL import Image
 
 from prologue import Pipeline
 from prologue.cli.main import main
-from prologue.evaluation.evaluations import key_of
+from prologue.evaluation.evaluations import inputs_of
 from prologue.evaluation.kinds import KINDS, named_kind
 from prologue.evaluation.kinds.base import NoFigure, Options, Prepared, StatedBy, Told
+from prologue.evaluation.store import key_of
 from prologue.evaluation.versions import VERSIONS
 from prologue.sampling.manifest import Manifest
 from prologue.utils.processes import Processes
@@ -189,9 +190,8 @@ class _Some(Options):
 
 def _key(facts: dict[str, Any] | None = None, **options: Any) -> str:
     known = {"weights": 1, "configs": 1, "manifest": 1, "device": "cpu"} | (facts or {})
-    return key_of(
-        named_kind("layout"), Prepared(_Some(run=Path("run"), **options), known, lambda: pytest.fail("measured"))
-    )
+    prepared = Prepared(_Some(run=Path("run"), **options), known, lambda: pytest.fail("measured"))
+    return key_of(inputs_of(named_kind("layout"), prepared))
 
 
 def test_an_option_counts_unless_it_is_marked() -> None:

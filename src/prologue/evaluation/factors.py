@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from prologue.data.plates import PlatesSet
-from prologue.data.shapes import ShapesSet
+from prologue.data.embedded.plates import PlatesSet
+from prologue.data.embedded.shapes import ShapesSet
 from prologue.data.source import ImageSet
 from prologue.evaluation.classifier import KINDS
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from prologue.config import RunConfig
 from prologue.errors import CheckpointError, ConfigError, RunError
-from prologue.evaluation.evaluations import Evaluation, kept
+from prologue.evaluation.evaluations import store_of
 from prologue.evaluation.kinds import known_kind
 from prologue.evaluation.kinds.base import Kind, Options, Prepared, Row, note_sentences, row
 from prologue.evaluation.runs import Record, RunInfo
+from prologue.evaluation.store import Result
 from prologue.sampling.manifest import NAME as MANIFEST
 from prologue.sampling.manifest import Manifest
 from prologue.training.run import RunFolder
@@ -39,7 +40,7 @@ class Reported:
     data: str | None
     """The data of the training."""
     weights: dict[str, str]
-    evaluations: list[Evaluation]
+    evaluations: list[Result]
     """Oldest first."""
     faults: list[str]
     """Messages on files that could not be read."""
@@ -54,7 +55,7 @@ class Reported:
         folder = RunFolder.load(path) if begun else None
         manifest, faults = _manifest(path)
         settings = folder.record["config"] if folder is not None else _model_settings(path, faults)
-        evaluations, damaged = kept(path)
+        evaluations, damaged = store_of(path).all()
         return cls(
             name,
             path,
@@ -112,16 +113,16 @@ class Shown:
     """A measurement in the words of its kind."""
 
     run: Reported
-    evaluation: Evaluation
+    evaluation: Result
     asked: tuple[str, ...]
     """The options with their values on which its figures depend."""
     rows: list[Row]
     sentences: list[str]
 
     @classmethod
-    def of(cls, run: Reported, evaluation: Evaluation) -> Shown:
+    def of(cls, run: Reported, evaluation: Result) -> Shown:
         """The measurement in words; a `ConfigError` if its record has another form."""
-        kind, record = kind_named(evaluation.kind), evaluation.record
+        kind, record = kind_named(kind_of(evaluation)), evaluation.record
         try:
             rows = [(str(label), str(figure), str(interval)) for label, figure, interval in kind.rows(record)]
             sentences = [*kind.sentences(record), *note_sentences({"notes": [], **record}), *_stale(run, evaluation)]
@@ -178,12 +179,17 @@ class UnknownKind(Kind[Options]):
         yield from ()
 
 
+def kind_of(evaluation: Result) -> str:
+    """The name of the kind: that of the record, else that of the file."""
+    return str(evaluation.record.get("kind") or evaluation.path.stem.rpartition("-")[0])
+
+
 def kind_named(name: str) -> Kind[Any]:
     """The kind of a stored record. Nothing outside the package is imported."""
     return known_kind(name) or UnknownKind(name)
 
 
-def _stale(run: Reported, evaluation: Evaluation) -> Iterator[str]:
+def _stale(run: Reported, evaluation: Result) -> Iterator[str]:
     """Says that the run's weights are not those that were measured."""
     measured = evaluation.provenance.get("weights") or {}
     changed = [part for part, digest in measured.items() if run.weights.get(part, digest) != digest]
@@ -191,7 +197,7 @@ def _stale(run: Reported, evaluation: Evaluation) -> Iterator[str]:
         yield f"The run's {' and '.join(changed)} changed after this was measured: measure again."
 
 
-def asked(evaluation: Evaluation) -> tuple[str, ...]:
+def asked(evaluation: Result) -> tuple[str, ...]:
     """The options of the command on which figures depend, sorted: equal for the same request."""
     run = evaluation.provenance.get("run")
     options: list[list[str]] = []

@@ -8,8 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from prologue.errors import ConfigError
+from prologue.evaluation.evaluations import file_name
 from prologue.evaluation.kinds import KINDS, named_kind
-from prologue.evaluation.reported import Reported, Shown, kind_named
+from prologue.evaluation.reported import Reported, Shown, kind_named, kind_of
 from prologue.report.curves import EXPLAINED, Trained, training_curves
 from prologue.report.page import Block, Commands, Fold, Gallery, Picture, Points, Report, Section, Table, Text
 from prologue.sampling.flags import recipe_words
@@ -36,8 +37,8 @@ def runs_report(runs: Sequence[Reported], footer: str, maker: str) -> Report:
             except ConfigError as error:
                 faults.append(str(error))
                 continue
-            question = (evaluation.kind, found.asked)
-            (earlier if question in answered else newest).setdefault(evaluation.kind, []).append(found)
+            question = (kind_of(evaluation), found.asked)
+            (earlier if question in answered else newest).setdefault(question[0], []).append(found)
             answered.add(question)
     known = _ordered()
     kinds = [*(kind for kind in known if kind in newest), *sorted(set(newest) - set(known))]
@@ -195,8 +196,8 @@ def _pictures(kind: str, measured: Sequence[Shown], names: Sequence[str], faults
             words = title.replace("-", " ").replace("_", " ")
             of = each.run.name if len(measured) == 1 else _line(name)
             alt, caption = f"{_title(kind)} of {of}: {words}", f"{words[:1].upper()}{words[1:]}, {of}."
-            file_name = f"{kind.replace(':', '.')}-{number}-{title}"
-            found.append(Picture(file_name, image, alt, caption, image.width >= _WIDE))
+            name_of = f"{file_name(kind)}-{number}-{title}"
+            found.append(Picture(name_of, image, alt, caption, image.width >= _WIDE))
     narrow = [picture for picture in found if not picture.wide]
     if narrow:
         yield Gallery(narrow)

@@ -9,7 +9,8 @@ import torch
 from prologue import Guidance, Pipeline
 from prologue.errors import EvaluationError, SamplingError
 from prologue.evaluation.feature_networks import Features
-from prologue.evaluation.kinds.generation import evaluate_generation, recognised_classes
+from prologue.evaluation.kinds.generation import evaluate_generation
+from prologue.evaluation.recognition import recognised_classes
 from prologue.evaluation.samples import draw_samples, possible_recipe, uniform_classes
 from prologue.sampling.recipe import Recipe
 

@@ -177,9 +177,7 @@ def evaluate_attention(
             rows = slice(start, start + batch)
             blocks = visual_attention(prior, tokens[rows].to(device), class_ids[rows].to(device))
             for number, weights in enumerate(blocks):
-                # Inputs are BOS and all targets but the last, so each segment is one place behind its targets.
-                sizes = [1, count, 1, layout.visual_tokens - 1]
-                bos, prologue, eos, visual = torch.split(weights.cpu().double(), sizes, dim=-1)
+                bos, prologue, eos, visual = layout.split_inputs(weights.cpu().double())
                 groups = [bos, prologue, eos, visual.sum(-1, keepdim=True)]
                 shares[rows] += torch.cat(groups, dim=-1).mean((1, 2)) / size.depth
                 heads[rows, number] = prologue.sum(-1).mean(2)

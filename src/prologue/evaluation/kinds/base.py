@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg
 
 from prologue import builtin
 from prologue.config import RunConfig
+from prologue.data.source import import_source
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.runs import Record, RunImages, RunInfo, choose_images, true_classes
@@ -109,6 +110,8 @@ class Options:
 
     def open_data(self, info: RunInfo, image_size: tuple[int, int]) -> RunImages:
         """Open the images to measure on, and print which ones they are. Errors are those of `RunInfo.open_data`."""
+        if self.data is not None:
+            import_source(self.data)
         opened = info.open_data(self.data, image_size)
         if launched().main:
             print(opened.data.summary(opened.source), file=sys.stderr, flush=True)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tyro.conf import arg
 
+from prologue.data.order import center_batch
 from prologue.data.pictures import labelled_grid, thumbnails, titled, to_pil
-from prologue.data.sampler import center_batch
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.codes import CodedImages, encode_with_nearness, require_prologue
 from prologue.evaluation.kinds.base import (

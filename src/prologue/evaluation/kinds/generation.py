@@ -9,12 +9,11 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 from tyro.conf import arg
 
+from prologue.data.order import center_batch
 from prologue.data.pictures import SampleArchive
-from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import ConfigError, DataError, EvaluationError
 from prologue.evaluation.distances import Distances
@@ -39,9 +38,14 @@ from prologue.evaluation.kinds.base import (
     with_notes,
 )
 from prologue.evaluation.metrics.coarse import SIDE
-from prologue.evaluation.metrics.intervals import wilson_interval
 from prologue.evaluation.nearest import BY_DEFAULT, Described, compare_samples, nearness_sentences
-from prologue.evaluation.recognition import Classifier, fit_judge, judge_facts, shipped_classifier
+from prologue.evaluation.recognition import (
+    Classifier,
+    fit_judge,
+    judge_facts,
+    recognised_classes,
+    shipped_classifier,
+)
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import ProgressCallback, Record, RunImages, RunInfo, choose_images, unwatched
 from prologue.evaluation.samples import Samples, draw_samples, possible_recipe, uniform_classes
@@ -313,18 +317,3 @@ def unequal_classes(reference: ImageSet, num_classes: int) -> list[str]:
         f"the reference has unequal classes ({counts.min()} to {counts.max()} images) and the samples have equal ones: "
         "no model can remove this part of the distance, so compare on the same images only"
     ]
-
-
-def recognised_classes(
-    asked: Int64[Tensor, " n"], seen: Int64[Tensor, " n"], class_names: Sequence[str] = ()
-) -> Record:
-    """The rate of samples whose class the classifier recognises, in all and by class, with 95 % Wilson intervals."""
-    right = asked == seen
-    record: Record = wilson_interval(int(right.sum()), len(asked)).fields("rate")
-    record |= {"n": len(asked), "recognised": int(right.sum()), "by_class": []}
-    for class_id in sorted(set(asked.tolist())):
-        of_class = right[asked == class_id]
-        name = class_names[class_id] if class_id < len(class_names) else str(class_id)
-        counts = {"class": name, "class_id": class_id, "n": len(of_class), "recognised": int(of_class.sum())}
-        record["by_class"].append(counts | wilson_interval(int(of_class.sum()), len(of_class)).fields("rate"))
-    return record

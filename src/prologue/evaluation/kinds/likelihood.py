@@ -95,7 +95,7 @@ class Likelihood(Kind[LikelihoodOptions]):
                 **shared,
             )
             pictures = {"bits": bits_chart(record)}
-            if config.variant != "1d":  # the tokens of 1d have no place in the image
+            if config.visual_tokens_on_grid:
                 pictures["grid"] = bits_maps(record, config.grid)
             return Measurement(subject.noted(record, *notes), pictures)
 

@@ -12,8 +12,8 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from prologue.data.order import center_batch
 from prologue.data.pictures import labelled_grid, to_pil
-from prologue.data.sampler import center_batch
 from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import INDICATIVE, measure_name, moments_of

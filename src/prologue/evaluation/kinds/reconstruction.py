@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from tyro.conf import arg
 
-from prologue.data.sampler import center_batch
+from prologue.data.order import center_batch
+from prologue.data.source import ImageSet
 from prologue.errors import ConfigError
 from prologue.evaluation.distances import Distances
 from prologue.evaluation.feature_networks import Features
@@ -37,8 +40,19 @@ from prologue.evaluation.kinds.base import (
 )
 from prologue.evaluation.metrics.intervals import mean_interval
 from prologue.evaluation.metrics.pixels import psnr, ssim
+from prologue.evaluation.nearest import decoded
+from prologue.evaluation.recognition import Classifier, recognised_classes
 from prologue.evaluation.reference import Reference
-from prologue.evaluation.runs import ProgressCallback, Record, RunInfo, Split, choose_images, evaluating, unwatched
+from prologue.evaluation.runs import (
+    ProgressCallback,
+    Record,
+    RunInfo,
+    Split,
+    center_crops,
+    choose_images,
+    evaluating,
+    unwatched,
+)
 from prologue.models.perceptual import PerceptualLoss, perceptual_loss
 from prologue.models.precision import pick_dtype
 from prologue.models.published import place
@@ -187,3 +201,28 @@ def _lpips(network: PerceptualLoss, reconstructions: Tensor, originals: Tensor) 
     """One value per image; the network itself averages over a batch."""
     pairs = zip(to_model_range(reconstructions)[:, None], to_model_range(originals)[:, None], strict=True)
     return torch.stack([network(*pair) for pair in pairs])
+
+
+def recognise_reconstructions(
+    tokenizer: Tokenizer,
+    images: ImageSet,
+    indices: Int64[np.ndarray, " n"],
+    classifier: Classifier,
+    class_names: Sequence[str] = (),
+    *,
+    batch: int = 64,
+) -> Record:
+    """How often the classifier recognises the class of the reconstructions of held-out images.
+
+    `originals_rate` is the same rate for the images themselves.
+    """
+    seen: list[Tensor] = []
+    seen_originals: list[Tensor] = []
+    for originals in center_crops(images, indices, batch=batch):
+        seen.append(classifier.classify(decoded(tokenizer, originals)))
+        seen_originals.append(classifier.classify(originals))
+    labels = torch.from_numpy(images.labels[indices].astype(np.int64))
+    record = recognised_classes(labels, torch.cat(seen), class_names)
+    originals_rate = recognised_classes(labels, torch.cat(seen_originals))["rate"]
+    name = "recognition of reconstructions"
+    return {"kind": name, "split": "validation", **record, "originals_rate": originals_rate}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -17,7 +15,7 @@ from tyro.conf import arg
 from prologue.builtin import is_builtin, shown
 from prologue.errors import ConfigError, EvaluationError, RunError
 from prologue.evaluation.distances import INDICATIVE
-from prologue.evaluation.evaluations import place
+from prologue.evaluation.evaluations import inputs_of, store_of
 from prologue.evaluation.kinds._distances import trained_on_sentence
 from prologue.evaluation.kinds.base import (
     FeaturesOption,
@@ -43,15 +41,17 @@ from prologue.evaluation.recipe_search import (
 )
 from prologue.evaluation.runs import Record
 from prologue.evaluation.samples import possible_recipe
+from prologue.evaluation.store import Store, read_journal
 from prologue.report.figures import COLOURS, INK, error_bars, panels, picture_of, style_axes
 from prologue.sampling.flags import GUIDANCE_HELP, parse_guidance, recipe_words
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
 from prologue.utils.locks import folder_lock
-from prologue.utils.measurements import plain
 from prologue.utils.progress import progress
 
 T = TypeVar("T")
+_POINT = "point"
+"""Name of a finished recipe in the store of a sweep that is not finished."""
 _ROWS = 12
 """Recipes of the first rounds in the table."""
 _NUMBERS = ("scale", "prologue_scale", "visual_scale", "power", "temperature", "prologue_temperature")
@@ -143,7 +143,10 @@ class Sweep(Kind[SweepOptions]):
         real = opened.reference()
 
         def measure() -> Measurement:
-            journal = Journal.open(_journal_path(self, prepared))
+            store = _points_of(self, prepared)
+            known = len(store.earlier) + len(store.all()[0])
+            if known:
+                print(f"continuing after {known} points in {store.folder}", file=sys.stderr)
             reference: list[Tensor] = []
 
             def point(request: Request) -> Record:
@@ -155,14 +158,11 @@ class Sweep(Kind[SweepOptions]):
                     subject.tokenizer, subject.prior, request.recipe, extractor, reference[0], **drawn
                 )
 
-            points = run_sweep(
-                lambda request: journal.get(request, lambda: point(request)),
-                recipes,
-                default,
-                plan,
-                seed=options.seed,
-                watch=progress,
-            )
+            def stored(request: Request) -> Record:
+                inputs = [request.recipe.to_dict(), request.count, request.seed]
+                return store.get(_POINT, inputs, lambda: point(request), on_error=_not_kept).record
+
+            points = run_sweep(stored, recipes, default, plan, seed=options.seed, watch=progress)
             record = sweep_record(points, default, plan, extractor.name)
             record |= {"split": "train" if opened.own else "given", "n_reference": min(plan.final_count, len(real))}
             record |= {"features": extractor.name}
@@ -170,7 +170,9 @@ class Sweep(Kind[SweepOptions]):
             return Measurement(with_notes(record, opened.notes), {"axes": sweep_chart(record)})
 
         def after(record: Record) -> None:
-            _journal_path(self, prepared).unlink(missing_ok=True)
+            folder = _points_of(self, prepared)
+            folder.remove()
+            folder.folder.with_suffix(".partial.jsonl").unlink(missing_ok=True)
             store_winner(options, record)
 
         origin = subject.facts() | features.facts() | {"recipes": [each.to_dict() for each in recipes]}
@@ -235,6 +237,10 @@ def _check(recipes: Sequence[Recipe], options: SweepOptions, subject: SampledSub
         raise EvaluationError(f"{options.run} has no prologue tokens: omit their temperature and scale")
 
 
+def _not_kept(error: OSError) -> None:
+    print(f"note: a finished recipe is not kept: {error}", file=sys.stderr)
+
+
 def store_winner(options: SweepOptions, record: Record) -> None:
     """Make the best recipe the run's default, unless it is or must not be; print which."""
     winner = Recipe.from_dict(record["winner"])
@@ -256,52 +262,13 @@ def store_winner(options: SweepOptions, record: Record) -> None:
         print(f"note: the recipe is not stored in {options.run}: {error}", file=sys.stderr)
 
 
-def _journal_path(kind: Kind[Any], prepared: Prepared) -> Path:
-    return place(kind, prepared).with_suffix(".partial.jsonl")
+def _points_of(kind: Kind[Any], prepared: Prepared) -> Store:
+    """The finished points of a sweep, with which it continues after a stop.
 
-
-class Journal:
-    """Finished points, one per line, with which a stopped sweep continues."""
-
-    def __init__(self, path: Path, found: dict[str, Record]) -> None:
-        self.path = path
-        self._found = found
-        self._writes = True
-
-    @classmethod
-    def open(cls, path: Path) -> Journal:
-        """Read the points of an earlier call; a truncated line is measured again."""
-        found: dict[str, Record] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-                found[entry["request"]] = dict(entry["figures"])
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-                continue
-        if found:
-            print(f"continuing after {len(found)} points in {path}", file=sys.stderr)
-        return cls(path, found)
-
-    def get(self, request: Request, measure: Callable[[], Record]) -> Record:
-        """The known figures of a request, or those of `measure`."""
-        name = json.dumps([request.recipe.to_dict(), request.count, request.seed], sort_keys=True)
-        if name not in self._found:
-            self._found[name] = plain(measure())
-            self._append({"request": name, "figures": self._found[name]})
-        return self._found[name]
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        if not self._writes:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                # A line break first, so that a truncated line does not damage this one.
-                file.write("\n" * (file.tell() > 0) + json.dumps(entry))
-        except OSError as error:
-            self._writes = False
-            print(f"note: finished points are not kept in {self.path}: {error}", file=sys.stderr)
+    The folder is in that of the figures, named like their file. Earlier versions wrote a file of lines.
+    """
+    path = store_of(prepared.options.run).path(kind.name, inputs_of(kind, prepared))
+    return Store(path.with_suffix(".partial"), read_journal(path.with_suffix(".partial.jsonl"), _POINT))
 
 
 def sweep_chart(record: Record) -> Image.Image:

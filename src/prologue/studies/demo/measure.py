@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
+from prologue.data.order import center_batch
 from prologue.data.source import Data
 from prologue.evaluation.codes import encode_images
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
-from prologue.evaluation.kinds.generation import evaluate_generation, recognised_classes
+from prologue.evaluation.kinds.generation import evaluate_generation
 from prologue.evaluation.kinds.likelihood import evaluate_likelihood
 from prologue.evaluation.kinds.reconstruction import evaluate_reconstruction
-from prologue.evaluation.recognition import Classifier
+from prologue.evaluation.recognition import Classifier, recognised_classes
 from prologue.evaluation.runs import ProgressCallback, Record, Split, evaluating, unwatched
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer, to_uint8
