@@ -15,7 +15,7 @@ from prologue.models.int8 import has_int8
 from prologue.models.layers import Dropout, Embedding, Linear, RMSNorm, head_in_fp32, initialise
 from prologue.models.rope import Positions
 from prologue.models.sequence import SequenceLayout
-from prologue.models.transformer import LayerCache, Transformer
+from prologue.models.transformer import Cache, Transformer
 from prologue.models.weights import SavedModel
 from prologue.utils.rng import torch_stream
 
@@ -97,10 +97,13 @@ class Prior(SavedModel):
         return out
 
     def hidden(
-        self, x: Float[Tensor, "B L D"], caches: Sequence[LayerCache] | None = None, start: int = 0
+        self,
+        x: Float[Tensor, "B L D"],
+        caches: Sequence[Cache] | None = None,
+        positions: slice | Int[Tensor, " L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Block outputs at input positions `start…start+L`, earlier ones read from `caches`."""
-        out: Tensor = self.transformer(self.drop(x), caches, start)
+        """Block outputs at these input positions, by default the first L; `caches` hold the earlier ones."""
+        out: Tensor = self.transformer(self.drop(x), caches, positions)
         return out
 
     def logits(
