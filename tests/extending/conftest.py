@@ -11,8 +11,10 @@ import pytest
 
 from prologue.cli.main import IMPORTED
 from prologue.models.quantizers import PROLOGUE_QUANTIZERS, QUANTIZERS
+from prologue.training.losses import LOSSES
 
 DOCS = Path(__file__).parents[2] / "docs"
+REGISTRIES = (QUANTIZERS, PROLOGUE_QUANTIZERS, LOSSES)
 
 
 @pytest.fixture
@@ -21,9 +23,9 @@ def outside_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
     What it registers is forgotten after the test. Calling again also forgets it, as a new process would.
     """
-    for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS):
+    for registry in REGISTRIES:
         monkeypatch.setattr(registry, "_components", dict(registry._components))
-    known = {registry: dict(registry._components) for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS)}
+    known = {registry: dict(registry._components) for registry in REGISTRIES}
     folder = tmp_path / "outside"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
