@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from prologue.cli import _overrides
-from prologue.cli._options import fields_help, resolve_run_config, split_overrides
-from prologue.cli._overrides import parse_overrides
+from prologue.cli._overrides import fields_help, parse_overrides, resolve_run_config, split_overrides
 from prologue.config import RunConfig, TransformerConfig
 from prologue.errors import ConfigError
 from prologue.presets import names, preset

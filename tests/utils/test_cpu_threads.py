@@ -99,7 +99,7 @@ def test_a_policy_of_the_user_wins() -> None:
 
 
 def test_the_library_leaves_the_environment_as_it_was() -> None:
-    seen = "from prologue import cpu_threads as threads; old = threads.limit_spinning\n"
+    seen = "from prologue.utils import cpu_threads as threads; old = threads.limit_spinning\n"
     seen += "threads.limit_spinning = lambda: print('asked', old()) or True\nfrom prologue import Pipeline"
     lines = _output(seen).splitlines()
     assert (lines[0], lines[-1]) == ("asked True", "None")

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from prologue.builtin import locate
-from prologue.cli._options import LOCATION, DeviceOption, fields_help, parse, resolve_run_config, split_overrides
-from prologue.cli._overrides import parse_overrides
+from prologue.cli._options import parse
+from prologue.cli._overrides import fields_help, parse_overrides, resolve_run_config, split_overrides
 from prologue.cli._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
 from prologue.errors import ConfigError
@@ -25,6 +25,7 @@ from prologue.utils.allocator import keep_freed_memory
 from prologue.utils.device import pick_device
 from prologue.utils.files import in_shell
 from prologue.utils.launcher import launched
+from prologue.utils.options import LOCATION, DeviceOption
 from prologue.utils.serialization import to_dict
 
 DEFAULT_PRESET = "small-32"
