@@ -108,7 +108,7 @@ CHANGES: dict[str, Changes] = {
     "ce-prologue-0": ce(0.0, 0.1, shared_prior_pass=False),
     "ce-late": stage1(ce_start=at(0.2)[0], ce_ramp=at(0.2)[0], prologue_kmeans=at(0.2, 0.3, 0.4)),
     "kmeans-never": stage1(prologue_kmeans=[]),
-    "revive-never": stage1(revive_every=0),
+    "revive-never": stage1(dead_code_reset_every=0),
     "visual-dropout-0": stage1(visual_dropout=0.0),
     "visual-dropout-0.8": stage1(visual_dropout=0.8),
     "visual-dropout-late": stage1(visual_dropout_start=at(0.2)[0], visual_dropout_ramp=at(0.2)[0]),

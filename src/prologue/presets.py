@@ -190,7 +190,7 @@ def small(
         ce_visual=_SMALL_CE if has_prologue else 0.0,
         visual_dropout=0.5 if has_prologue else 0.0,
         shared_prior_pass=has_prologue,
-        revive_every=0 if frozen_visual else 20,
+        dead_code_reset_every=0 if frozen_visual else 20,
         prologue_kmeans=tuple(max(1, round(part * tokenizer_steps)) for part in _KMEANS_PARTS) if has_prologue else (),
     )
     return RunConfig(

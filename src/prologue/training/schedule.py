@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prologue.config import OptimizerConfig, RunConfig
+from prologue.errors import ConfigError
 
 
 def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
@@ -44,8 +47,23 @@ def ema_decay(half_life: float) -> float:
     return float(0.5 ** (1 / half_life))
 
 
-def ramp(update: int, start: int, length: int) -> float:
-    """Weight of a term that begins at `start` and grows linearly to 1 over `length` updates."""
-    if update < start:
-        return 0.0
-    return 1.0 if length == 0 else min(1.0, (update - start + 1) / length)
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that is 0 before step `start` and then rises linearly to `weight` over `length` steps."""
+
+    weight: float = 1.0
+    start: int = 0
+    length: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("weight", (int, float)), ("start", (int,)), ("length", (int,))):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds) or (name != "weight" and value < 0):
+                kind = "a number" if name == "weight" else "a number of steps"
+                raise ConfigError(f"{name} must be {kind}, not {value!r}")
+
+    def at(self, step: int) -> float:
+        """The weight at `step`."""
+        if step < self.start:
+            return 0.0
+        return self.weight * (1.0 if self.length == 0 else min(1.0, (step - self.start + 1) / self.length))

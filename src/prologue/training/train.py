@@ -25,6 +25,7 @@ from prologue.sampling.manifest import NAME as MANIFEST
 from prologue.sampling.manifest import Manifest
 from prologue.training.context import Context
 from prologue.training.loop import Stage, Stopped, StopRequest, run_stage
+from prologue.training.losses import autoencoder_terms
 from prologue.training.prior_stage import PriorStage
 from prologue.training.progress import Progress, Silent
 from prologue.training.results import fault_of, hash_of_tokenizer
@@ -76,6 +77,7 @@ def train(
 
 def _train(request: TrainRequest, progress: Progress, stop: StopRequest | None, data: Data | None) -> RunFolder:
     config = _settled(request)
+    autoencoder_terms(config.tokenizer_training)  # reports a wrong term before anything is written
     accelerator = make_accelerator(config.precision, request.device)
     given = _given_tokenizer(request, config)
     if given is not None:
