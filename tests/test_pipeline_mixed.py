@@ -85,6 +85,14 @@ def test_every_pass_of_a_chunk_has_the_shape_that_an_image_alone_has(
         pipe.chunk([0], [1], 4, guidance=guidance[image])
         assert shapes == mixed
     assert {rows for rows, _ in mixed} == {8}
+    # Images without guidance are a batch of their own, without rows of the null class.
+    shapes.clear()
+    pipe.chunk([0], [1], 4, guidance=Guidance.none())
+    plain = list(shapes)
+    assert {rows for rows, _ in plain} == {4}
+    shapes.clear()
+    pipe.chunk([0, 0], [1, 2], 4, guidance=[SPLIT, Guidance.none()])
+    assert shapes == mixed + plain
 
 
 def test_generate_takes_options_of_each_image(pipe: Pipeline) -> None:
