@@ -56,15 +56,9 @@ def batch_indices(
     """
     if count < 1:
         raise DataError("there are no images to train on")
-    positions = batch_positions(step, batch, rank, world)
-    parts = []
-    position = positions.start
-    while position < positions.stop:
-        epoch, offset = divmod(position, count)
-        taken = min(count - offset, positions.stop - position)
-        parts.append(_epoch_order(seed, epoch, count)[offset : offset + taken])
-        position += taken
-    return np.concatenate(parts)
+    epochs, places = np.divmod(np.asarray(batch_positions(step, batch, rank, world), dtype=np.int64), count)
+    read = range(int(epochs[0]), int(epochs[-1]) + 1)
+    return np.concatenate([_epoch_order(seed, epoch, count)[places[epochs == epoch]] for epoch in read])
 
 
 def train_batch(images: ImageSet, seed: int, step: int, batch: int, rank: int = 0, world: int = 1) -> Batch:
