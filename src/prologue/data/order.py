@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
-    order = numpy_stream(seed, "order", epoch).permutation(count)
+    order = numpy_stream(seed, "order", epoch).permutation(count).astype(np.int64, copy=False)
     order.flags.writeable = False
     return order
 
