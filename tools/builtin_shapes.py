@@ -19,12 +19,11 @@ import numpy as np
 import torch
 
 from prologue import builtin
-from prologue.data.opening import open_data
-from prologue.data.source import Data
+from prologue.data.source import Data, open_data
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import draw_samples, evaluate_generation, uniform_classes
-from prologue.evaluation.layout import evaluate_layout
+from prologue.evaluation.layout import Shown, evaluate_layout
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.memorisation import evaluate_memorisation
 from prologue.evaluation.reconstruction import evaluate_reconstruction, recognise_reconstructions
@@ -163,7 +162,7 @@ def card(run: RunFolder, folder: Path, records: dict[str, Record], facts: dict[s
         {
             "name": f"{builtin.SCHEME}{DATA}",
             "licence": "Apache-2.0",
-            "data": "the scenes that `prologue.data.shapes` draws; no other images",
+            "data": "the scenes that `prologue.data.embedded.shapes` draws; no other images",
             "data_fingerprint": run.record["facts"]["data_fingerprint"],
             "command": "python tools/builtin_shapes.py",
             "preset": PRESET,
@@ -244,11 +243,12 @@ def draw(pipeline: Pipeline, run: RunFolder, data: Data) -> None:
     tokenizer, prior, recipe, seed = pipeline.tokenizer, pipeline.prior, pipeline.recipe, run.config.seed
     classes = uniform_classes(prior.num_classes, SHOWN_ROWS * prior.num_classes)
     images = torch.cat([each.images for each in draw_samples(tokenizer, prior, recipe, classes, seed=seed)])
-    rows = np.arange(2 * prior.num_classes, 3 * prior.num_classes)  # an image of each class
+    rows = np.arange(2 * prior.num_classes, 4 * prior.num_classes)  # two images of each class
     labels = torch.from_numpy(data.validation.labels[rows])
     _, shown = evaluate_layout(
         tokenizer, prior, recipe, data.validation, rows, labels, Features(), per=SHOWN_PER, seed=seed
     )
+    shown = Shown(*(part[: prior.num_classes] for part in shown))
     pictures = {
         "samples": samples_picture(images, data.class_names),
         "resample": resampled_picture(shown, data.class_names),

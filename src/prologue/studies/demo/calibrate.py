@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 
 from prologue.config import RunConfig, Variant
-from prologue.data.opening import open_data
-from prologue.data.sampler import center_batch
-from prologue.data.source import Data
-from prologue.data.store import TokenStore
+from prologue.data.order import center_batch
+from prologue.data.source import Data, open_data
+from prologue.data.token_store import TokenStore
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.reconstruction import evaluate_reconstruction
