@@ -16,6 +16,7 @@ from tyro.conf import arg
 from prologue.data.order import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import ConfigError
+from prologue.evaluation.codes import reconstructed
 from prologue.evaluation.distances import Distances
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.kinds._distances import (
@@ -40,7 +41,6 @@ from prologue.evaluation.kinds.base import (
 )
 from prologue.evaluation.metrics.intervals import mean_interval
 from prologue.evaluation.metrics.pixels import psnr, ssim
-from prologue.evaluation.nearest import decoded
 from prologue.evaluation.recognition import Classifier, recognised_classes
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import (
@@ -111,7 +111,7 @@ class Reconstruction(Kind[ReconstructionOptions]):
                 count=options.count,
                 batch=options.batch,
                 seed=options.seed,
-                revives=training_of(info).tokenizer_training.revive_every > 0,
+                resets=training_of(info).tokenizer_training.dead_code_reset_every > 0,
                 watch=progress,
                 statistics=statistics,
                 lpips=None if lpips is None else lpips.to(device),
@@ -148,7 +148,7 @@ def evaluate_reconstruction(
     count: int | None = None,
     batch: int = 64,
     seed: int = 0,
-    revives: bool = False,
+    resets: bool = False,
     watch: ProgressCallback = unwatched,
     statistics: Reference | None = None,
     lpips: PerceptualLoss | None = None,
@@ -157,7 +157,7 @@ def evaluate_reconstruction(
     """Center crops of `split` (all, or `count` of them at random) against their reconstructions.
 
     PSNR in dB, SSIM and, with its network, LPIPS per image with 95 % intervals; the distances of `Distances.record` to
-    the same crops, or to the file `statistics`; the used part of the visual codebook and its perplexity. `revives` says
+    the same crops, or to the file `statistics`; the used part of the visual codebook and its perplexity. `resets` says
     whether the training resets dead codes, on which the advice about a collapse depends. Without images, and for images
     too small for SSIM, an `EvaluationError`.
     """
@@ -193,7 +193,7 @@ def evaluate_reconstruction(
     record |= {"visual_codebook_size": tokenizer.config.codebook_size, "seed": seed}
     # A few images use a small part of a large codebook, which is no collapse.
     reachable = min(1.0, len(indices) * tokenizer.config.visual_tokens / tokenizer.config.codebook_size)
-    collapse = collapse_sentences(usage.used / reachable, None, None, revives, True)
+    collapse = collapse_sentences(usage.used / reachable, None, None, resets, True)
     return record | {"collapsed": bool(collapse), "notes": [*split.notes, *distances.notes, *collapse]}
 
 
@@ -219,7 +219,7 @@ def recognise_reconstructions(
     seen: list[Tensor] = []
     seen_originals: list[Tensor] = []
     for originals in center_crops(images, indices, batch=batch):
-        seen.append(classifier.classify(decoded(tokenizer, originals)))
+        seen.append(classifier.classify(reconstructed(tokenizer, originals)))
         seen_originals.append(classifier.classify(originals))
     labels = torch.from_numpy(images.labels[indices].astype(np.int64))
     record = recognised_classes(labels, torch.cat(seen), class_names)
