@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prologue.config import OptimizerConfig, PriorOptions
-from prologue.data.store import TokenStore
+from prologue.data.token_store import TokenStore
 from prologue.models.tokenizer import Tokenizer
 from prologue.training import upkeep
 from prologue.training.context import Context

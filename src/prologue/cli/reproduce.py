@@ -54,6 +54,7 @@ def run(argv: list[str]) -> int:
     import torch
 
     from prologue.cli._stopping import stops
+    from prologue.data.source import import_source
     from prologue.studies.reproduce.pieces import checked_variants
     from prologue.studies.reproduce.request import StudyRequest
     from prologue.studies.reproduce.scales import VARIANTS, scale_named
@@ -64,6 +65,7 @@ def run(argv: list[str]) -> int:
     from prologue.utils.device import pick_device
     from prologue.utils.serialization import load_json, save_json
 
+    import_source(options.data)
     scale = scale_named(options.scale, options.data)
     on_cpu = pick_device(options.device).type == "cpu"
     jobs = options.jobs if options.jobs is not None else torch.get_num_threads() if on_cpu else 1

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
+from prologue.data.order import center_batch
 from prologue.data.source import ImageSet
 from prologue.evaluation.distances import Distances
 from prologue.evaluation.feature_networks import Features

@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from prologue.config import PriorTraining
-from prologue.data.sampler import batch_indices, batch_positions
-from prologue.data.store import TokenStore
+from prologue.data.order import batch_indices, batch_positions
+from prologue.data.token_store import TokenStore
 from prologue.models.prior import Prior
 from prologue.models.sequence import SequenceLayout, TokenIds
 from prologue.models.tokenizer import Tokenizer

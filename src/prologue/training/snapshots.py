@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from prologue.data.order import center_batch
 from prologue.data.pictures import labelled_grid, save_png, to_pil
-from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.models.prior import Prior
 from prologue.models.tokenizer import Tokenizer, to_model_range, to_uint8

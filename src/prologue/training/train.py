@@ -14,10 +14,9 @@ import torch
 
 from prologue.builtin import shown
 from prologue.config import FILE_RULE, Precision, RunConfig, TokenizerConfig
-from prologue.data.inventory import changed_files, keep_inventory
-from prologue.data.opening import open_data, place_of
-from prologue.data.source import Data
-from prologue.data.store import TokenStore
+from prologue.data.folder.inventory import changed_files, keep_inventory
+from prologue.data.source import Data, open_data, place_of
+from prologue.data.token_store import TokenStore
 from prologue.errors import ConfigError, DataError, RunError
 from prologue.models.precision import pick_precision
 from prologue.models.tokenizer import Tokenizer

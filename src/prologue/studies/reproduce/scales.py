@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prologue.config import RunConfig, Variant
-from prologue.data.options import ENDLESS, embedded_name
+from prologue.data.source import ENDLESS, embedded_name
 from prologue.errors import ConfigError
 from prologue.evaluation.sweep import Plan
 from prologue.presets import small

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prologue.config import FILE_RULE, RunConfig
-from prologue.data.opening import open_data
-from prologue.data.options import ENDLESS, embedded_name
+from prologue.data.source import ENDLESS, embedded_name, open_data
 from prologue.errors import EvaluationError, MissingExtraError, RunError
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.metrics.kid import LEAST

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prologue.config import DataConfig
-from prologue.data.opening import open_data
+from prologue.data.source import open_data
 from prologue.errors import MissingExtraError
 
 

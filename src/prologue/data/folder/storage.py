@@ -15,27 +15,41 @@ from pathlib import Path
 from typing import Protocol
 
 from prologue.data.decode import damaged
+from prologue.data.folder.rules import FileRule
 from prologue.data.names import parents, readable
-from prologue.data.rules import FileRule
 from prologue.errors import DataError
 
 _LOCAL_HEADER = 30
 _LOCAL_MAGIC = b"PK\x03\x04"
+_ENCRYPTED = 1
+_UTF8_NAME = 0x800
+
+
+@dataclass
+class LeftOut:
+    """Files that a storage does not offer."""
+
+    folders: set[str] = field(default_factory=set)
+    """Names of system folders."""
+    images: int = 0
+    """Hidden image files outside of such folders."""
+    repeated: int = 0
+    """Entries of a zip that a later one of the same name replaces."""
 
 
 class Storage(Protocol):
     """Named files with sizes. Names are relative, with forward slashes; system files are left out."""
 
     sizes: dict[str, int]
-    """Size of each file in bytes, by name."""
+    """Bytes of each file, by name."""
     stamps: dict[str, int]
-    """What changes when a file is written again: its time in a folder, its checksum in a zip."""
+    """A number that changes when a file is written again: its time in a folder, its checksum in a zip."""
     folders: set[str]
-    """All folders, also empty ones."""
+    """All folders, including empty ones."""
     left_out: LeftOut
 
     def shown(self, name: str) -> str:
-        """The name as the user knows it, as printable text."""
+        """The whole path of a file as printable text."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -43,24 +57,12 @@ class Storage(Protocol):
         ...
 
     def head(self, name: str, length: int) -> bytes:
-        """At most the first `length` bytes, unchecked. Raises `DataError` as `read`."""
+        """At most the first `length` bytes, unchecked. Raises `DataError` as `read` does."""
         ...
 
 
-@dataclass
-class LeftOut:
-    """What a storage does not offer."""
-
-    folders: set[str] = field(default_factory=set)
-    """Names of system folders."""
-    images: int = 0
-    """Hidden image files outside such folders."""
-    repeated: int = 0
-    """Entries of a zip that a later one of the same name replaces."""
-
-
 def open_storage(where: str, rule: FileRule) -> Storage:
-    """A folder or zip as storage. Raises `DataError` if there is none at `where`."""
+    """Open a folder or zip. Raises `DataError` if there is none at `where`."""
     path = Path(where).expanduser()
     try:
         if path.is_dir():
@@ -70,13 +72,13 @@ def open_storage(where: str, rule: FileRule) -> Storage:
     except OSError as error:
         raise DataError(f"{readable(where)} cannot be opened: {error.strerror or error}") from error
     raise DataError(
-        f"there is no folder or zip named {readable(where)}: give the path of one, or one of the embedded sets "
-        "'shapes', 'digits'"
+        f"there is no folder or zip named {readable(where)}: give the path of one, an embedded set (shapes, digits or "
+        "plates), or module:Name of your own data source"
     )
 
 
 class FolderStorage:
-    """All files below a folder. Links are followed; a link back to a folder already visited is not."""
+    """All files below a folder. Links are followed, except a link to a folder that contains it."""
 
     def __init__(self, root: Path, rule: FileRule) -> None:
         self._root, self._rule = root, rule
@@ -86,15 +88,18 @@ class FolderStorage:
         self.left_out = LeftOut()
         self._walk(root, "", frozenset())
 
-    def _walk(self, folder: Path, prefix: str, parents: frozenset[str]) -> None:
+    def _walk(self, folder: Path, prefix: str, above: frozenset[str]) -> None:
         real = os.path.realpath(folder)
-        if real in parents:
+        if real in above:
             return
         try:
             with os.scandir(folder) as found:
                 entries = list(found)
         except OSError as error:
-            raise DataError(f"the folder {readable(str(folder))} cannot be read: {error.strerror}") from error
+            raise DataError(
+                f"the folder {readable(str(folder))} cannot be read ({error.strerror}): change its permissions, or "
+                "move it elsewhere"
+            ) from error
         for entry in entries:
             name = prefix + entry.name
             if self._rule.is_system(entry.name):
@@ -104,15 +109,15 @@ class FolderStorage:
                     self.left_out.images += self._rule.is_image(entry.name)
             elif _is_folder(entry):
                 self.folders.add(name)
-                self._walk(folder / entry.name, f"{name}/", parents | {real})
+                self._walk(folder / entry.name, f"{name}/", above | {real})
             else:
                 try:
-                    found_there = entry.stat()
-                except OSError:  # a link to nothing or to itself: named as unreadable when it is read
+                    status = entry.stat()
+                except OSError:  # a link to nothing or to itself: reading it gives the error
                     self.sizes[name] = self.stamps[name] = 0
                     continue
-                if stat.S_ISREG(found_there.st_mode):  # a pipe would be waited for
-                    self.sizes[name], self.stamps[name] = found_there.st_size, found_there.st_mtime_ns
+                if stat.S_ISREG(status.st_mode):  # reading a pipe would block
+                    self.sizes[name], self.stamps[name] = status.st_size, status.st_mtime_ns
 
     def shown(self, name: str) -> str:
         return readable(str(self._root / name))
@@ -129,29 +134,17 @@ class FolderStorage:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; a link that cannot be followed is none."""
+    """Whether an entry is a folder or a link to one. A link that cannot be followed is not."""
     try:
         return entry.is_dir()
     except OSError:
         return False
 
 
-@dataclass(frozen=True)
-class _Member:
-    """Where a file lies in its zip."""
-
-    offset: int
-    stored: int
-    size: int
-    crc: int
-    method: int
-    encrypted: bool
-
-
 class ZipStorage:
-    """All files of a zip. Where everything lies in one top folder, names are relative to that folder.
+    """All files of a zip. If everything lies in one top folder, names are relative to that folder.
 
-    Each read opens the zip anew and goes straight to the file, so that threads and forked processes share nothing.
+    Each read opens the zip again and goes straight to the file, so threads and processes share nothing.
     """
 
     def __init__(self, path: Path, rule: FileRule) -> None:
@@ -168,32 +161,21 @@ class ZipStorage:
         kept: dict[str, zipfile.ZipInfo] = {}
         folders: set[str] = set()
         for name, info in named:
-            if not self._leaves_out(name, rule, info.is_dir()):
-                (folders.add(name) if info.is_dir() else self._keep(kept, name, info))
+            if self._leaves_out(name, rule, info.is_dir()):
+                continue
+            if info.is_dir():
+                folders.add(name)
+            else:
+                self.left_out.repeated += name in kept
+                kept[name] = info
         tops = {name.partition("/")[0] for name in kept}
-        wrapped = len(tops) == 1 and all("/" in name for name in kept)
-        if wrapped and rule.split_of(next(iter(tops))) is not None:
-            wrapped = False
+        wrapped = len(tops) == 1 and all("/" in name for name in kept) and rule.split_of(min(tops)) is None
         self._prefix = tops.pop() + "/" if wrapped else ""
         folders.update(parent for name in kept for parent in parents(name))
         self.folders = {name.removeprefix(self._prefix) for name in folders if name.startswith(self._prefix)}
-        self._members = {
-            name.removeprefix(self._prefix): _Member(
-                info.header_offset,
-                info.compress_size,
-                info.file_size,
-                info.CRC,
-                info.compress_type,
-                bool(info.flag_bits & 1),
-            )
-            for name, info in kept.items()
-        }
-        self.sizes = {name: member.size for name, member in self._members.items()}
-        self.stamps = {name: member.crc for name, member in self._members.items()}
-
-    def _keep(self, kept: dict[str, zipfile.ZipInfo], name: str, info: zipfile.ZipInfo) -> None:
-        self.left_out.repeated += name in kept
-        kept[name] = info
+        self._members = {name.removeprefix(self._prefix): info for name, info in kept.items()}
+        self.sizes = {name: info.file_size for name, info in self._members.items()}
+        self.stamps = {name: info.CRC for name, info in self._members.items()}
 
     def _leaves_out(self, name: str, rule: FileRule, is_folder: bool) -> bool:
         parts = name.split("/")
@@ -210,48 +192,47 @@ class ZipStorage:
         return readable(f"{self._path}/{self._prefix}{name}")
 
     def read(self, name: str) -> bytes:
-        member = self._members[name]
-        data = self.head(name, member.size)
-        if len(data) != member.size or zlib.crc32(data) != member.crc:
+        info = self._members[name]
+        data = self.head(name, info.file_size)
+        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
             raise damaged(self.shown(name), "its checksum in the zip is wrong")
         return data
 
     def head(self, name: str, length: int) -> bytes:
-        member = self._members[name]
-        if member.encrypted or member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            how = "encrypted" if member.encrypted else f"compressed by method {member.method}"
-            raise DataError(f"{self.shown(name)} is {how}: pack the zip again, plainly (deflate or store)")
+        info = self._members[name]
+        encrypted = info.flag_bits & _ENCRYPTED
+        if encrypted or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            how = "encrypted" if encrypted else f"compressed by method {info.compress_type}"
+            raise DataError(f"{self.shown(name)} is {how}: pack the zip again with deflate or store")
         try:
-            return self._expand(member, min(length, member.size))
+            return self._expand(info, min(length, info.file_size))
         except (OSError, zlib.error, struct.error) as error:
             raise damaged(self.shown(name), str(error)) from error
 
-    def _expand(self, member: _Member, length: int) -> bytes:
+    def _expand(self, info: zipfile.ZipInfo, length: int) -> bytes:
         with self._path.open("rb") as file:
-            file.seek(member.offset)
+            file.seek(info.header_offset)
             header = file.read(_LOCAL_HEADER)
             if header[:4] != _LOCAL_MAGIC:
                 raise OSError("the zip's directory points to no file")
             name_length, extra_length = struct.unpack("<HH", header[26:30])
             file.seek(name_length + extra_length, os.SEEK_CUR)
-            if member.method == zipfile.ZIP_STORED:
+            if info.compress_type == zipfile.ZIP_STORED:
                 return file.read(length)
-            # The beginning of a file needs no more input than this; a little less output would do no harm.
-            raw = file.read(member.stored if length == member.size else min(member.stored, length))
-        # The output is bounded by what the zip's directory declares, whatever the stream would grow to.
+            # The beginning of a file needs no more input than output; a little less output would do no harm.
+            whole = length == info.file_size
+            raw = file.read(info.compress_size if whole else min(info.compress_size, length))
+        # `length` bounds the output, whatever the stream would expand to.
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, length) if length else b""
 
 
-_UTF8_NAME = 0x800
-
-
 def _entry_name(info: zipfile.ZipInfo, rule: FileRule) -> str:
-    """A relative name with forward slashes, wherever the zip's own name would lead."""
+    """A relative name with forward slashes that stays inside the zip."""
     name = info.filename.replace("\\", "/")
     if rule.first:
         return name.removesuffix("/")
     if not info.flag_bits & _UTF8_NAME:
-        # Many tools write UTF-8 without saying so; other bytes are hardly ever valid UTF-8.
+        # Many tools write UTF-8 without the flag. Other bytes are hardly ever valid UTF-8.
         with contextlib.suppress(UnicodeError):
             name = name.encode("cp437").decode("utf-8")
     return posixpath.normpath("/" + re.sub(r"^[A-Za-z]:", "", name)).lstrip("/")

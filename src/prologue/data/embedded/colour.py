@@ -1,4 +1,4 @@
-"""Colours of many cells at once: OKLCH to sRGB, and noise in hue and brightness."""
+"""OKLCH colours, and grids of coloured cells."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from jaxtyping import Float, UInt8
 
 
 def oklch(
-    lightness: Float[np.ndarray, " ..."], chroma: float, hue: Float[np.ndarray, " ..."]
+    lightness: Float[np.ndarray, " ..."], chroma: float | Float[np.ndarray, " ..."], hue: Float[np.ndarray, " ..."]
 ) -> Float[np.ndarray, "3 ..."]:
-    """OKLCH colours, hue in degrees, as sRGB in 0…1, clipped to the gamut."""
+    """OKLCH colours (hue in degrees) as sRGB in 0…1, clipped to the gamut. Source: Ottosson's Oklab matrices."""
     angle = np.radians(hue)
     a, b = chroma * np.cos(angle), chroma * np.sin(angle)
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
@@ -31,7 +31,7 @@ def oklch(
 def enlarge(
     cells: Float[np.ndarray, "... rows columns"], height: int, width: int
 ) -> Float[np.ndarray, "... height width"]:
-    """The value of the cell that each pixel's center lies in; the cells share the picture evenly."""
+    """Give each pixel the value of the cell that its center lies in; all cells have the same size."""
     rows, columns = cells.shape[-2:]
     return cells[..., (np.arange(height) * 2 + 1) * rows // (2 * height), :][
         ..., (np.arange(width) * 2 + 1) * columns // (2 * width)
@@ -43,13 +43,13 @@ def grainy(
     turns: Float[np.ndarray, "rows columns"],
     shifts: Float[np.ndarray, "rows columns"],
 ) -> UInt8[np.ndarray, "3 height width"]:
-    """The picture with each cell's hue turned (radians, about the grey axis) and its brightness shifted (of 1)."""
+    """Turn each cell's hue by `turns` (radians around the grey axis) and shift its brightness by `shifts` (of 1)."""
     height, width = picture.shape[1:]
     turn, shift = enlarge(np.stack([turns, shifts]), height, width)
     values = picture / 255
     grey = values.mean(0)
     colour = values - grey
-    # The cross product with the grey axis is the colour a quarter further round it.
+    # The cross product with the grey axis is the colour after a quarter turn.
     quarter = np.stack([colour[2] - colour[1], colour[0] - colour[2], colour[1] - colour[0]]) / np.sqrt(3)
     turned = colour * np.cos(turn) + quarter * np.sin(turn) + grey + shift
     noisy: UInt8[np.ndarray, "3 height width"] = (turned.clip(0, 1) * 255 + 0.5).astype(np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prologue.data.cache import PixelCache
+from prologue.data.views import PixelCache
 
 
 def test_it_keeps_the_first_pictures_that_fit() -> None:

@@ -1,7 +1,7 @@
-"""The embedded `plates`: figures that show only as a difference of hue, as in plates that test colour vision.
+"""`plates`: figures that differ from the ground by hue alone, as in plates that test colour vision.
 
-A plate is a grid of cells of one colour each. Figure and ground have one hue each, every cell's lightness is random,
-and a part of the cells (`noise`) has a random hue. So single cells say next to nothing of the figure.
+A plate is a grid of cells of one colour each. Figure and ground have one hue each, every cell has a random lightness,
+and a fraction of the cells (`noise`) has a random hue. So a single cell says almost nothing about the figure.
 """
 
 from __future__ import annotations
@@ -17,28 +17,26 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from prologue.config import DataConfig
-from prologue.data.cache import PixelCache
-from prologue.data.colour import enlarge, oklch
-from prologue.data.digits import held_out, load_scans
-from prologue.data.drawing import inside_kind
-from prologue.data.options import PlatesOptions
-from prologue.data.rendered import RenderedSet
-from prologue.data.shapes import CLASS_NAMES as KINDS
-from prologue.data.source import Data, fingerprint, seen_options
+from prologue.data.embedded.colour import enlarge, oklch
+from prologue.data.embedded.digits import DIGITS, held_out, load_scans
+from prologue.data.embedded.drawing import inside_kind
+from prologue.data.embedded.shapes import CLASS_NAMES as KINDS
+from prologue.data.embedded.shapes import Split
+from prologue.data.source import Data, fingerprint, require_between, seen_options
+from prologue.data.views import PixelCache, RenderedSet
 from prologue.errors import DataError
 from prologue.utils.rng import numpy_stream
 
-Split = Literal["train", "validation"]
-
 VERSION = 1
-"""Changes whenever a plate of the same seed would look different."""
+"""Must change whenever a plate of the same seed looks different."""
 HUES = {"red": 20.0, "green": 110.0, "teal": 200.0, "violet": 290.0}
 _LIGHTNESS = (0.45, 0.85)
 _CHROMA = 0.1
 _LEAST_CELLS = 5
 _HELD_OUT = 0.2
-"""Part of the scans of each digit that only validation plates show."""
-DIGITS = tuple(str(digit) for digit in range(10))
+"""Fraction of the scans of each digit that only validation plates show."""
+_INK = 110
+"""Pixels of a scan above this value (of 255) are ink."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,17 @@ class Plate:
     figure: str
     """The class: a digit or a kind of shape."""
     scan: int
-    """Which of the digit's scans of this split; 0 for shapes."""
+    """Number of the scan among those of this digit and split; 0 for shapes."""
     x: float
-    """Place of the figure in the room it has: -1 at the left border … 1 at the right."""
+    """Position of the figure within its range: -1 at the left border … 1 at the right."""
     y: float
     """-1 at the upper border … 1 at the lower."""
     size: float
-    """Side of the figure's square over the picture's short side."""
+    """Side of the figure's square, relative to the short side of the picture."""
     figure_hue: str
     ground_hue: str
     noise: float
-    """Part of the cells whose hue is random, as the option says."""
+    """Fraction of the cells with a random hue, as the option says."""
 
 
 def class_names(figures: str) -> tuple[str, ...]:
@@ -74,11 +72,44 @@ def _scans(split: Split) -> tuple[UInt8[np.ndarray, "n 8 8"], ...]:
     return tuple(scans[chosen & (labels == digit)] for digit in range(10))
 
 
+@dataclass(frozen=True)
+class Plates:
+    """The source `plates`: `data.shapes_images` plates to train and `data.shapes_validation` to validate."""
+
+    figures: Literal["digits", "kinds"] = "digits"
+    """Scans of handwritten digits (needs the extra [digits]), or the eight kinds of `shapes`."""
+    noise: float = 0.1
+    """Fraction of the cells with a random hue."""
+    cell: int = 4
+    """Side of the cells, in pixels."""
+
+    def __post_init__(self) -> None:
+        require_between("noise", self.noise, 0, 1)
+        require_between("cell", self.cell, 1, 64)
+
+    def open(self, config: DataConfig, image_size: tuple[int, int], seed: int = 0) -> Data:
+        """Raises `MissingExtraError` for digits without scikit-learn, and `DataError` for images of too few cells."""
+        train = PlatesSet("train", config.shapes_images, image_size, config, self, seed)
+        return Data(
+            train=train,
+            validation=PlatesSet("validation", config.shapes_validation, image_size, config, self, seed),
+            class_names=train.names,
+            fingerprint=fingerprint(
+                source=f"plates-{VERSION}",
+                seed=seed,
+                counts=[config.shapes_images, config.shapes_validation],
+                options=asdict(self),
+                scans=[hashlib.sha256(each.tobytes()).hexdigest() for each in train.scans],
+                **{**seen_options(config, image_size), "flip": False},
+            ),
+        )
+
+
 class PlatesSet(RenderedSet):
-    """One split of `plates` at one size: `count` plates from the stream of (seed, split). Never mirrored."""
+    """One split of `plates`: `count` plates from the stream of (seed, split). They are never mirrored."""
 
     def __init__(
-        self, split: Split, count: int, size: tuple[int, int], config: DataConfig, options: PlatesOptions, seed: int = 0
+        self, split: Split, count: int, size: tuple[int, int], config: DataConfig, options: Plates, seed: int = 0
     ) -> None:
         self.names = class_names(options.figures)
         labels = np.arange(count, dtype=np.int64) % len(self.names)
@@ -97,7 +128,7 @@ class PlatesSet(RenderedSet):
         return self._drawn(index)[0]
 
     def _drawn(self, index: int) -> tuple[Plate, np.random.Generator]:
-        """The factors, and the stream of the plate's cells, which follow them."""
+        """The factors, and the stream from which the cells are drawn after them."""
         rng = numpy_stream(self._seed, "plates", self.options.figures, self.split, index)
         draws: list[float] = rng.random(6).tolist()
         down, right, size, scan, hue, step = draws
@@ -123,7 +154,7 @@ class PlatesSet(RenderedSet):
         return plate, rng
 
     def _figure(self, plate: Plate) -> Bool[np.ndarray, "rows columns"]:
-        """Which cells show the figure."""
+        """True for the cells that show the figure."""
         side = round(plate.size * min(self.grid))
         if self.scans:
             scan = Image.fromarray(self.scans[self.names.index(plate.figure)][plate.scan])
@@ -137,7 +168,7 @@ class PlatesSet(RenderedSet):
         return cells
 
     def render(self, index: int, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
-        """Plate `index`, whose cells are those of the set's own size, enlarged."""
+        """Draw plate `index` with the cells of the set's own size, then enlarge it."""
         plate, rng = self._drawn(index)
         random, chance, lightness = rng.random((3, *self.grid))
         angles = np.array(list(HUES.values()))
@@ -149,33 +180,4 @@ class PlatesSet(RenderedSet):
         return picture
 
     def factors(self, index: int) -> dict[str, Any]:
-        """The factors of image `index`, by name."""
         return asdict(self.plate(index))
-
-
-_INK = 110
-"""Of 255: a scan is ink from here on."""
-
-
-def open_plates(config: DataConfig, image_size: tuple[int, int], options: PlatesOptions, seed: int = 0) -> Data:
-    """The plates as a data source: `data.shapes_images` to train, `data.shapes_validation` to validate.
-
-    Raises `MissingExtraError` for digits without scikit-learn, and `DataError` for images of too few cells.
-    """
-    counts = {"train": config.shapes_images, "validation": config.shapes_validation}
-    train, validation = (
-        PlatesSet(split, counts[split], image_size, config, options, seed) for split in ("train", "validation")
-    )
-    return Data(
-        train=train,
-        validation=validation,
-        class_names=train.names,
-        fingerprint=fingerprint(
-            source=f"plates-{VERSION}",
-            seed=seed,
-            counts=list(counts.values()),
-            options=asdict(options),
-            scans=[hashlib.sha256(each.tobytes()).hexdigest() for each in train.scans],
-            **{**seen_options(config, image_size), "flip": False},
-        ),
-    )

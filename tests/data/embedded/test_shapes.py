@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from prologue.config import DataConfig
-from prologue.data.colour import grainy
-from prologue.data.opening import open_data
-from prologue.data.options import ShapesOptions
-from prologue.data.shapes import BACKGROUNDS, CLASS_NAMES, COLOURS, TEXTURES, ShapesSet, render, scene
+from prologue.data.embedded.colour import grainy
+from prologue.data.embedded.drawing import draw
+from prologue.data.embedded.shapes import BACKGROUNDS, CLASS_NAMES, COLOURS, TEXTURES, Shapes, ShapesSet, scene
+from prologue.data.source import open_data
 
 
 def correlation(a: list[float], b: list[float]) -> float:
@@ -23,7 +23,7 @@ def test_scenes_are_a_function_of_seed_split_and_index() -> None:
     assert scene("train", 5) == scene("train", 5)
     assert scene("train", 5) != scene("train", 13)
     assert scene("train", 5) != scene("train", 5, seed=1)
-    np.testing.assert_array_equal(render(scene("train", 5), 32, 32), render(scene("train", 5), 32, 32))
+    np.testing.assert_array_equal(draw(scene("train", 5), 32, 32), draw(scene("train", 5), 32, 32))
 
 
 def test_splits_share_no_scene() -> None:
@@ -59,8 +59,8 @@ def test_factors_depend_on_each_other() -> None:
 
 @pytest.mark.parametrize("index", range(16))
 def test_a_scene_is_the_same_picture_at_every_size(index: int) -> None:
-    large = Image.fromarray(render(scene("train", index), 256, 256).transpose(1, 2, 0))
-    small = render(scene("train", index), 64, 64).transpose(1, 2, 0)
+    large = Image.fromarray(draw(scene("train", index), 256, 256).transpose(1, 2, 0))
+    small = draw(scene("train", index), 64, 64).transpose(1, 2, 0)
     reduced = np.asarray(large.resize((64, 64), Image.Resampling.BOX), dtype=float)
     error = np.abs(reduced - small)
     assert error.mean() < 0.6
@@ -69,7 +69,7 @@ def test_a_scene_is_the_same_picture_at_every_size(index: int) -> None:
 
 @pytest.mark.parametrize("size", [(16, 40), (40, 16), (31, 33)])
 def test_any_size(size: tuple[int, int]) -> None:
-    pictures = [render(scene("train", index), *size) for index in range(8)]
+    pictures = [draw(scene("train", index), *size) for index in range(8)]
     assert {picture.shape for picture in pictures} == {(3, *size)}
     assert all(picture.std() > 20 for picture in pictures)
 
@@ -80,7 +80,7 @@ def test_the_shape_stands_out_from_its_ground() -> None:
         s = scene("train", index)
         if s.kind in ("ring", "crescent"):
             continue
-        picture = render(s, 64, 64).astype(float)
+        picture = draw(s, 64, 64).astype(float)
         room = 1 - 0.9 * s.size
         row, column = (round(31.5 + 32 * room * place) for place in (s.y, s.x))
         corner = picture[:, -1 if row < 32 else 0, -1 if column < 32 else 0]
@@ -90,7 +90,7 @@ def test_the_shape_stands_out_from_its_ground() -> None:
 def test_classes_differ_in_silhouette() -> None:
     """All else equal, each pair of kinds differs over a visible part of a small picture."""
     base = dataclasses.replace(scene("train", 0), texture="plain")
-    pictures = [render(dataclasses.replace(base, kind=name), 32, 32).astype(float) for name in CLASS_NAMES]
+    pictures = [draw(dataclasses.replace(base, kind=name), 32, 32).astype(float) for name in CLASS_NAMES]
     for one in range(8):
         for other in range(one):
             differing = (np.abs(pictures[one] - pictures[other]).max(axis=0) > 30).mean()
@@ -115,6 +115,7 @@ def test_views_follow_the_options() -> None:
 
     ten = ShapesSet("train", 9, (20, 30), DataConfig(flip=True, token_views="ten-crop"))
     assert ten.views == 10
+    assert ShapesSet("train", 9, (20, 30), DataConfig(flip=False, token_views="ten-crop")).views == 5
     np.testing.assert_array_equal(ten.token_views(2)[0], ten.render(2, 22, 33)[:, :20, :30])
 
 
@@ -169,7 +170,7 @@ def test_without_grain_shapes_are_what_they_were() -> None:
 
 def test_grain_changes_whole_cells_by_its_strength() -> None:
     plain, weak, strong = (
-        ShapesSet("train", 16, (48, 48), DataConfig(), options=ShapesOptions(grain=grain)) for grain in (0, 0.3, 0.6)
+        ShapesSet("train", 16, (48, 48), DataConfig(), options=Shapes(grain=grain)) for grain in (0, 0.3, 0.6)
     )
     changes = []
     for images in (weak, strong):

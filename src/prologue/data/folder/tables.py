@@ -1,4 +1,4 @@
-"""Tables that label images: `labels.csv` (file,label), and `metadata.csv` (file_name,label) as Hugging Face has it."""
+"""Tables of labels: `labels.csv` (file,label), and `metadata.csv` (file_name,label) as Hugging Face writes it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
+from prologue.data.folder.rules import FileRule
+from prologue.data.folder.storage import Storage
 from prologue.data.names import readable, same_letters
-from prologue.data.rules import FileRule
-from prologue.data.storage import Storage
 from prologue.errors import DataError
 
 LABELS_FILE = "labels.csv"
 _TABLES = {LABELS_FILE: ("file", "file_name"), "metadata.csv": ("file_name", "file")}
-"""Names of tables in lower case, the preferred first, and their column of file names."""
+"""Names of tables in lower case, the preferred first, and the names of their column of files."""
 _LABEL_COLUMN = "label"
 _OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _DELIMITERS = ",;\t"
 
 
 class Table(NamedTuple):
-    """A table's name and the label of each image that it names."""
+    """A table's name, and the label of each image that it names."""
 
     name: str
     labels: dict[str, str]
@@ -64,10 +64,10 @@ class _Row(NamedTuple):
 
 
 def _rows(shown: str, text: str) -> Iterator[_Row]:
-    """The rows of a table, each on a line of its own: a label has no line breaks, so a quote left open is a mistake."""
+    """The rows of a table. Each is one line: labels have no line breaks, so an open quotation mark is a mistake."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     header = next((line for line in lines if line.strip()), "")
-    # Spreadsheets of some countries write other characters than a comma.
+    # In some countries spreadsheets do not write commas.
     delimiter = max(_DELIMITERS, key=header.count)
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -102,7 +102,9 @@ def _read(
         if header.count(column) > 1:
             raise DataError(f"{shown} has the column '{column}' twice: remove one")
     places = [header.index(column) for column in (file_column, _LABEL_COLUMN)]
-    spellings = _Spellings(images)
+    spellings: defaultdict[str, list[str]] = defaultdict(list)
+    for name in images:
+        spellings[same_letters(name)].append(name)
     labelled: dict[str, str] = {}
     for number, values in rows:
         given, label = (values[place] if place < len(values) else "" for place in places)
@@ -110,33 +112,20 @@ def _read(
         if not given or not label:
             raise DataError(f"{line} has no {'label' if given else 'file'}: give both, or remove the line")
         path = posixpath.normpath(folder + given.replace("\\", "/"))
-        name = spellings.find(path, line)
-        if name is None:
+        # The exact spelling comes first; else accents may be spelled in another way than on the disk.
+        found = [path] if path in images else spellings.get(same_letters(path), [])
+        if len(found) > 1:
+            raise DataError(
+                f"{line} names {path}, and {len(found)} files differ from it in the spelling of accents: write the "
+                "name as one of them has it"
+            )
+        if not found:
             if PurePosixPath(given).is_absolute() or PureWindowsPath(given).anchor or path.startswith("../"):
-                raise DataError(f"{line} names {given}: write the names of files as seen from the folder of the table")
+                raise DataError(f"{line} names {given}: write file names relative to the folder of the table")
             state = f"is not a {rule.formats} image" if path in storage.sizes else "does not exist there"
             raise DataError(f"{line} names {given}, which {state}: correct or remove the line")
-        if labelled.setdefault(name, label) != label:
-            raise DataError(f"{line} calls {given} {label!r}, an earlier line {labelled[name]!r}: keep one of them")
+        if labelled.setdefault(found[0], label) != label:
+            raise DataError(f"{line} calls {given} {label!r}, an earlier line {labelled[found[0]]!r}: keep one of them")
     if not labelled:
         raise DataError(f"{shown} names no image: add lines 'file,label'")
     return labelled
-
-
-class _Spellings:
-    """Finds names whose accented letters are spelled in another way than on the disk."""
-
-    def __init__(self, names: frozenset[str]) -> None:
-        self._names = names
-        self._others: defaultdict[str, list[str]] = defaultdict(list)
-        for name in names:
-            self._others[same_letters(name)].append(name)
-
-    def find(self, name: str, line: str) -> str | None:
-        """The name on the disk. Two that differ in spelling alone are a `DataError` unless one is spelled as given."""
-        if name in self._names:
-            return name
-        found = self._others.get(same_letters(name), [])
-        if len(found) > 1:
-            raise DataError(f"{line} names {name}, and {len(found)} files differ from it in the spelling of accents")
-        return found[0] if found else None

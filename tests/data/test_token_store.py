@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prologue.data.store import StoreLayout, TokenStore, TokenStoreWriter
+from prologue.data.token_store import StoreLayout, TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, DataError, RunError
 from prologue.models.sequence import TokenIds
 from prologue.utils import files

@@ -1,13 +1,14 @@
-"""The rules by which files of a folder or zip become images with labels. A run keeps the rule that it began with."""
+"""The numbered rules by which files become images with labels and splits. A run keeps the rule that it began with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from prologue.config import FILE_RULE, DataConfig
-from prologue.data.pillow import READS_AVIF
+from prologue.data.decode import READS_AVIF
 
-_FIRST_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_SUFFIXES_1 = (".png", ".jpg", ".jpeg", ".webp")
+_SUFFIXES_2 = (*_SUFFIXES_1, ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".gif", *((".avif",) if READS_AVIF else ()))
 _SYSTEM_NAMES = frozenset(
     {
         *("__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin", "recycler"),
@@ -15,7 +16,7 @@ _SYSTEM_NAMES = frozenset(
         *("__pycache__", "node_modules", "cvs"),
     }
 )
-"""Folders and files that systems and tools leave about, in lower case."""
+"""Files and folders that systems and tools create, in lower case."""
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
@@ -26,24 +27,24 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class FileRule:
-    """What one rule takes."""
+    """One rule."""
 
     number: int
     suffixes: tuple[str, ...]
-    """Files with these endings, in any case, are images."""
+    """Suffixes of image files, in lower case."""
     formats: str
-    """The same in words."""
+    """The formats in words."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the rule of the first versions, which runs of theirs keep to the last detail."""
+        """Whether this is the rule of the first versions, which their runs keep in every detail."""
         return self.number == 1
 
     def is_image(self, name: str) -> bool:
         return name.lower().endswith(self.suffixes)
 
     def is_system(self, part: str) -> bool:
-        """Whether a file or folder of this name is hidden, or a system's own."""
+        """Whether a file or folder of this name is hidden or belongs to a system."""
         if self.first:
             return part.startswith(".") or part == "__MACOSX"
         return part.startswith(".") or part.lower() in _SYSTEM_NAMES
@@ -54,19 +55,11 @@ class FileRule:
 
 
 _RULES = {
-    1: FileRule(1, _FIRST_SUFFIXES, "PNG, JPEG or WebP"),
-    2: FileRule(
-        2,
-        (
-            *_FIRST_SUFFIXES,
-            *(".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".gif"),
-            *((".avif",) if READS_AVIF else ()),
-        ),
-        "PNG, JPEG, WebP, BMP, TIFF, GIF" + (" or AVIF" if READS_AVIF else ""),
-    ),
+    1: FileRule(1, _SUFFIXES_1, "PNG, JPEG or WebP"),
+    2: FileRule(2, _SUFFIXES_2, "PNG, JPEG, WebP, BMP, TIFF, GIF" + (" or AVIF" if READS_AVIF else "")),
 }
 
 
 def rule_of(config: DataConfig) -> FileRule:
-    """The rule that `data.file_rule` names, or the newest."""
+    """The rule of number `data.file_rule`, or the newest."""
     return _RULES[FILE_RULE if config.file_rule is None else config.file_rule]

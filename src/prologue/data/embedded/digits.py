@@ -1,25 +1,27 @@
-"""The embedded `digits`: scikit-learn's 1,797 real scans of handwritten digits, the smallest real set."""
+"""`digits`: scikit-learn's 1,797 scans of handwritten digits, the smallest set of real images."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
 
 from prologue.config import DataConfig
-from prologue.data.cache import PixelCache
-from prologue.data.rendered import RenderedSet
 from prologue.data.source import Data, fingerprint, seen_options
+from prologue.data.views import PixelCache, RenderedSet
 from prologue.errors import MissingExtraError
+
+DIGITS = tuple(str(digit) for digit in range(10))
 
 
 class DigitsSet(RenderedSet):
-    """Scans (n, 8, 8) uint8, bright ink on black, enlarged bicubically; on a rectangle they stand in the middle.
+    """Scans (n, 8, 8) uint8, bright ink on black, enlarged bicubically to a square in the middle of the picture.
 
-    Never mirrored, whatever `data.flip` says: a mirrored digit is none.
+    They are never mirrored, whatever `data.flip` says: a mirrored digit is not a digit.
     """
 
     def __init__(
@@ -33,7 +35,6 @@ class DigitsSet(RenderedSet):
         self._scans = scans
 
     def render(self, index: int, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
-        """Scan `index` with side min(height, width)."""
         side = min(height, width)
         scan = Image.fromarray(self._scans[index]).resize((side, side), resample=Image.Resampling.BICUBIC)
         picture = np.zeros((3, height, width), dtype=np.uint8)
@@ -43,7 +44,11 @@ class DigitsSet(RenderedSet):
 
 
 def load_scans(feature: str) -> tuple[UInt8[np.ndarray, "n 8 8"], Int64[np.ndarray, " n"]]:
-    """All scans and their digits; a `MissingExtraError` without scikit-learn says that `feature` needs it."""
+    """All scans and their digits.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed; the message says that `feature` needs it.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -53,33 +58,34 @@ def load_scans(feature: str) -> tuple[UInt8[np.ndarray, "n 8 8"], Int64[np.ndarr
     return scans, np.asarray(bunch.target, dtype=np.int64)
 
 
-def held_out(labels: Int64[np.ndarray, " n"], part: float) -> np.ndarray:
-    """True for the same `part` of every class, at least one image where `part` is positive."""
+def held_out(labels: Int64[np.ndarray, " n"], fraction: float) -> Bool[np.ndarray, " n"]:
+    """True for the same `fraction` of every class: at least one image where it is positive, never all of them."""
     held = np.zeros(len(labels), dtype=bool)
     order = sorted(range(len(labels)), key=lambda index: hashlib.sha256(f"digits-{index}".encode()).digest())
     ranked = np.array(order, dtype=np.int64)
     for label in np.unique(labels):
         members = ranked[labels[ranked] == label]
-        count = min(len(members) - 1, max(1, round(part * len(members)))) if part > 0 else 0
+        count = min(len(members) - 1, max(1, round(fraction * len(members)))) if fraction > 0 else 0
         held[members[:count]] = True
     return held
 
 
-def open_digits(config: DataConfig, image_size: tuple[int, int]) -> Data:
-    """The scans as a data source, with a class-balanced validation part of `data.validation_fraction`.
+@dataclass(frozen=True)
+class Digits:
+    """The source `digits`. `data.validation_fraction` of each class is held out."""
 
-    Raises `MissingExtraError` without scikit-learn.
-    """
-    scans, labels = load_scans("--data digits")
-    held = held_out(labels, config.validation_fraction)
-    return Data(
-        train=DigitsSet(scans[~held], labels[~held], image_size, config),
-        validation=DigitsSet(scans[held], labels[held], image_size, config),
-        class_names=tuple(str(digit) for digit in range(10)),
-        fingerprint=fingerprint(
-            source="digits",
-            content=hashlib.sha256(scans.tobytes() + labels.tobytes()).hexdigest(),
-            validation=config.validation_fraction,
-            **{**seen_options(config, image_size), "flip": False},
-        ),
-    )
+    def open(self, config: DataConfig, image_size: tuple[int, int]) -> Data:
+        """Raises `MissingExtraError` without scikit-learn."""
+        scans, labels = load_scans("--data digits")
+        held = held_out(labels, config.validation_fraction)
+        return Data(
+            train=DigitsSet(scans[~held], labels[~held], image_size, config),
+            validation=DigitsSet(scans[held], labels[held], image_size, config),
+            class_names=DIGITS,
+            fingerprint=fingerprint(
+                source="digits",
+                content=hashlib.sha256(scans.tobytes() + labels.tobytes()).hexdigest(),
+                validation=config.validation_fraction,
+                **{**seen_options(config, image_size), "flip": False},
+            ),
+        )

@@ -1,4 +1,4 @@
-"""The data order: pure functions of (seed, step), the same for every number of processes and after every resume."""
+"""The data order: a pure function of (seed, step), the same for any number of processes and after any resume."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def _epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count
 
 
 def batch_positions(step: int, batch: int, rank: int = 0, world: int = 1) -> range:
-    """Positions in the endless stream of epochs that `rank` takes at `step`: its slice of the global batch."""
+    """Positions in the endless stream of epochs that `rank` reads at `step`: its slice of the global batch.
+
+    Raises `ConfigError` if the processes do not divide the batch.
+    """
     if batch % world:
         raise ConfigError(
             f"batch {batch} does not divide among {world} processes: choose a batch that is a multiple of {world}"
@@ -46,10 +49,10 @@ def batch_positions(step: int, batch: int, rank: int = 0, world: int = 1) -> ran
 def batch_indices(
     seed: int, step: int, batch: int, count: int, rank: int = 0, world: int = 1
 ) -> Int64[np.ndarray, " batch/world"]:
-    """Image indices of global batch `step` that belong to `rank`; each epoch is a fresh permutation of `count`.
+    """Indices of the images that `rank` reads at `step`. Each epoch is a new permutation of `count` images.
 
-    A batch may cross the end of an epoch, and be larger than `count`. Raises `ConfigError` if the processes do not
-    divide the batch, `DataError` if there are no images.
+    A batch may cross the end of an epoch, and may be larger than `count`. Raises `ConfigError` as `batch_positions`
+    does, and `DataError` if there are no images.
     """
     if count < 1:
         raise DataError("there are no images to train on")
@@ -67,8 +70,8 @@ def batch_indices(
 def train_batch(images: ImageSet, seed: int, step: int, batch: int, rank: int = 0, world: int = 1) -> Batch:
     """The training views of `batch_indices`, on the CPU.
 
-    The crop and flip of an image depend on its position in the stream of all processes, so that 1 × 8 and 2 × 4
-    processes × images see the same pictures.
+    Crop and flip of an image depend on its position in the stream of all processes, so one process with 8 images and
+    two with 4 see the same pictures.
     """
     indices = batch_indices(seed, step, batch, len(images), rank, world)
     positions = batch_positions(step, batch, rank, world)

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from prologue.config import DataConfig
-from prologue.data import plates
-from prologue.data.opening import open_data
-from prologue.data.options import PlatesOptions
-from prologue.data.plates import HUES, PlatesSet
+from prologue.data.embedded import plates
+from prologue.data.embedded.plates import HUES, Plates, PlatesSet
+from prologue.data.source import open_data
 from prologue.errors import DataError, MissingExtraError
 
-KINDS = PlatesOptions(figures="kinds")
+KINDS = Plates(figures="kinds")
 CONFIG = DataConfig(shapes_images=40, shapes_validation=20, crop="center", token_views="center")
 
 

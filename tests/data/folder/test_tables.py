@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
-from tests.data.pictures import CONFIG, fill, labelled, opened, save
+from tests.data.pictures import fill, labelled, opened, save
 
 from prologue.errors import DataError
 
@@ -38,7 +37,7 @@ def test_metadata_as_hugging_face_has_them(flat: Path, name: str) -> None:
     data = opened(flat)
     assert labelled(data) == EXPECTED
     assert data.notes == ()
-    assert opened(flat, dataclasses.replace(CONFIG, file_rule=1)).class_names == ()
+    assert opened(flat, file_rule=1).class_names == ()
 
 
 @pytest.mark.parametrize(

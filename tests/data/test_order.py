@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prologue.config import DataConfig
-from prologue.data.sampler import batch_indices, center_batch, train_batch
-from prologue.data.shapes import ShapesSet
+from prologue.data.embedded.shapes import ShapesSet
+from prologue.data.order import batch_indices, center_batch, train_batch
 from prologue.errors import ConfigError, DataError
 
 SEEDS = st.integers(0, 2**31)

@@ -1,4 +1,4 @@
-"""The list of a run's image files, kept beside it, so that a change of the data can be told by file names."""
+"""The list of a run's image files, kept in its folder, so that a message can name the files that changed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ NAME = "data-files.jsonl.gz"
 
 
 def keep_inventory(run: Path, files: Sequence[FileRecord]) -> None:
-    """Write the list into the folder of a run that works on these files; embedded data have none."""
+    """Write the list into the folder of a run; without files (embedded images) write nothing."""
     if files and _read(run) != list(files):
         lines = "".join(json.dumps(record) + "\n" for record in files)
         write_whole(run / NAME, gzip.compress(lines.encode(), mtime=0))
 
 
 def changed_files(run: Path, files: Sequence[FileRecord]) -> str | None:
-    """How `files` differ from those that the run was begun with, in a sentence; None where they do not, or where the
-    run has no list."""
+    """A sentence on the files that differ from those of the run; None if none do, or if the run has no list."""
     kept = _read(run)
     if kept is None:
         return None
@@ -41,7 +40,7 @@ def changed_files(run: Path, files: Sequence[FileRecord]) -> str | None:
 
 
 def _read(run: Path) -> list[FileRecord] | None:
-    """The list in a run's folder; None where there is none, or a damaged one."""
+    """The list in a run's folder; None if it is missing or damaged."""
     try:
         with gzip.open(run / NAME, "rt", encoding="utf-8") as file:
             return [FileRecord(*json.loads(line)) for line in file]

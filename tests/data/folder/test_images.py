@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import zipfile
@@ -11,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.pictures import CONFIG, SIZE, names, pack, same, save
+from tests.data.pictures import SIZE, fill, labelled, names, opened, pack, same, save
 
-from prologue.config import DataConfig
 from prologue.data import crops
-from prologue.data import folder as folder_module
-from prologue.data.folder import FolderSet, open_folder
-from prologue.data.opening import open_data
+from prologue.data.folder import images as images_module
 from prologue.errors import DataError
 from prologue.utils.rng import numpy_stream
 
@@ -25,9 +21,7 @@ from prologue.utils.rng import numpy_stream
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
     root = tmp_path / "photos"
-    for name in ("cat10", "cat2", "Bird"):
-        for number in range(12):
-            save(root / name / f"{number}.png")
+    fill(root, "cat10", "cat2", "Bird", count=12)
     (root / "notes.txt").write_text("not an image")
     (root / ".hidden.png").write_text("nor this")
     (root / "cat2" / "Thumbs.db").write_bytes(b"nor this")
@@ -37,12 +31,10 @@ def classes(tmp_path: Path) -> Path:
 
 
 def test_one_subfolder_per_class(classes: Path) -> None:
-    data = open_data(str(classes), CONFIG, SIZE)
+    data = opened(classes)
     assert data.class_names == ("Bird", "cat2", "cat10")
     assert len(data.train) + len(data.validation) == 36
-    for part in (data.train, data.validation):
-        assert isinstance(part, FolderSet)
-        assert [data.class_names[label] for label in part.labels] == [name.split("/")[0] for name in part.names]
+    assert all(label == name.split("/")[0] for name, label in labelled(data).items())
     assert set(data.validation.labels.tolist()) == {0, 1, 2}
     assert data.notes == ()
     view = data.train.center_view(0)
@@ -54,17 +46,15 @@ def test_one_subfolder_per_class(classes: Path) -> None:
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_gives_what_the_folder_gives(classes: Path, tmp_path: Path, wrapper: str, method: int) -> None:
     archive = pack(classes, tmp_path / "photos.zip", wrapper, method)
-    same(open_folder(str(archive), CONFIG, SIZE), open_folder(str(classes), CONFIG, SIZE))
+    same(opened(archive), opened(classes))
 
 
 def test_flat_images_have_no_classes(tmp_path: Path) -> None:
-    for number in range(9):
-        save(tmp_path / "flat" / f"{number}.png")
-    data = open_folder(str(tmp_path / "flat"), CONFIG, SIZE)
+    data = opened(fill(tmp_path / "flat", "", count=9))
     assert data.class_names == ()
     assert data.num_classes == 0
     assert data.train.labels.tolist() == [0] * len(data.train)
-    wrapped = open_folder(str(pack(tmp_path / "flat", tmp_path / "flat.zip", "flat/")), CONFIG, SIZE)
+    wrapped = opened(pack(tmp_path / "flat", tmp_path / "flat.zip", "flat/"))
     same(wrapped, data)
 
 
@@ -73,7 +63,7 @@ def test_labels_from_a_table(classes: Path) -> None:
         f"{name}/{n}.png,{'even' if n % 2 == 0 else 'odd'}\n" for name in ("Bird", "cat2") for n in range(12)
     )
     (classes / "labels.csv").write_text("file,label\n" + rows, encoding="utf-8-sig")
-    data = open_folder(str(classes), CONFIG, SIZE)
+    data = opened(classes)
     assert data.class_names == ("even", "odd")
     train, validation = names(data)
     assert len(train) + len(validation) == 24
@@ -85,9 +75,12 @@ def test_labels_from_a_table(classes: Path) -> None:
     ("text", "message"),
     [
         ("file,label\nBird/99.png,x\n", r"line 2 names Bird/99.png, which does not exist"),
-        ("file,label\n/data/Bird/1.png,x\n", r"line 2 names /data/Bird/1.png: write .* from the folder of the table"),
-        ("file,label\nC:\\data\\1.png,x\n", r"line 2 names C:.*: write .* from the folder of the table"),
-        ("file,label\n../Bird/1.png,x\n", r"line 2 names ../Bird/1.png: write .* from the folder of the table"),
+        (
+            "file,label\n/data/Bird/1.png,x\n",
+            r"line 2 names /data/Bird/1.png: write .* relative to the folder of the table",
+        ),
+        ("file,label\nC:\\data\\1.png,x\n", r"line 2 names C:.*: write .* relative to the folder of the table"),
+        ("file,label\n../Bird/1.png,x\n", r"line 2 names ../Bird/1.png: write .* relative to the folder of the table"),
         ("file,label\nnotes.txt,x\n", r"notes.txt, which is not a PNG, JPEG, .* image"),
         ("file,class\nBird/1.png,x\n", r"lacks the column 'label'"),
         ("Bird/1.png,x\n", r"lacks the column 'file'"),
@@ -100,28 +93,28 @@ def test_labels_from_a_table(classes: Path) -> None:
 def test_a_wrong_table_is_refused(classes: Path, text: str, message: str) -> None:
     (classes / "labels.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        open_folder(str(classes), CONFIG, SIZE)
+        opened(classes)
 
 
 def test_places_without_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no folder or zip named .*nowhere.*'shapes', 'digits'"):
-        open_data(str(tmp_path / "nowhere"), CONFIG, SIZE)
+    with pytest.raises(DataError, match=r"no folder or zip named .*nowhere.*shapes, digits or plates.*module:Name"):
+        opened(tmp_path / "nowhere")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DataError, match=r"empty holds no PNG, JPEG, .* image \(nothing\)"):
-        open_folder(str(empty), CONFIG, SIZE)
+        opened(empty)
     (empty / "a.heic").write_bytes(b"x")
     with pytest.raises(DataError, match=r"\(1 other file\)"):
-        open_folder(str(empty), CONFIG, SIZE)
+        opened(empty)
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(DataError, match=r"text.zip is neither a folder nor a readable zip"):
-        open_folder(str(tmp_path / "text.zip"), CONFIG, SIZE)
+        opened(tmp_path / "text.zip")
 
 
 def test_images_beside_class_folders_are_refused(classes: Path) -> None:
     save(classes / "stray.png")
     with pytest.raises(DataError, match=r"stray.png and Bird/0.png"):
-        open_folder(str(classes), CONFIG, SIZE)
+        opened(classes)
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
@@ -132,9 +125,9 @@ def test_a_damaged_file_is_named_or_skipped(classes: Path, tmp_path: Path, form:
     victim.write_bytes({"truncated": whole[:-200], "text": b"<html>not found</html>", "empty": b""}[damage])
     where = str(classes if form == "folder" else pack(classes, tmp_path / "photos.zip"))
     with pytest.raises(DataError, match=r"cat2/7\.png.*--data\.skip-damaged true") as caught:
-        open_folder(where, CONFIG, SIZE)
+        opened(where)
     assert "BytesIO" not in str(caught.value)
-    data = open_folder(where, dataclasses.replace(CONFIG, skip_damaged=True), SIZE)
+    data = opened(where, skip_damaged=True)
     assert len(data.train) + len(data.validation) == 35
     assert any(note.startswith("Skipped 1 damaged files:") and "cat2/7.png" in note for note in data.notes)
 
@@ -147,13 +140,13 @@ def test_a_file_whose_checksum_is_wrong_in_the_zip_is_named(classes: Path, tmp_p
     content[member.header_offset + 200] ^= 0xFF
     archive.write_bytes(content)
     with pytest.raises(DataError, match=r"cat2/7\.png.*checksum"):
-        open_folder(str(archive), CONFIG, SIZE)
+        opened(archive)
 
 
 def test_only_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the 1 images"):
-        open_folder(str(tmp_path), dataclasses.replace(CONFIG, skip_damaged=True), SIZE)
+        opened(tmp_path, skip_damaged=True)
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
@@ -163,25 +156,25 @@ def test_many_files_are_checked_by_header_only(
     def place() -> str:
         return str(classes if form == "folder" else pack(classes, tmp_path / "photos.zip"))
 
-    monkeypatch.setattr(folder_module, "FULL_CHECK", 10)
-    monkeypatch.setattr(folder_module, "_HEAD", 64)
+    monkeypatch.setattr(images_module, "FULL_CHECK", 10)
+    monkeypatch.setattr(images_module, "_HEAD", 64)
     Image.new("RGB", (9, 30)).save(classes / "Bird" / "small.webp")  # its header is read from the whole file
     victim = classes / "cat2" / "7.png"
     victim.write_bytes(victim.read_bytes()[:-200])
-    data = open_folder(place(), dataclasses.replace(CONFIG, validation_fraction=0), SIZE)
+    data = opened(place(), validation_fraction=0)
     assert data.notes[0].startswith("1 of 37 images are smaller")
     with pytest.raises(DataError, match=r"cat2/7\.png"):
         data.train.center_view(names(data)[0].index("cat2/7.png"))
     victim.write_bytes(b"")
     with pytest.raises(DataError, match=r"cat2/7\.png"):
-        open_folder(place(), CONFIG, SIZE)
+        opened(place())
 
 
 def test_added_files_move_no_other(classes: Path) -> None:
-    train, validation = names(open_folder(str(classes), CONFIG, SIZE))
+    train, validation = names(opened(classes))
     for number in range(12, 40):
         save(classes / "cat2" / f"{number}.png")
-    later_train, later_validation = names(open_folder(str(classes), CONFIG, SIZE))
+    later_train, later_validation = names(opened(classes))
     assert set(train) <= set(later_train)
     assert set(validation) <= set(later_validation)
 
@@ -190,18 +183,18 @@ def test_added_files_move_no_other(classes: Path) -> None:
 def test_every_class_of_two_is_on_both_sides(classes: Path, fraction: float) -> None:
     for number in range(2):
         save(classes / "pair" / f"{number}.png")
-    data = open_folder(str(classes), dataclasses.replace(CONFIG, validation_fraction=fraction), SIZE)
+    data = opened(classes, validation_fraction=fraction)
     assert set(data.train.labels.tolist()) == set(data.validation.labels.tolist()) == {0, 1, 2, 3}
 
 
 def test_a_class_of_one_image_trains_and_is_said(classes: Path) -> None:
     save(classes / "single" / "0.png")
-    data = open_folder(str(classes), CONFIG, SIZE)
+    data = opened(classes)
     label = data.class_names.index("single")
     assert label in data.train.labels
     assert label not in data.validation.labels
     assert data.notes == ("Classes of one image train and are absent from validation: single.",)
-    none_held = open_folder(str(classes), dataclasses.replace(CONFIG, validation_fraction=0), SIZE)
+    none_held = opened(classes, validation_fraction=0)
     assert len(none_held.validation) == 0
     assert none_held.notes == ()
 
@@ -209,7 +202,7 @@ def test_a_class_of_one_image_trains_and_is_said(classes: Path) -> None:
 def test_smaller_images_are_enlarged_and_counted(classes: Path) -> None:
     save(classes / "Bird" / "tiny.png", 5, 40)
     save(classes / "Bird" / "thin.png", 40, 15)
-    data = open_folder(str(classes), CONFIG, SIZE)
+    data = opened(classes)
     assert data.notes == ("2 of 38 images are smaller than 16 × 16 (rows × columns) and are enlarged.",)
     assert all(
         part.center_view(i).shape == (3, 16, 16) for part in (data.train, data.validation) for i in range(len(part))
@@ -218,15 +211,15 @@ def test_smaller_images_are_enlarged_and_counted(classes: Path) -> None:
 
 def test_unread_formats_are_said(classes: Path) -> None:
     (classes / "Bird" / "a.heic").write_bytes(b"x")
-    data = open_folder(str(classes), CONFIG, SIZE)
+    data = opened(classes)
     (note,) = data.notes
-    assert re.fullmatch(r"Only PNG, JPEG, .* are read; passed over: 1 \.heic \(for example Bird/a\.heic\)\.", note)
+    assert re.fullmatch(r"Only PNG, JPEG, .* are read; ignored: 1 \.heic \(for example Bird/a\.heic\)\.", note)
     assert "1 .heic" in data.left_out
 
 
 def test_the_fingerprint_follows_what_is_seen(classes: Path) -> None:
     def now(**changes: object) -> str:
-        return open_folder(str(classes), dataclasses.replace(CONFIG, **changes), SIZE).fingerprint  # type: ignore[arg-type]
+        return opened(classes, **changes).fingerprint  # type: ignore[arg-type]
 
     first = now()
     assert now() == first
@@ -240,24 +233,25 @@ def test_the_fingerprint_follows_what_is_seen(classes: Path) -> None:
 
 
 def test_views_follow_the_options_and_the_cache_changes_nothing(classes: Path) -> None:
-    config = dataclasses.replace(CONFIG, crop="random", token_views="ten-crop", flip=True)
-    cached = open_folder(str(classes), config, (6, 9))
-    fresh = open_folder(str(classes), dataclasses.replace(config, cache_mb=0), (6, 9))
+    cached, fresh = (
+        opened(classes, (6, 9), crop="random", token_views="ten-crop", flip=True, cache_mb=megabytes)
+        for megabytes in (1, 0)
+    )
     assert cached.train.views == fresh.train.views == 10
     for index in range(4):
         np.testing.assert_array_equal(cached.train.token_views(index), fresh.train.token_views(index))
         np.testing.assert_array_equal(
             cached.train.train_view(index, numpy_stream(index)), fresh.train.train_view(index, numpy_stream(index))
         )
-    center = open_folder(str(classes), DataConfig(crop="center", token_views="center", flip=False), SIZE).train
+    center = opened(classes, crop="center", token_views="center", flip=False).train
     np.testing.assert_array_equal(center.train_view(0, numpy_stream(0)), center.center_view(0))
     np.testing.assert_array_equal(center.token_views(0), center.center_view(0)[None])
 
 
 def test_views_are_the_crops_of_the_whole_picture(classes: Path) -> None:
     """At a size where the kept picture would be too small if it were halved for the center crop alone."""
-    train = open_folder(str(classes), dataclasses.replace(CONFIG, flip=False), (9, 11)).train
-    for index, name in enumerate(names(open_folder(str(classes), CONFIG, SIZE))[0]):
+    train = opened(classes, (9, 11), flip=False).train
+    for index, name in enumerate(names(opened(classes))[0]):
         whole = Image.open(classes / name)
         np.testing.assert_array_equal(train.center_view(index), crops.pixels(crops.center_crop(whole, (9, 11))))
         expected = crops.pixels(crops.random_crop(whole, (9, 11), numpy_stream(index)))
@@ -270,7 +264,7 @@ def test_links_are_followed_once_and_nothing_is_written(classes: Path, tmp_path:
     (tmp_path / "linked" / "birds").symlink_to(classes / "Bird")
     (classes / "cat2" / "loop").symlink_to(tmp_path / "linked")
     before = sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*"))
-    data = open_folder(str(tmp_path / "linked"), CONFIG, SIZE)
+    data = opened(tmp_path / "linked")
     assert data.class_names == ("birds", "cats")
     data.train.center_view(0)
     assert sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
@@ -280,8 +274,8 @@ def test_a_link_to_itself_is_named_as_one_file_or_skipped(classes: Path) -> None
     for name in ("loop.png", "loop", ".loop"):
         (classes / "cat2" / name).symlink_to(name)
     with pytest.raises(DataError, match=r"cat2/loop\.png cannot be read .*--data\.skip-damaged true"):
-        open_folder(str(classes), CONFIG, SIZE)
-    data = open_folder(str(classes), dataclasses.replace(CONFIG, skip_damaged=True), SIZE)
+        opened(classes)
+    data = opened(classes, skip_damaged=True)
     assert len(data.train) + len(data.validation) == 36
     assert data.left_out[-1] == "1 damaged"
 
@@ -289,4 +283,4 @@ def test_a_link_to_itself_is_named_as_one_file_or_skipped(classes: Path) -> None
 def test_an_oddly_packed_zip_is_refused(classes: Path, tmp_path: Path) -> None:
     archive = pack(classes, tmp_path / "photos.zip", method=zipfile.ZIP_LZMA)
     with pytest.raises(DataError, match=r"Bird/0.png is compressed by method 14: pack the zip again"):
-        open_folder(str(archive), CONFIG, SIZE)
+        opened(archive)

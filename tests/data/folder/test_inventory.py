@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prologue.data.inventory import NAME, changed_files, keep_inventory
+from prologue.data.folder.inventory import NAME, changed_files, keep_inventory
 from prologue.data.source import FileRecord
 
 FILES = [FileRecord(f"cat/{number}.png", 100 + number, "cat") for number in range(12)]

@@ -1,19 +1,20 @@
-"""Draws a scene of `shapes`: signed distances, analytic anti-aliasing, colours in OKLCH.
+"""The factors of a scene of `shapes`, and its drawing: signed distances, analytic anti-aliasing, OKLCH colours.
 
-One unit of length is half the short side, the origin the middle of the picture, y points down.
+The unit of length is half the short side of the picture, the origin is its middle, and y points down.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-from prologue.data.scene import Scene
+from prologue.data.embedded.colour import oklch
 
 Field = NDArray[np.float32]
 """One value per pixel, (H, W)."""
@@ -21,7 +22,7 @@ Colour = NDArray[np.float32]
 """sRGB in 0…1: (3, 1, 1) for all pixels, or (3, H, W)."""
 
 _F = np.float32
-# numpy's own annotations of these lose the type.
+# numpy's own annotations lose the type.
 _abs: Callable[[Field], Field] = np.abs
 _sqrt: Callable[[Field], Field] = np.sqrt
 _sin: Callable[[Field], Field] = np.sin
@@ -30,8 +31,37 @@ _min: Callable[[Field, Field | np.float32], Field] = np.minimum
 _max: Callable[[Field, Field | np.float32], Field] = np.maximum
 
 
+@dataclass(frozen=True)
+class Scene:
+    """The factors of one scene. Angles in degrees, hues of OKLCH; x to the right, y downwards."""
+
+    kind: str
+    colour: str
+    hue: float
+    """Hue of the shape: that of its colour, with a little jitter."""
+    background_hue: float
+    """Opposite to the hue of the shape, with a little jitter."""
+    night: bool
+    """A bright shape on a dark ground, else a deep one with an outline on a light ground. Warm colours prefer night."""
+    background: str
+    light: float
+    """Direction of the light: -60 (left) … 0 (above) … 60 (right)."""
+    x: float
+    """Position of the shape within its range: -1 at the left border … 1 at the right; away from the light."""
+    y: float
+    size: float
+    """Diameter, relative to the short side of the picture."""
+    rotation: float
+    """Clockwise; the shape leans to the side on which it stands."""
+    texture: str
+    periods: float
+    """Periods of the texture across the shape."""
+    phase: float
+    """Shift of the texture, in periods."""
+
+
 def _clip(values: Field) -> Field:
-    """To 0…1."""
+    """Clip to 0…1."""
     return _min(_max(values, _F(0)), _F(1))
 
 
@@ -43,8 +73,8 @@ def _grid(height: int, width: int) -> tuple[Field, Field]:
     return (x + _F(0.5 - width / 2)) / _F(half), (y + _F(0.5 - height / 2)) / _F(half)
 
 
-# Signed distances (negative inside) to shapes of circumradius about 1. Corners may be off by their mitre: only the
-# border itself and a pixel around it matter.
+# Signed distances (negative inside) to shapes of circumradius about 1. Only the border and one pixel around it matter,
+# so distances beyond corners need not be exact.
 
 
 def _disc(x: Field, y: Field, radius: float = 1.0) -> Field:
@@ -55,21 +85,13 @@ def _box(x: Field, y: Field, half_width: float, half_height: float) -> Field:
     return _max(_abs(x) - _F(half_width), _abs(y) - _F(half_height))
 
 
-def _circle(x: Field, y: Field) -> Field:
-    return _disc(x, y, 0.9)
-
-
-def _square(x: Field, y: Field) -> Field:
-    return _box(x, y, 0.77, 0.77)
-
-
 def _triangle(x: Field, y: Field) -> Field:
     y = y - _F(0.15)
     return _max(_abs(x) * _F(math.cos(math.pi / 6)) - y * _F(0.5), y) - _F(0.55)
 
 
 def _star(x: Field, y: Field) -> Field:
-    """Five points: fold the plane into a tenth, where the border is one line from a tip to an inner corner."""
+    """Five points: the plane is folded into a tenth, in which the border is one line from a tip to an inner corner."""
     tenth = math.pi / 5
     angle = np.arctan2(x, -y)
     folded = _abs(angle - _F(2 * tenth) * np.round(angle * _F(1 / (2 * tenth))))
@@ -81,80 +103,56 @@ def _star(x: Field, y: Field) -> Field:
     return (radius * _cos(folded) - _F(tip)) * _F(along) + radius * _sin(folded) * _F(across)
 
 
-def _ring(x: Field, y: Field) -> Field:
-    return _abs(_disc(x, y, 0.7)) - _F(0.24)
-
-
-def _cross(x: Field, y: Field) -> Field:
-    return _min(_box(x, y, 0.3, 0.95), _box(x, y, 0.95, 0.3))
-
-
 def _heart(x: Field, y: Field) -> Field:
-    """A square on its corner, and a disc on each of its upper sides."""
+    """A square that stands on a corner, and a disc on each of its upper sides."""
     side = 0.56
     x, y = _abs(x), y - _F(0.1)
     right, up = (x - y) * _F(math.sqrt(0.5)), (x + y) * _F(math.sqrt(0.5))
     return _min(_max(_abs(right), _abs(up)) - _F(side), _disc(right - _F(side), up, side))
 
 
-def _crescent(x: Field, y: Field) -> Field:
-    return _max(_disc(x, y, 0.95), -_disc(x - _F(0.45), y + _F(0.1), 0.72))
-
-
 _DISTANCES: dict[str, Callable[[Field, Field], Field]] = {
-    "circle": _circle,
-    "square": _square,
+    "circle": lambda x, y: _disc(x, y, 0.9),
+    "square": lambda x, y: _box(x, y, 0.77, 0.77),
     "triangle": _triangle,
     "star": _star,
-    "ring": _ring,
-    "cross": _cross,
+    "ring": lambda x, y: _abs(_disc(x, y, 0.7)) - _F(0.24),
+    "cross": lambda x, y: _min(_box(x, y, 0.3, 0.95), _box(x, y, 0.95, 0.3)),
     "heart": _heart,
-    "crescent": _crescent,
+    "crescent": lambda x, y: _max(_disc(x, y, 0.95), -_disc(x - _F(0.45), y + _F(0.1), 0.72)),
 }
 
 
 def inside_kind(kind: str, side: int) -> NDArray[np.bool_]:
-    """Which of side × side cells have their center in a shape of this kind that fills the square."""
+    """True for those of side × side cells whose center lies in a shape of this kind that fills the square."""
     x, y = _grid(side, side)
     return np.asarray(_DISTANCES[kind](x, y) < 0)
 
 
-def _texture(kind: str, x: Field, y: Field, scene: Scene) -> Field | None:
-    """0…1 over the shape's own coordinates; soft edges keep it the same picture at every size."""
-    if kind == "plain":
+def _texture(x: Field, y: Field, scene: Scene) -> Field | None:
+    """0…1 in the shape's own coordinates, or None for plain. Soft edges keep it the same picture at every size."""
+    if scene.texture == "plain":
         return None
     rate, shift = math.pi * scene.periods, 2 * math.pi * scene.phase
-    if kind == "stripes":
+    if scene.texture == "stripes":
         wave = _sin(y * _F(rate) + _F(shift))
-    elif kind == "checks":
+    elif scene.texture == "checks":
         wave = _sin(x * _F(rate) + _F(shift)) * _sin(y * _F(rate) + _F(shift)) * _F(1.5)
     else:
         wave = _cos(x * _F(rate) + _F(shift)) + _cos(y * _F(rate) + _F(shift)) - _F(0.6)
     return _clip(_F(0.5) + wave * _F(1.2))
 
 
-def _oklch(lightness: float, chroma: float, hue: float) -> Colour:
-    """An OKLCH colour as sRGB in 0…1, clipped to the gamut."""
-    a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
-    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    linear = (
-        4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
-        -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
-        -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
-    )
-    channels = [min(1.0, max(0.0, c)) for c in linear]
-    gamma = [12.92 * c if c <= 0.0031308 else 1.055 * c ** (1 / 2.4) - 0.055 for c in channels]
-    return np.array(gamma, dtype=_F).reshape(3, 1, 1)
+def _colours(hue: float, *tones: tuple[float, float]) -> list[Colour]:
+    """Colours of one OKLCH hue, given by (lightness, chroma)."""
+    lightness, chroma = np.array(tones).T
+    return list(oklch(lightness, chroma, np.array(hue)).astype(_F).T.reshape(len(tones), 3, 1, 1))
 
 
 def _ground(scene: Scene, x: Field, y: Field, toward: tuple[float, float]) -> Colour:
-    """The background: a dark and a bright end of one hue, mixed by how near the light is."""
-    if scene.night:
-        dark, bright = _oklch(0.20, 0.05, scene.background_hue), _oklch(0.42, 0.09, scene.background_hue)
-    else:
-        dark, bright = _oklch(0.80, 0.07, scene.background_hue), _oklch(0.97, 0.03, scene.background_hue)
+    """The background: a dark and a bright tone of one hue, mixed by the distance from the light."""
+    tones = ((0.20, 0.05), (0.42, 0.09)) if scene.night else ((0.80, 0.07), (0.97, 0.03))
+    dark, bright = _colours(scene.background_hue, *tones)
     if scene.background == "glow":
         away = _sqrt((x - _F(1.1 * toward[0])) ** 2 + (y - _F(1.1 * toward[1])) ** 2)
         near = _clip(_F(1.1) - away * _F(0.5))
@@ -167,7 +165,7 @@ def _ground(scene: Scene, x: Field, y: Field, toward: tuple[float, float]) -> Co
 
 
 def draw(scene: Scene, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
-    """The scene as RGB uint8. See `prologue.data.shapes.render`."""
+    """Draw a scene as RGB uint8 at any size; a wide or tall picture shows more background."""
     x, y = _grid(height, width)
     half = min(height, width) / 2
     radius = scene.size
@@ -184,7 +182,7 @@ def draw(scene: Scene, height: int, width: int) -> UInt8[np.ndarray, "3 height w
     border = distance(u, v)
     inside = _clip(_F(0.5) - border * _F(radius * half))
 
-    # The shadow is the same shape, further from the light and with a soft border.
+    # The shadow is the same shape, farther from the light and with a soft border.
     away = (0.16 * toward[0], 0.16 * toward[1])
     shadow = distance(u + _F(away[0] * cos + away[1] * sin), v + _F(away[1] * cos - away[0] * sin))
     shade = _clip(_F(0.5) - shadow * _F(3.5)) * _F(0.45 if scene.night else 0.28)
@@ -195,13 +193,11 @@ def draw(scene: Scene, height: int, width: int) -> UInt8[np.ndarray, "3 height w
 
 
 def _fill(scene: Scene, u: Field, v: Field, border: Field, dx: Field, dy: Field, toward: tuple[float, float]) -> Colour:
-    """The shape's own colour at every pixel: texture, shine toward the light, outline."""
+    """The colour of the shape at every pixel: texture, shine toward the light, outline."""
     lightness, chroma = (0.74, 0.15) if scene.night else (0.60, 0.16)
-    colour = _oklch(lightness, chroma, scene.hue)
-    texture = _texture(scene.texture, u, v, scene)
-    fill = colour
-    if texture is not None:
-        fill = colour + (_oklch(lightness + 0.13, chroma - 0.03, scene.hue) - colour) * texture
+    colour, light = _colours(scene.hue, (lightness, chroma), (lightness + 0.13, chroma - 0.03))
+    texture = _texture(u, v, scene)
+    fill = colour if texture is None else colour + (light - colour) * texture
     shine = _F(1) + (dx * _F(toward[0]) + dy * _F(toward[1])) * _F(0.22 / scene.size)
     if not scene.night:
         shine = shine * (_F(1) - _clip(_F(0.5) + (border + _F(0.12)) * _F(12)) * _F(0.45))
