@@ -510,7 +510,7 @@ class TokenizerTraining:
     """Your own terms of the autoencoder's loss. The weight of each rises from 0 at step start over length steps:
     {"name": "module:name", "weight": 1.0, "start": 0, "length": 0, OPTION: …}."""
     visual_dropout: float = 0.5
-    """Probability that all visual inputs of a sequence are replaced by EOS, so that the prior relies on the prologue."""
+    """Probability that all visual inputs of a sequence are replaced by EOS, so the prior relies on the prologue."""
     visual_dropout_start: int = 0
     """Step at which visual dropout starts."""
     visual_dropout_ramp: int = 0
