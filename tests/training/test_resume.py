@@ -202,7 +202,7 @@ def test_a_full_disk_costs_no_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "write_tensors", full)
-        with pytest.raises(RunError, match=r"no room for a checkpoint .*it continues from the last checkpoint"):
+        with pytest.raises(RunError, match=r"no checkpoint fits in .*it continues from the last checkpoint"):
             kit.run_training(out, kit.tiny_config())
     assert sorted(path.name for path in (out / "checkpoints" / "tokenizer").iterdir()) == [
         "step-00000005",

@@ -108,7 +108,7 @@ def store(kit: SimpleNamespace, uninterrupted: Path) -> TokenStore:
 def test_a_step_of_the_prior_stage_waits_for_nothing(
     accumulate: int, store: TokenStore, kit: SimpleNamespace, tmp_path: Path, uninterrupted: Path
 ) -> None:
-    """The look at held-out images along the way, every 6 steps, too; only its first one opens and encodes them."""
+    """This includes the evaluation on held-out images every 6 steps, except the first, which opens and encodes them."""
     config = kit.tiny_config()
     training = dataclasses.replace(config.prior_training, accumulate=accumulate)
     context = kit.make_context(tmp_path / "run", dataclasses.replace(config, prior_training=training))

@@ -59,7 +59,7 @@ class PriorStage:
         norm = self.learner.update()
         done = step + 1
         if self.best is not None and (done % self.training.keep_best_every == 0 or done == self.steps):
-            self.best.look(done, self.ema_model())
+            self.best.evaluate(done, self.ema_model())
         return terms | {"gradient_norm": norm}
 
     @property

@@ -1,4 +1,4 @@
-"""Learning rates and other functions of an update count."""
+"""Learning rate, EMA decay and weights as functions of the number of updates or steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
 
 
 def schedule_notes(config: RunConfig) -> list[str]:
-    """Sentences on schedules that do not fit their stage, as when only the number of steps was changed."""
+    """Warnings about schedules that do not fit the steps of their stage."""
     first, second = config.tokenizer_training, config.prior_training
     notes = []
     for field, optimizer, steps in (
@@ -36,14 +36,14 @@ def schedule_notes(config: RunConfig) -> list[str]:
     late = [step for step in first.prologue_kmeans if step >= first.steps / 2]
     if late:
         notes.append(
-            f"the prologue codebook would start anew at step {late[-1]}, late or never in {first.steps} steps: "
+            f"the prologue codebook would start from data again at step {late[-1]}, too late in {first.steps} steps: "
             "set --tokenizer-training.prologue-kmeans to steps in the first third"
         )
     return notes
 
 
 def ema_decay(half_life: float) -> float:
-    """`0.5^(1/half_life)`, the half-life in updates."""
+    """`0.5^(1/half_life)`, with the half-life in updates."""
     return float(0.5 ** (1 / half_life))
 
 

@@ -55,8 +55,8 @@ class CodebookUpkeep:
         outside of log steps.
         """
         every = self.training.dead_code_reset_every
-        frozen = self.model.config.prologue_encoder is not None
-        if frozen or not every or step >= self.training.dead_code_reset_until * self.training.steps:
+        last = self.training.dead_code_reset_until * self.training.steps
+        if self.model.config.traits.post_hoc or not every or step >= last:
             return None
         self.counts.add(visual)
         return None if (step + 1) % every else fetch(self.counts.counts[0])
