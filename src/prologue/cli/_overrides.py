@@ -19,6 +19,7 @@ from typing import Any, Literal, Union
 
 from prologue.config import REGISTRY, RunConfig
 from prologue.errors import ConfigError, did_you_mean
+from prologue.presets import PRESETS
 from prologue.presets import preset as named_preset
 from prologue.utils.files import expand
 from prologue.utils.serialization import RENAMED, from_dict, load_json, with_new_names
@@ -70,6 +71,7 @@ def resolve_run_config(preset: str, config_file: Path | None, overrides: Sequenc
     `overrides` are flags as `split_overrides` returns them. An unknown preset, field or value is a `ConfigError`
     that names it, and the nearest match.
     """
+    PRESETS.import_named(preset)
     base = named_preset(preset)
     settings: dict[str, Any] = {}
     if config_file is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prologue.data.token_store import TokenStore, TokenStoreWriter
+from prologue.data.token_store import StoreLayout, TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, RunError
 from prologue.models.tokenizer import Tokenizer, to_model_range
 from prologue.models.weights import WEIGHTS, file_hash
@@ -29,12 +29,14 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
     writer = _writer(
         run.tokens_folder,
         progress,
-        prologue_tokens=config.prologue_tokens,
-        visual_tokens=config.visual_tokens,
-        views=images.views,
-        prologue_codebook_size=config.prologue_codebook_size if config.prologue_tokens else 0,
-        visual_codebook_size=config.codebook_size,
-        meta={"tokenizer": file_hash(run.tokenizer_folder / WEIGHTS), "data": context.data.fingerprint},
+        StoreLayout(
+            prologue_tokens=config.prologue_tokens,
+            visual_tokens=config.visual_tokens,
+            views=images.views,
+            prologue_codebook_size=config.prologue_codebook_size if config.prologue_tokens else 0,
+            visual_codebook_size=config.codebook_size,
+        ),
+        {"tokenizer": file_hash(run.tokenizer_folder / WEIGHTS), "data": context.data.fingerprint},
     )
     start, batch = writer.done, max(1, VIEWS_PER_BATCH // images.views)
     threads = context.threads("tokens", VIEWS_PER_BATCH * config.visual_tokens, config.encoder.width)
@@ -61,11 +63,11 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
     return writer.finish()
 
 
-def _writer(folder: Path, progress: Progress, **sizes: Any) -> TokenStoreWriter:
+def _writer(folder: Path, progress: Progress, layout: StoreLayout, meta: dict[str, Any]) -> TokenStoreWriter:
     """Open the store. If it is damaged or belongs to another tokenizer, start a new one."""
     try:
-        return TokenStoreWriter(folder, **sizes)
+        return TokenStoreWriter(folder, layout, meta)
     except (CheckpointError, RunError) as error:
         progress.say(f"tokens: the store is written again: {error}")
         shutil.rmtree(folder)
-        return TokenStoreWriter(folder, **sizes)
+        return TokenStoreWriter(folder, layout, meta)
