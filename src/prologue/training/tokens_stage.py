@@ -1,4 +1,4 @@
-"""Between the stages: every training view is encoded once by the EMA tokenizer into the token store (METHOD §8)."""
+"""Between the stages: the EMA tokenizer encodes every training view once into the token store (METHOD §8)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VIEWS_PER_BATCH = 256
 
 
 def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> TokenStore:
-    """Fill the run's token store, continuing a store that an earlier call began. Raises `Stopped` on a signal."""
+    """Fill the token store of the run, or continue a partial one. Raises `Stopped` on a signal."""
     run, images = context.run, context.data.train
     tokenizer = Tokenizer.from_pretrained(run.tokenizer_folder).to(context.device)
     config = tokenizer.config
@@ -44,8 +44,8 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
         run.set_stage("tokens", threads=threads)
     progress.begin("tokens", start, len(images), 1)
     try:
-        # The first batch may reach back before `start`: an image's ids must not depend, in the last bit of a
-        # product, on where an earlier call stopped.
+        # The first batch may begin before `start`: batches must not depend on where an earlier call stopped, because
+        # ids can depend on rounding.
         for first in range(start // batch * batch, 0 if writer.finished else len(images), batch):
             indices = range(first, min(first + batch, len(images)))
             views = torch.from_numpy(np.concatenate([images.token_views(index) for index in indices]))
@@ -64,10 +64,10 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
 
 
 def _writer(folder: Path, progress: Progress, layout: StoreLayout, meta: dict[str, Any]) -> TokenStoreWriter:
-    """The store to go on with; one that is damaged, or of another tokenizer, is removed first."""
+    """Open the store. If it is damaged or belongs to another tokenizer, start a new one."""
     try:
         return TokenStoreWriter(folder, layout, meta)
     except (CheckpointError, RunError) as error:
-        progress.say(f"tokens: the store is made anew: {error}")
+        progress.say(f"tokens: the store is written again: {error}")
         shutil.rmtree(folder)
         return TokenStoreWriter(folder, layout, meta)
