@@ -136,4 +136,5 @@ def test_the_models_are_part_of_what_is_installed() -> None:
         patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["prologue"]
     package = root / "src" / "prologue"
     shipped = {file for pattern in patterns for file in package.glob(pattern)}
-    assert {file for file in (package / "builtin").rglob("*") if file.is_file()} <= shipped
+    files = {file for file in (package / "builtin").rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    assert {file for file in files if file.suffix != ".py"} <= shipped

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prologue import presets
-from prologue.cli._options import resolve_run_config
+from prologue.cli._overrides import resolve_run_config
 from prologue.cli.main import main
 from prologue.cli.presets import prior_parameters, tokenizer_parameters
 from prologue.config import OptimizerConfig, PriorConfig, RunConfig, TransformerConfig

@@ -5,24 +5,56 @@ This module imports neither torch nor any other heavy package, so that the comma
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import typing
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from prologue.errors import ConfigError
 from prologue.utils.rng import SEEDS
+from prologue.utils.serialization import OMIT_DEFAULT
 
 Variant = Literal["2d", "1d", "prologue", "prologue-post"]
 Perceptual = Literal["none", "lpips", "convnext", "lite0"]
 Precision = Literal["auto", "fp32", "bf16"]
+Component = dict[str, Any]
+"""A named component and its options: `{"name": NAME, OPTION: VALUE, …}`. A component from outside the package has the
+name `module:name`."""
+REGISTRY = "registry"
+"""Key of a field's metadata: the `Registry` of its components, as `module:name`."""
 
 FILE_RULE = 2
 """The newest of the rules that say which files of a folder or zip are images, and how they are labelled and split."""
 MAX_PIXELS = 179_000_000
 """Larger pictures are refused unless `data.max_pixels` allows them: a small file may expand to fill the memory."""
 
-_VARIANTS = typing.get_args(Variant)
+
+@dataclass(frozen=True)
+class VariantTraits:
+    """What tells a tokenizer variant from the others (METHOD §4)."""
+
+    has_prologue: bool = False
+    """It has prologue tokens, which the prior trains."""
+    frozen: Variant | None = None
+    """A finished tokenizer of this variant is its visual path and stays frozen; a second encoder gives the prologue."""
+    visual_queries: bool = False
+    """Visual codes come from queries instead of patches, so that they have no place in the image."""
+
+    @property
+    def post_hoc(self) -> bool:
+        """It trains a prologue for a finished tokenizer, and not its visual path."""
+        return self.frozen is not None
+
+
+VARIANTS: dict[Variant, VariantTraits] = {
+    "2d": VariantTraits(),
+    "1d": VariantTraits(visual_queries=True),
+    "prologue": VariantTraits(has_prologue=True),
+    "prologue-post": VariantTraits(has_prologue=True, frozen="2d"),
+}
+"""The one place that tells the variants apart: other code asks `TokenizerConfig.traits`."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -46,6 +78,32 @@ def _fraction(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         _require(0 <= value <= 1, f"{type(owner).__name__}.{name} must lie in [0, 1], not {value}")
+
+
+def _component_of(registry: str) -> dict[str, Any]:
+    """Metadata of a field that names a component. Files leave its default out, as files of earlier versions do."""
+    return {REGISTRY: registry, OMIT_DEFAULT: True}
+
+
+def _plain_component(owner: object, *names: str) -> None:
+    """Check components and store them as a JSON file would: with a name, without tuples."""
+    for name in names:
+        value = getattr(owner, name)
+        where = f"{type(owner).__name__}.{name}"
+        _require(
+            isinstance(value, dict) and isinstance(value.get("name"), str),
+            f'{where} must be a table {{"name": NAME, OPTION: VALUE, …}}, not {value!r}',
+        )
+        try:
+            object.__setattr__(owner, name, json.loads(json.dumps(value)))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where} has an option that JSON does not have: {error}") from error
+
+
+def _ids_per_position(component: Component) -> int:
+    count = component.get("ids_per_position", 1)
+    _require(isinstance(count, int) and count > 0, f"ids_per_position must be a positive number, not {count!r}")
+    return int(count)
 
 
 @dataclass(frozen=True)
@@ -137,10 +195,21 @@ class TokenizerConfig:
     """K_p, the number of prologue codes, shared by all positions."""
     prologue_temperature: float = 0.1
     """τ of the prologue quantizer's softmax; not a sampling temperature."""
+    quantizer: Component = field(
+        default_factory=lambda: {"name": "cosine"}, metadata=_component_of("prologue.models.quantizers:QUANTIZERS")
+    )
+    """Quantizer of the visual tokens: cosine (the paper's), fsq, or your own as module:name."""
+    prologue_quantizer: Component = field(
+        default_factory=lambda: {"name": "cosine"},
+        metadata=_component_of("prologue.models.quantizers:PROLOGUE_QUANTIZERS"),
+    )
+    """Quantizer of the prologue tokens: cosine (the paper's), or your own as module:name."""
 
     def __post_init__(self) -> None:
+        _plain_component(self, "quantizer", "prologue_quantizer")
+        _ids_per_position(self.quantizer)
         _require(
-            self.variant in _VARIANTS, f"unknown tokenizer variant {self.variant!r}: choose one of {list(_VARIANTS)}"
+            self.variant in VARIANTS, f"unknown tokenizer variant {self.variant!r}: choose one of {list(VARIANTS)}"
         )
         _positive(self, "patch_size", "code_dim", "codebook_size")
         _require(
@@ -153,14 +222,43 @@ class TokenizerConfig:
                 f"image {axis} {size} is not divisible by the patch size {self.patch_size}: "
                 f"choose {max(1, round(size / self.patch_size)) * self.patch_size} or another patch",
             )
-        if self.variant in ("prologue", "prologue-post"):
+        if self.traits.has_prologue:
             _positive(self, "prologue_tokens", "prologue_codebook_size", "prologue_temperature")
+            each = _ids_per_position(self.prologue_quantizer)
+            _require(
+                self.prologue_tokens % each == 0,
+                f"prologue_tokens {self.prologue_tokens} is not divisible by the prologue quantizer's {each} ids for "
+                "each position",
+            )
         else:
             _require(self.prologue_tokens == 0, f"variant {self.variant!r} has no prologue: set prologue_tokens to 0")
         _require(
-            (self.prologue_encoder is not None) == (self.variant == "prologue-post"),
-            "prologue_encoder belongs to the variant 'prologue-post', and only to it",
+            (self.prologue_encoder is not None) == self.traits.post_hoc,
+            f"the variant {self.variant!r} {'needs' if self.traits.post_hoc else 'has no'} prologue_encoder, "
+            "the second encoder of a post-hoc prologue",
         )
+
+    @property
+    def traits(self) -> VariantTraits:
+        return VARIANTS[self.variant]
+
+    def on_top_of(self, given: TokenizerConfig) -> TokenizerConfig:
+        """This post-hoc prologue on the visual path of a finished tokenizer.
+
+        Raises:
+            ConfigError: the finished tokenizer is of another variant than this one needs.
+        """
+        _require(
+            given.variant == self.traits.frozen,
+            f"a post-hoc prologue reads a finished {self.traits.frozen} tokenizer, not a {given.variant!r} one",
+        )
+        own = [item.name for item in dataclasses.fields(self) if item.name.startswith("prologue_")]
+        return dataclasses.replace(given, variant=self.variant, **{name: getattr(self, name) for name in own})
+
+    @property
+    def visual_tokens_on_grid(self) -> bool:
+        """Whether each visual token belongs to one patch, so that values of tokens make a picture."""
+        return not self.traits.visual_queries and self.visual_tokens == self.patches
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -168,8 +266,19 @@ class TokenizerConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
-    def visual_tokens(self) -> int:
+    def patches(self) -> int:
+        """Patches of an image, each of which has one code."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def visual_tokens(self) -> int:
+        """N, the number of visual ids of an image."""
+        return self.patches * _ids_per_position(self.quantizer)
+
+    @property
+    def prologue_queries(self) -> int:
+        """Learnable queries of the prologue, each of which has one code."""
+        return self.prologue_tokens // _ids_per_position(self.prologue_quantizer)
 
     @property
     def patch_dim(self) -> int:

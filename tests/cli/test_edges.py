@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from prologue.cli import evaluate
-from prologue.cli._options import LOCATION, OUTPUT_FILE, parse
+from prologue.cli._options import parse
 from prologue.cli._overrides import resolve_run_config
 from prologue.cli.generate import GenerateOptions
 from prologue.cli.kinds import reference
@@ -27,6 +27,7 @@ from prologue.cli.report import ReportOptions
 from prologue.cli.train import TrainOptions
 from prologue.data.pictures import file_name
 from prologue.utils import files
+from prologue.utils.options import LOCATION, OUTPUT_FILE
 
 pytestmark = pytest.mark.slow
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import typing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prologue.cli import _overrides
-from prologue.cli._options import fields_help, resolve_run_config, split_overrides
-from prologue.cli._overrides import parse_overrides
+from prologue.cli._overrides import fields_help, parse_overrides, resolve_run_config, split_overrides
 from prologue.config import RunConfig, TransformerConfig
 from prologue.errors import ConfigError
 from prologue.presets import names, preset
@@ -42,6 +44,26 @@ def test_flags_of_every_type() -> None:
 def test_flags_leave_the_rest_of_the_preset() -> None:
     assert _resolve("") == preset(BASE)
     assert _resolve("--seed 3") == dataclasses.replace(preset(BASE), seed=3)
+
+
+def test_components_by_name_or_with_options() -> None:
+    fsq = {"name": "fsq", "levels": [5, 5]}
+    assert _resolve("--tokenizer.quantizer fsq").tokenizer.quantizer == {"name": "fsq"}
+    assert resolve_run_config(BASE, None, [f"--tokenizer.quantizer={json.dumps(fsq)}"]).tokenizer.quantizer == fsq
+    assert "--tokenizer.quantizer NAME|{" in fields_help(preset(BASE))
+
+
+def test_every_component_field_names_its_registry() -> None:
+    components = [field for field in _overrides._fields().values() if typing.get_origin(field.hint) is dict]
+    assert len(components) >= 2
+    for field in components:
+        module, _, name = str(field.registry).partition(":")
+        registry = getattr(import_module(module), name)
+        assert _default(field.path)["name"] in registry
+
+
+def _default(path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), RunConfig())
 
 
 def test_none_and_empty() -> None:
@@ -114,6 +136,9 @@ def test_bad_files_are_named(content: str, message: str, tmp_path: Path) -> None
         ("--data.flip maybe", "--data.flip must be true or false, not 'maybe'"),
         ("--data.background 0 0", "--data.background needs 3 values (int int int), got 2"),
         ("--data.crop diagonal", "data.crop must be one of ['random', 'center'], not 'diagonal'"),
+        ("--tokenizer.quantizer {name", "--tokenizer.quantizer must be NAME|{"),
+        ("--tokenizer.quantizer no_such_module:A", "the quantizer 'no_such_module:A' cannot be imported"),
+        ('--tokenizer.quantizer {"levels":[3]}', "TokenizerConfig.quantizer must be a table {"),
         ("--tokenizer.patch-size 5", "image rows 32 is not divisible by the patch size 5"),
     ],
 )

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from prologue.data.shapes import CLASS_NAMES, render, scene
-from prologue.errors import EvaluationError, MissingExtraError
-from prologue.evaluation.features import Lite0Extractor, OwnExtractor, ShapesExtractor, open_features
+from prologue.data.embedded.drawing import draw
+from prologue.data.embedded.shapes import CLASS_NAMES, scene
+from prologue.errors import ConfigError, EvaluationError, MissingExtraError
+from prologue.evaluation.feature_networks import open_features
+from prologue.evaluation.features import Lite0Extractor, OwnExtractor, ShapesExtractor
 
 
 @pytest.fixture
@@ -15,7 +17,7 @@ def without_lite0(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pictures(count: int = 8, size: int = 32) -> torch.Tensor:
-    return torch.from_numpy(np.stack([render(scene("validation", i), size, size) for i in range(count)]))
+    return torch.from_numpy(np.stack([draw(scene("validation", i), size, size) for i in range(count)]))
 
 
 @pytest.mark.usefixtures("without_lite0")
@@ -44,7 +46,7 @@ def test_shapes_by_name() -> None:
     assert isinstance(extractor, ShapesExtractor)
     with pytest.raises(EvaluationError, match="digits"):
         open_features("shapes", "digits")
-    with pytest.raises(EvaluationError, match="auto, lite0, shapes, plates, inception"):
+    with pytest.raises(ConfigError, match="auto, lite0, shapes, plates, inception"):
         open_features("incept", "shapes")
 
 

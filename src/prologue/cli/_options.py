@@ -1,4 +1,4 @@
-"""What every command shares: options from argv, and the JSON file of a measurement.
+"""What every command shares: options from argv.
 
 Conventions: `--device` (`DeviceOption`), `--seed` (`SeedOption`) on what draws, `--json FILE` (`JsonOption`) on what
 measures. Flags may be written with dashes or underscores; booleans as `--flag`, `--no-flag` or `--flag true|false`.
@@ -11,63 +11,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import math
 import os
-import platform
 import re
-import shlex
 import shutil
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
-from prologue._version import __version__
-from prologue.cli._overrides import fields_help, resolve_run_config, split_overrides
-from prologue.errors import ConfigError, RunError
+from prologue.errors import ConfigError
 from prologue.utils.files import expand, is_stdout, require_writable
+from prologue.utils.options import LOCATION, OUTPUT_FILE
 from prologue.utils.rng import MOST_IMAGES, check_seeds
-from prologue.utils.serialization import save_json
-
-__all__ = [
-    "LOCATION",
-    "OUTPUT_FILE",
-    "DeviceOption",
-    "JsonOption",
-    "SeedOption",
-    "check_run_seed",
-    "export_measurement",
-    "fields_help",
-    "parse",
-    "plain",
-    "provenance",
-    "resolve_run_config",
-    "split_overrides",
-    "write_measurement",
-]
-
-LOCATION = "location"
-"""Marks a text option that may be a path: `--data`, `RUN`."""
-OUTPUT_FILE = "output file"
-"""Marks an option that names a file to write."""
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"],
-    tyro.conf.arg(help="Where to compute; auto takes the first of cuda, mps, cpu that is there."),
-]
-SeedOption = Annotated[
-    int, tyro.conf.arg(help="Everything random descends from this number, which has at most 64 bits with its sign.")
-]
-JsonOption = Annotated[
-    Path | None,
-    tyro.conf.arg(metavar="FILE", help="Also write the figures, with their provenance, to this file."),
-    OUTPUT_FILE,
-]
 
 _NARROWEST = 60
 _NO_NUMBER = re.compile(
@@ -206,51 +165,3 @@ def _sentence(box: str) -> str:
         if len(paragraph) > 1 and paragraph[0].startswith("Perhaps you meant"):
             sentence += f" (did you mean {paragraph[1].split()[0]}?)"
     return sentence[0].lower() + sentence[1:]
-
-
-def write_measurement(path: Path, provenance: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
-    """Write `{"provenance": {…}, "records": [{…}]}` to `path`, whole or not at all; numbers that are not finite
-    become null."""
-    save_json(path, plain({"provenance": dict(provenance), "records": list(records)}))
-
-
-def export_measurement(
-    path: Path | None, provenance: Mapping[str, Any], records: Iterable[Mapping[str, Any]], kept: str = "printed above"
-) -> None:
-    """Write what `--json` asks for, last of all; a `RunError` where that fails says that the figures are `kept`."""
-    if path is None:
-        return
-    try:
-        write_measurement(path, provenance, records)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and is_stdout(path):  # as of any output whose reader is gone
-            raise
-        raise RunError(f"--json {path} cannot be written ({error.strerror}); the figures are {kept}") from error
-
-
-def provenance(command: Sequence[str], **extra: Any) -> dict[str, Any]:
-    """Where a measurement comes from: the `prologue` command line, versions, machine and time (UTC), then `extra`."""
-    return {
-        "command": shlex.join(["prologue", *command]),
-        "prologue": __version__,
-        "torch": version("torch"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **extra,
-    }
-
-
-def plain(value: Any) -> Any:
-    """JSON values only: paths become text, scalar arrays numbers, tuples lists."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):  # a numpy or torch scalar
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

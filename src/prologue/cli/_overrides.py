@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import textwrap
 import types
 import typing
@@ -12,14 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from prologue.config import RunConfig
+from prologue.config import REGISTRY, RunConfig
 from prologue.errors import ConfigError, did_you_mean
 from prologue.presets import preset as named_preset
 from prologue.utils.files import expand
-from prologue.utils.serialization import from_dict, load_json, to_dict
+from prologue.utils.serialization import from_dict, load_json
 
 _NONE = "none"
 
@@ -34,6 +36,8 @@ class _Field:
     """Its type, without `| None`."""
     optional: bool
     doc: str
+    registry: str | None = None
+    """The registry of a component, as `module:name`."""
 
     @property
     def flag(self) -> str:
@@ -46,6 +50,8 @@ class _Field:
             text = _NONE
         elif origin is Literal:
             text = "|".join(map(str, typing.get_args(self.hint)))
+        elif origin is dict:
+            text = 'NAME|{"name": NAME, …}'
         elif origin is tuple:
             kinds = typing.get_args(self.hint)
             text = f"{kinds[0].__name__} …" if kinds[-1] is Ellipsis else " ".join(kind.__name__ for kind in kinds)
@@ -121,7 +127,6 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 def fields_help(config: RunConfig) -> str:
     """Every settable field with its type, its value in `config` and its meaning: the second part of `train --help`."""
-    plain = to_dict(config)
     lines = ["fields of the run configuration (flags; the values shown are those without a flag):"]
     section = None
     for field in _fields().values():
@@ -129,12 +134,10 @@ def fields_help(config: RunConfig) -> str:
         if parent != section:
             section = parent
             lines += ["", f"{parent}:" if parent else "general:"]
-        value: Any = plain
+        value: Any = config
         for key in field.path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        shown = _NONE if value in (None, []) else " ".join(map(_text, value if isinstance(value, list) else [value]))
-        if isinstance(value, Mapping):
-            shown = "set"
+            value = getattr(value, key, None)
+        shown = _NONE if value in (None, ()) else " ".join(map(_text, value if isinstance(value, tuple) else [value]))
         lines.append(f"  {field.flag} {field.metavar}  ({shown})")
         if field.doc:
             lines += textwrap.wrap(field.doc, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
@@ -142,6 +145,10 @@ def fields_help(config: RunConfig) -> str:
 
 
 def _text(value: object) -> str:
+    if dataclasses.is_dataclass(value):
+        return "set"
+    if isinstance(value, dict):
+        return value["name"] if value.keys() == {"name"} else json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -205,7 +212,23 @@ def _value(field: _Field, values: list[str]) -> Any:
         return _tuple_value(field, values, kinds)
     if len(values) != 1:
         raise ConfigError(f"{field.flag} needs a value ({field.metavar})")
+    if field.registry is not None:
+        return _component(field, field.registry, values[0])
     return _scalar(field, values[0], str if origin is Literal else field.hint)
+
+
+def _component(field: _Field, registry: str, text: str) -> dict[str, Any]:
+    """A component from its name, or from its JSON. A name `module:name` is imported, since the user typed it."""
+    component: Any = {"name": text}
+    if text.startswith("{"):
+        try:
+            component = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{field.flag} must be {field.metavar}, and this is no JSON: {error}") from error
+    if ":" in str(component.get("name")):
+        module, _, name = registry.partition(":")
+        getattr(import_module(module), name).import_named(component["name"])
+    return component  # type: ignore[no-any-return]
 
 
 def _tuple_value(field: _Field, values: list[str], kinds: tuple[Any, ...]) -> list[Any]:
@@ -234,7 +257,9 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        # A component's options belong to its name, so another component replaces it as a whole.
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping) and "name" not in value
+        merged[key] = _merge(old, value) if nested else value  # type: ignore[arg-type]
     return merged
 
 
@@ -279,7 +304,7 @@ def _walk(kind: type, where: str) -> Iterator[_Field]:
         if dataclasses.is_dataclass(hint):
             groups.append((typing.cast(type, hint), path))
         if optional or not dataclasses.is_dataclass(hint):
-            yield _Field(path, hint, optional, docs.get(item.name, ""))
+            yield _Field(path, hint, optional, docs.get(item.name, ""), item.metadata.get(REGISTRY))
     for inner, path in groups:
         yield from _walk(inner, path)
 

@@ -12,8 +12,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from prologue import presets
-from prologue.cli._options import JsonOption, export_measurement, parse, provenance
+from prologue.cli._options import parse
 from prologue.config import RunConfig, TokenizerConfig, TransformerConfig
+from prologue.utils.measurements import export_measurement, provenance
+from prologue.utils.options import JsonOption
 from prologue.utils.serialization import to_dict
 
 _CAPTION = "tokens: prologue + visual; tokenizer, prior: parameters; steps: of the tokenizer, of the prior"
@@ -93,12 +95,12 @@ def tokenizer_parameters(config: TokenizerConfig) -> int:
     prologue_width = config.prologue_encoder.width if config.prologue_encoder else encoder.width
     count = _linear(config.patch_dim, encoder.width) + _blocks(encoder, biases=True)
     count += _linear(encoder.width, dim) + config.codebook_size * dim
-    if config.variant == "1d":
-        count += config.visual_tokens * (encoder.width + decoder.width)
+    if config.traits.visual_queries:
+        count += config.patches * (encoder.width + decoder.width)
     if config.prologue_encoder:
         count += _linear(encoder.width, prologue_width) + _blocks(config.prologue_encoder, biases=True)
     if config.prologue_tokens:
-        count += config.prologue_tokens * prologue_width
+        count += config.prologue_queries * prologue_width
         count += _linear(prologue_width, dim) + config.prologue_codebook_size * dim
     count += _linear(dim, decoder.width) + _blocks(decoder, biases=True)
     return count + decoder.width + _linear(decoder.width, config.patch_dim)

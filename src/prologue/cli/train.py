@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from prologue.builtin import locate
-from prologue.cli._options import LOCATION, DeviceOption, fields_help, parse, resolve_run_config, split_overrides
-from prologue.cli._overrides import parse_overrides
+from prologue.cli._options import parse
+from prologue.cli._overrides import fields_help, parse_overrides, resolve_run_config, split_overrides
 from prologue.cli._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
+from prologue.data.source import import_source
 from prologue.errors import ConfigError
 from prologue.models.weights import WEIGHTS, read_config
 from prologue.presets import preset
@@ -25,6 +26,7 @@ from prologue.utils.allocator import keep_freed_memory
 from prologue.utils.device import pick_device
 from prologue.utils.files import in_shell
 from prologue.utils.launcher import launched
+from prologue.utils.options import LOCATION, DeviceOption
 from prologue.utils.serialization import to_dict
 
 DEFAULT_PRESET = "small-32"
@@ -33,7 +35,7 @@ DEFAULT_PRESET = "small-32"
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     data: Annotated[str, arg(metavar="WHERE"), LOCATION]
-    """Images: a folder, a zip, or the embedded `shapes`, `digits` or `plates`."""
+    """Images: a folder, a zip, the embedded `shapes`, `digits` or `plates`, or `module:Name` of your own source."""
     out: Annotated[Path, arg(metavar="RUN")]
     """Run folder. The same command on the same folder continues the run."""
     preset: str = DEFAULT_PRESET
@@ -62,7 +64,7 @@ def _named_preset(argv: list[str]) -> str:
 def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) -> None:
     """Refuse `--tokenizer.*` flags that a finished tokenizer cannot follow."""
     kept = to_dict(adopted_config(config.tokenizer, read_config(source / "tokenizer", TokenizerConfig)))
-    for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer)[key] for key in asked}}):
+    for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer).get(key) for key in asked}}):
         raise ConfigError(
             f"--tokenizer.{name.replace('_', '-')}: the tokenizer of {source} has {own!r}, and {wanted!r} was asked "
             "for: leave the flag out, or train another tokenizer"
@@ -78,6 +80,7 @@ def run(argv: list[str]) -> int:
     tokenizer_from = None if options.tokenizer is None else locate(options.tokenizer)
     if tokenizer_from is not None:
         _check_adopted(config, tokenizer_from, parse_overrides(overrides).get("tokenizer", {}))
+    import_source(options.data)
     request = TrainRequest(
         config=config,
         data=options.data,

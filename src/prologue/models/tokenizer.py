@@ -13,9 +13,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from prologue.config import TokenizerConfig, TransformerConfig, tokenizer_rope_axes
-from prologue.errors import DataError
+from prologue.errors import ConfigError, DataError
 from prologue.models.layers import NEAR_ZERO_STD, Linear, Queries, RMSNorm, head_in_fp32, initialise
-from prologue.models.quantizers import PrologueQuantizer, Quantized, VisualQuantizer
+from prologue.models.quantizers import Quantized, Quantizer, build_prologue_quantizer, build_quantizer
 from prologue.models.rope import Positions
 from prologue.models.sequence import TokenIds, check_ids
 from prologue.models.transformer import Transformer
@@ -117,21 +117,24 @@ class Encoding:
 
 @dataclass(frozen=True)
 class _Composition:
-    """How a variant wires its parts; the only place that tells variants apart."""
+    """How a variant wires its parts."""
 
+    visual_queries: int
+    """Queries of the encoder whose outputs become visual codes; 0 where the patches' outputs do."""
     encoder_queries: Positions | None
-    visual_from_queries: bool
+    """The visual queries, then those of the prologue."""
     decoder_inputs: Positions
     decoder_queries: Positions | None
 
     @classmethod
     def of(cls, config: TokenizerConfig) -> _Composition:
-        patches = Positions.patches(config.grid)
-        if config.variant == "1d":
-            index = Positions.indices(config.visual_tokens)
-            return cls(index, visual_from_queries=True, decoder_inputs=index, decoder_queries=patches)
-        prologue = Positions.indices(config.prologue_tokens) if config.variant == "prologue" else None
-        return cls(prologue, visual_from_queries=False, decoder_inputs=patches, decoder_queries=None)
+        traits, patches = config.traits, Positions.patches(config.grid)
+        visual = config.patches if traits.visual_queries else 0
+        prologue = config.prologue_queries if traits.has_prologue and not traits.post_hoc else 0
+        queries = Positions.indices(visual + prologue) if visual + prologue else None
+        if traits.visual_queries:
+            return cls(visual, queries, decoder_inputs=Positions.indices(visual), decoder_queries=patches)
+        return cls(visual, queries, decoder_inputs=patches, decoder_queries=None)
 
 
 class Tokenizer(nn.Module):
@@ -147,17 +150,15 @@ class Tokenizer(nn.Module):
         patches = Positions.patches(config.grid)
         width = config.encoder.width
         self.encoder = QueryTransformer(config.encoder, config.patch_dim, patches, self.composition.encoder_queries)
-        self.visual_quantizer = VisualQuantizer(width, config.code_dim, config.codebook_size)
+        self.visual_quantizer = build_quantizer(config, width)
         self.prologue_encoder: QueryTransformer | None = None
-        self.prologue_quantizer: PrologueQuantizer | None = None
+        self.prologue_quantizer: Quantizer | None = None
         if config.prologue_encoder is not None:
-            queries = Positions.indices(config.prologue_tokens)
+            queries = Positions.indices(config.prologue_queries)
             self.prologue_encoder = QueryTransformer(config.prologue_encoder, width, patches, queries)
             width = config.prologue_encoder.width
         if config.prologue_tokens:
-            self.prologue_quantizer = PrologueQuantizer(
-                width, config.code_dim, config.prologue_codebook_size, config.prologue_temperature
-            )
+            self.prologue_quantizer = build_prologue_quantizer(config, width)
         self.decoder = QueryTransformer(
             config.decoder, config.code_dim, self.composition.decoder_inputs, self.composition.decoder_queries
         )
@@ -182,16 +183,24 @@ class Tokenizer(nn.Module):
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """What enters the visual (B, N, D) and the prologue quantizer (B, P, D')."""
         patches, queries = self.encoder(self.patchify(images).to(self.encoder.input.weight.dtype))
-        visual = queries if self.composition.visual_from_queries else patches
+        count = self.composition.visual_queries
+        visual = queries[:, :count] if count else patches
         if self.prologue_encoder is not None:
             # The post-hoc prologue reads a finished visual path and must not disturb it (METHOD §4).
             return visual, self.prologue_encoder(patches.detach())[1]
-        return visual, queries if self.prologue_quantizer is not None else None
+        return visual, queries[:, count:] if self.prologue_quantizer is not None else None
 
     def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Encoding:
         """Both quantizers' training outputs."""
         visual, prologue = self.features(images)
-        quantized = self.prologue_quantizer(prologue) if self.prologue_quantizer is not None else None
+        if self.prologue_quantizer is None:
+            return Encoding(self.visual_quantizer(visual), None)
+        quantized: Quantized = self.prologue_quantizer(prologue)
+        if quantized.one_hot is None:
+            raise ConfigError(
+                f"the prologue quantizer {self.config.prologue_quantizer['name']!r} gives no straight-through one-hot, "
+                "through which the prior trains the prologue"
+            )
         return Encoding(self.visual_quantizer(visual), quantized)
 
     def forward(

@@ -15,11 +15,30 @@ from prologue.utils.files import write_whole
 
 T = TypeVar("T")
 
+OMIT_DEFAULT = "omit_default"
+"""Key in a field's metadata: the field is written only if it differs from its default. So new files are equal to those of
+versions without the field."""
+
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Convert a dataclass to JSON values; tuples become lists."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    """Convert a dataclass to JSON values; tuples become lists. `OMIT_DEFAULT` leaves out fields at their default."""
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=_written_fields))
     return plain
+
+
+def _written_fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that are written to JSON."""
+    values = {}
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if each.metadata.get(OMIT_DEFAULT) and value == _default(each):
+            continue
+        values[each.name] = value
+    return values
+
+
+def _default(each: dataclasses.Field[Any]) -> Any:
+    return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
 
 
 def from_dict(kind: type[T], data: Mapping[str, Any], where: str = "", base: T | None = None) -> T:
@@ -66,6 +85,10 @@ def _convert(hint: Any, value: Any, where: str, current: Any) -> Any:
         return value
     if origin is tuple:
         return _convert_tuple(hint, value, where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, not {value!r}")
+        return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
