@@ -16,7 +16,7 @@ from prologue.utils.files import write_whole
 T = TypeVar("T")
 
 OMIT_DEFAULT = "omit_default"
-"""Key in a field's metadata: the field is written only if it differs from its default. So new files are equal to those of
+"""Key in a field's metadata: the field is written only if it differs from its default. New files then equal those of
 versions without the field."""
 
 
