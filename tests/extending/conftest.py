@@ -6,13 +6,20 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prologue.cli.main import IMPORTED
+from prologue.data.source import SOURCES
 from prologue.models.quantizers import PROLOGUE_QUANTIZERS, QUANTIZERS
+from prologue.presets import PRESETS
+from prologue.sampling.guidance import SCHEDULES
+from prologue.training.losses import LOSSES
+from prologue.utils.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"
+REGISTRIES: tuple[Registry[Any], ...] = (QUANTIZERS, PROLOGUE_QUANTIZERS, PRESETS, LOSSES, SCHEDULES, SOURCES)
 
 
 @pytest.fixture
@@ -21,9 +28,9 @@ def outside_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
     What it registers is forgotten after the test. Calling again also forgets it, as a new process would.
     """
-    for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS):
+    for registry in REGISTRIES:
         monkeypatch.setattr(registry, "_components", dict(registry._components))
-    known = {registry: dict(registry._components) for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS)}
+    known = {registry: dict(registry._components) for registry in REGISTRIES}
     folder = tmp_path / "outside"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)

@@ -18,7 +18,6 @@ from prologue.config import RunConfig, TokenizerConfig
 from prologue.data.source import import_source
 from prologue.errors import ConfigError
 from prologue.models.weights import WEIGHTS, read_config
-from prologue.presets import preset
 from prologue.training.progress import Progress, Silent, Terminal
 from prologue.training.run import differences
 from prologue.training.train import StageName, TrainRequest, adopted_config, train
@@ -39,7 +38,7 @@ class TrainOptions:
     out: Annotated[Path, arg(metavar="RUN")]
     """Run folder. The same command on the same folder continues the run."""
     preset: str = DEFAULT_PRESET
-    """A named configuration: `prologue presets` lists them."""
+    """A named configuration (`prologue presets` lists them), or your own as module:name."""
     config: Annotated[Path | None, arg(metavar="FILE")] = None
     """JSON with fields that differ from the preset's."""
     stage: StageName = "all"
@@ -74,7 +73,7 @@ def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) ->
 def run(argv: list[str]) -> int:
     """Train, or continue, a run."""
     own, overrides = split_overrides(argv)
-    epilog = fields_help(preset(_named_preset(own))) if {"-h", "--help"} & set(own) else ""
+    epilog = fields_help(resolve_run_config(_named_preset(own), None, [])) if {"-h", "--help"} & set(own) else ""
     options = parse(TrainOptions, own, "prologue train", "Train a tokenizer and its prior.", epilog)
     config = resolve_run_config(options.preset, options.config, overrides)
     tokenizer_from = None if options.tokenizer is None else locate(options.tokenizer)
