@@ -12,7 +12,7 @@ EXTRAS := dev,lite0,digits,track
 
 help:  ## List the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.13] [TORCH=2.6.0|newest]"
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Create .venv and install the package with its extras (instant if nothing changed)
 
