@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
+from PIL import Image
 from torch import Tensor
 
+from prologue.data.pictures import labelled_grid, to_pil
 from prologue.evaluation.runs import ProgressCallback, evaluating, unwatched
 from prologue.models.prior import Prior
 from prologue.models.tokenizer import Tokenizer, to_uint8
@@ -17,6 +19,9 @@ from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 from prologue.utils.processes import ALONE, Processes
 from prologue.utils.rng import check_seeds
+
+_COLUMNS, _ROWS = 10, 4
+"""Largest number of columns and rows in a picture of samples."""
 
 
 class Samples(NamedTuple):
@@ -69,3 +74,12 @@ def possible_recipe(recipe: Recipe, prior: Prior, class_ids: Int64[Tensor, " n"]
     """A stored recipe, without guidance if the prior has no classes or a class id is the null class."""
     no_class = not prior.num_classes or (class_ids is not None and bool((class_ids == prior.null_class).any()))
     return recipe.replace(guidance=Guidance.none()) if no_class else recipe
+
+
+def samples_picture(images: UInt8[Tensor, "n 3 h w"], class_names: Sequence[str]) -> Image.Image:
+    """The first samples, with a column per class. Samples cycle through the classes."""
+    classes = max(1, len(class_names))
+    columns = min(_COLUMNS, classes) if class_names else _COLUMNS
+    step = classes if class_names else columns
+    rows = [images[start : start + columns] for start in range(0, min(len(images), _ROWS * step), step)]
+    return labelled_grid([to_pil(row) for row in rows if len(row)], class_names[:columns])

@@ -48,7 +48,7 @@ from prologue.evaluation.recognition import (
 )
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import ProgressCallback, Record, RunImages, RunInfo, choose_images, unwatched
-from prologue.evaluation.samples import Samples, draw_samples, possible_recipe, uniform_classes
+from prologue.evaluation.samples import Samples, draw_samples, possible_recipe, samples_picture, uniform_classes
 from prologue.models.prior import Prior
 from prologue.models.tokenizer import Tokenizer
 from prologue.pipeline import Pipeline
@@ -145,8 +145,11 @@ class Generation(Kind[GenerationOptions]):
         def measure() -> Measurement:
             _check_archive(options, processes)  # another process may have written it meanwhile
             points: list[Described] = []
+            first: list[Samples] = []
 
             def keep(samples: Samples) -> None:
+                if not first:
+                    first.append(samples)
                 if compared:
                     points.append(Described.of(samples.images, None))
 
@@ -164,7 +167,8 @@ class Generation(Kind[GenerationOptions]):
                     batch=options.batch,
                     watch=progress,
                 )
-            return Measurement(with_notes(record, notes))
+            picture = samples_picture(first[0].images, pipeline.class_names) if first else None
+            return Measurement(with_notes(record, notes), {} if picture is None else {"samples": picture})
 
         origin = facts(info, options, opened, pipeline.device) | features.facts() | reference_facts(statistics)
         origin |= {"recipe": recipe.to_dict(), "memorisation": compared}

@@ -14,6 +14,7 @@ from torch import Tensor
 from tyro.conf import arg
 
 from prologue.data.order import center_batch
+from prologue.data.pictures import labelled_grid, to_pil
 from prologue.data.source import ImageSet
 from prologue.errors import ConfigError
 from prologue.evaluation.codes import reconstructed
@@ -63,6 +64,8 @@ from prologue.utils.processes import ALONE, Processes
 from prologue.utils.progress import progress
 
 _LPIPS_SIDE = 16
+_SHOWN = 8
+"""Images in the picture."""
 """Pixels of the shortest side that LPIPS can compare."""
 
 
@@ -117,7 +120,10 @@ class Reconstruction(Kind[ReconstructionOptions]):
                 lpips=None if lpips is None else lpips.to(device),
                 processes=processes,
             )
-            return Measurement(with_notes(record, notes))
+            indices = subject.choose(options.count, "reconstruction")[:_SHOWN]
+            images = center_batch(subject.split.images, indices).images
+            rows = [to_pil(images), to_pil(reconstructed(tokenizer, images))]
+            return Measurement(with_notes(record, notes), {"images": labelled_grid(rows, [], ["image", "decoded"])})
 
         origin = subject.facts() | features.facts() | reference_facts(statistics)
         return Prepared(options, origin | {"lpips_hash": None if file is None else file_hash(file)}, measure)

@@ -31,14 +31,14 @@ from prologue.evaluation.nearest import Described, compare_samples
 from prologue.evaluation.recipe_search import Request, measure_recipe, reference_features, run_sweep
 from prologue.evaluation.recognition import Classifier, fit_judge, shipped_classifier
 from prologue.evaluation.runs import ProgressCallback, Record, Split, choose_images, unwatched
-from prologue.evaluation.samples import Samples
+from prologue.evaluation.samples import Samples, samples_picture
 from prologue.evaluation.store import Store
 from prologue.evaluation.versions import VERSIONS
 from prologue.models.prior import Prior
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer
 from prologue.sampling.recipe import Recipe
-from prologue.studies.reproduce.pictures import resampled_picture, samples_picture, save_picture
+from prologue.studies.reproduce.pictures import resampled_picture, save_picture
 from prologue.studies.reproduce.scales import Scale
 from prologue.utils.rng import derive_seed
 
