@@ -31,7 +31,7 @@ class WithoutOneHot(PrologueQuantizer):
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS):
         monkeypatch.setattr(registry, "_components", dict(registry._components))
-        for component in (Residual, WithoutOneHot):
+        for component in (Residual, WithoutOneHot, dict):
             registry.register(component)
 
 
@@ -80,6 +80,7 @@ def test_fsq_is_a_grid(levels: list[int]) -> None:
         ({"quantizer": {"name": RESIDUAL["name"]}}, "2 ids for each position and its option ids_per_position is 1"),
         ({"quantizer": RESIDUAL | {"ids_per_position": 0}}, "ids_per_position must be a positive number"),
         ({"prologue_quantizer": RESIDUAL}, "prologue_tokens 3 is not divisible"),
+        ({"quantizer": {"name": "builtins:dict"}}, "must be a subclass of .*Quantizer"),
         ({"quantizer": "fsq"}, "quantizer must be a table"),
         ({"quantizer": {"name": "cosine", "x": {1, 2}}}, "quantizer has an option that JSON does not have"),
     ],
