@@ -1,4 +1,4 @@
-"""One pipeline called from several threads: each gets what it would have got alone."""
+"""A pipeline that is called from several threads gives each the same result as alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def opened(tiny_models, compile: bool = False) -> Pipeline:
 
 
 def plain(value: object) -> object:
-    """Bytes and numbers of whatever a call returned."""
+    """Return the result of a call as bytes and numbers."""
     if isinstance(value, TokenIds):
         return value.prologue.tolist(), value.visual.tolist()
     if isinstance(value, list):
@@ -48,7 +48,7 @@ def plain(value: object) -> object:
 
 
 def jobs(pipe: Pipeline) -> list[Callable[[], object]]:
-    """Calls of every kind, with classes, seeds and sizes of their own."""
+    """Return calls of every kind with different classes, seeds and sizes."""
     pictures = pipe.generate(["ring", "star"], seed=90).images
     tokens = pipe.sample(["cross", "ring", "star"], seed=70)
     calls: list[Callable[[], object]] = []
@@ -75,7 +75,7 @@ def in_threads(calls: Sequence[Callable[[], object]], by: Callable[[object], obj
     return [value for _, value in sorted((item for part in found for item in part.items()), key=lambda item: item[0])]
 
 
-def test_threads_get_what_one_alone_gets(tiny_models) -> None:
+def test_threads_get_the_results_of_single_calls(tiny_models) -> None:
     calls = jobs(opened(tiny_models))
     alone = [plain(call()) for call in calls]
     assert len({str(each) for each in alone}) == len(calls) - 3  # three calls ask for what another asks for
@@ -103,7 +103,7 @@ def test_models_and_features_keep_nothing_between_calls(tiny_models) -> None:
 
 @pytest.mark.slow
 def test_threads_may_share_compiled_graphs(tiny_models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled by one thread and used by all; graphs and cache are the pipeline's."""
+    """Graphs and cache belong to the pipeline: one thread compiles, all use the result."""
     torch._dynamo.reset()
     monkeypatch.setattr(Compiler, "whole", lambda _, function: torch.compile(function, backend="eager", fullgraph=True))
     pipe = opened(tiny_models, compile=True)
@@ -113,7 +113,7 @@ def test_threads_may_share_compiled_graphs(tiny_models, monkeypatch: pytest.Monk
     assert at_once == [plain(opened(tiny_models).generate(NAMES, count=4, seed=s, batch=2)) for s in range(0, 40, 10)]
 
 
-def test_what_is_said_once_is_said_once_by_all_threads(tiny_models) -> None:
+def test_threads_share_warnings_that_are_shown_once(tiny_models) -> None:
     pipe = opened(tiny_models)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -121,7 +121,7 @@ def test_what_is_said_once_is_said_once_by_all_threads(tiny_models) -> None:
     assert len(said) == 1
 
 
-def test_a_call_within_a_call_waits_for_nobody(tiny_models) -> None:
+def test_nested_calls_do_not_wait(tiny_models) -> None:
     pipe = opened(tiny_models)
     with ThreadPoolExecutor(1) as pool, pipe._turn(1):
         waiting = pool.submit(pipe.sample, "ring", seed=3)
@@ -131,7 +131,7 @@ def test_a_call_within_a_call_waits_for_nobody(tiny_models) -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
-def test_a_copy_has_turns_of_its_own(tiny_models, copied) -> None:
+def test_a_copy_has_its_own_lock(tiny_models, copied) -> None:
     pipe = opened(tiny_models)
     expected = plain(pipe.generate("star", seed=4))
     other = copied(pipe)
