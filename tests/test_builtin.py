@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from prologue import builtin
-from prologue.cli.kinds import sweep
 from prologue.cli.main import main
 from prologue.errors import CheckpointError
+from prologue.evaluation.kinds import sweep
 from prologue.models.weights import WEIGHTS, file_hash, read_tensors
 from prologue.pipeline import Pipeline
 from prologue.sampling.recipe import Recipe
@@ -119,8 +119,8 @@ def test_figures_are_stored_in_the_cache(cache: Path, tmp_path: Path, capfd: pyt
 
 def test_a_sweep_does_not_change_the_recipe(capfd: pytest.CaptureFixture[str]) -> None:
     before = _hashes()
-    sweep._store(sweep.SweepOptions(run=FOLDER), {"winner": Recipe(temperature=0.123).to_dict()})
-    assert "Not stored, since builtin:shapes comes with the package" in capfd.readouterr().out
+    sweep.store_winner(sweep.SweepOptions(run=FOLDER), {"winner": Recipe(temperature=0.123).to_dict()})
+    assert "Not stored, since builtin:shapes is part of the package" in capfd.readouterr().out
     assert _hashes() == before
 
 

@@ -117,11 +117,11 @@ def _tokenizer(**values: Any) -> RunConfig:
         (OptimizerConfig, {"lr": 0.0}, "lr must be positive"),
         (OptimizerConfig, {"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\)"),
         (TokenizerTraining, {"visual_dropout": 1.5}, r"visual_dropout must lie in \[0, 1\]"),
-        (TokenizerTraining, {"perceptual": "vgg"}, "unknown perceptual term 'vgg'"),
+        (TokenizerTraining, {"perceptual": "vgg"}, "TokenizerTraining.perceptual must be one of .*, not 'vgg'"),
         (PriorTraining, {"steps": 0}, "PriorTraining.steps must be positive"),
         (RunConfig, {"precision": "fp8"}, "precision must be one of"),
         (RunConfig, {"seed": -1}, "seed must not be negative"),
-        (_tokenizer, {"image_size": (16, 64)}, "cannot judge images below 24 px .*set tokenizer_training.gan"),
+        (_tokenizer, {"image_size": (16, 64)}, "needs images of at least 24 px, not 16: set tokenizer_training.gan"),
     ],
 )  # fmt: skip
 def test_invalid_values_are_refused(build: Any, values: dict[str, Any], message: str) -> None:

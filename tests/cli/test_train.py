@@ -207,7 +207,7 @@ def test_impossible_things_are_refused(
         ([*here, "--stage", "prio"], "prio"),
         ([*here, "--tokenizer.patch-size", "7"], "image rows 24 is not divisible by the patch size 7: choose 21"),
         ([*here, "--prior.heads", "5"], "width 32 is not divisible by heads 5"),
-        ([*here, *small], r"cannot judge images below 24 px \(these are 16\): set tokenizer_training.gan to 0"),
+        ([*here, *small], "needs images of at least 24 px, not 16: set tokenizer_training.gan to 0"),
         ([*here, "--tokenizer-training.perceptual", "vgg"], "vgg"),
         ([*here, "--tokenizer-training.perceptual", "lpips"], "'lpips' needs a weight file"),
         ([*here, "--tokenizer-training.perceptual", "lpips", "--tokenizer-training.perceptual-path", "no.safetensors"],
