@@ -75,6 +75,7 @@ def test_results_of_other_settings_are_ignored(
     assert ablation.results(tmp_path, 1) == []
 
 
+@pytest.mark.slow
 def test_changes_of_the_prior_share_a_tokenizer(
     ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +252,7 @@ def tiny_map(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_finished_cells_of_the_map_are_reused(
     tiny_map: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
