@@ -1,4 +1,4 @@
-"""The prior: a causal transformer over `[prologue ids, EOS, visual ids]`, class by class (METHOD §6)."""
+"""The prior: a class-conditional causal transformer over `[prologue ids, EOS, visual ids]` (METHOD §6)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Prior(nn.Module):
 
     @property
     def precision(self) -> str:
-        """`int8` where the linear layers store it, else the number format of the weights."""
+        """`int8` if the linear layers store it, else the number format of the weights."""
         return "int8" if has_int8(self) else str(self.token_embedding.weight.dtype).removeprefix("torch.")
 
     def forward(
@@ -64,8 +64,11 @@ class Prior(nn.Module):
         """Teacher-forced logits, fp32: `logits[:, t]` predicts `sequence[:, t]`.
 
         `visual_dropout` marks the samples whose visual inputs are replaced by EOS. `prologue_one_hot` embeds the
-        prologue as `one_hot @ token_embedding`, the path of the encoder's gradient (METHOD §7). Another shape or number
-        format is a `SamplingError`; the ids are not looked at, since that waits for the device (`layout.pack` does).
+        prologue as `one_hot @ token_embedding`, which carries the encoder's gradient (METHOD §7).
+
+        Raises:
+            SamplingError: another shape or number format. The ids are not checked, because that waits for the device;
+                `layout.pack` checks them.
         """
         self._check_kinds(sequence, class_ids)
         x = self.embed(self.layout.inputs(sequence, visual_dropout))
@@ -92,7 +95,7 @@ class Prior(nn.Module):
         return out
 
     def embed(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """Token inputs, ids as the prior counts them."""
+        """Token inputs; ids as the prior counts them."""
         out: Tensor = self.token_embedding(ids)
         return out
 
@@ -112,19 +115,19 @@ class Prior(nn.Module):
         """Logits of the ids `first_id:last_id`, fp32."""
         if self.out is None:
             return head_in_fp32(hidden, self.out_norm, self.token_embedding.weight[first_id:last_id])
-        with torch.autocast(hidden.device.type, enabled=False):  # in fp32 where the weights are
+        with torch.autocast(hidden.device.type, enabled=False):
             normed = self.out_norm(hidden.to(self.token_embedding.weight.dtype))
             return self.out.rows(normed, first_id, last_id).float()
 
     def new_cache(self, rows: int) -> Float[Tensor, "2 depth rows heads T d"]:
-        """An empty static cache, keys then values, of `rows` sequences of this layout's length."""
+        """An empty static cache, keys then values, for `rows` sequences."""
         size = self.config.transformer
         weight = self.token_embedding.weight
         shape = (2, size.depth, rows, size.heads, self.layout.length, size.head_dim)
         return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
     def check_classes(self, class_ids: Int[Tensor, " B"]) -> None:
-        """Raise `SamplingError` for a class that the prior does not have. It waits for the device."""
+        """Raise `SamplingError` for a class that the prior does not have. This waits for the device."""
         if class_ids.dtype not in (torch.int64, torch.int32):
             raise SamplingError(f"class ids are int64, not {class_ids.dtype}")
         if class_ids.numel() and (int(class_ids.min()) < 0 or int(class_ids.max()) > self.num_classes):
@@ -139,7 +142,7 @@ class Prior(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote, on the CPU in fp32; anything missing or wrong is a `CheckpointError`."""
+        """Read a saved prior, on the CPU in fp32; a missing or damaged file is a `CheckpointError`."""
         path = Path(folder)
         model = cls(read_config(path, PriorConfig))
         load_exactly(model, read_tensors(path / WEIGHTS), str(path / WEIGHTS))
