@@ -5,6 +5,7 @@ This module imports neither torch nor any other heavy package, so that the comma
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from prologue.errors import ConfigError
 from prologue.utils.rng import SEEDS
-from prologue.utils.serialization import OMIT_DEFAULT
+from prologue.utils.serialization import OMIT_DEFAULT, RENAMED
 
 Variant = Literal["2d", "1d", "prologue", "prologue-post"]
 Perceptual = Literal["none", "lpips", "convnext", "lite0"]
@@ -29,7 +30,31 @@ FILE_RULE = 2
 MAX_PIXELS = 179_000_000
 """Larger pictures are refused unless `data.max_pixels` allows them: a small file may expand to fill the memory."""
 
-_VARIANTS = typing.get_args(Variant)
+
+@dataclass(frozen=True)
+class VariantTraits:
+    """What tells a tokenizer variant from the others (METHOD §4)."""
+
+    has_prologue: bool = False
+    """It has prologue tokens, which the prior trains."""
+    frozen: Variant | None = None
+    """A finished tokenizer of this variant is its visual path and stays frozen; a second encoder gives the prologue."""
+    visual_queries: bool = False
+    """Visual codes come from queries instead of patches, so that they have no place in the image."""
+
+    @property
+    def post_hoc(self) -> bool:
+        """It trains a prologue for a finished tokenizer, and not its visual path."""
+        return self.frozen is not None
+
+
+VARIANTS: dict[Variant, VariantTraits] = {
+    "2d": VariantTraits(),
+    "1d": VariantTraits(visual_queries=True),
+    "prologue": VariantTraits(has_prologue=True),
+    "prologue-post": VariantTraits(has_prologue=True, frozen="2d"),
+}
+"""The one place that tells the variants apart: other code asks `TokenizerConfig.traits`."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -65,14 +90,17 @@ def _plain_component(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         where = f"{type(owner).__name__}.{name}"
-        _require(
-            isinstance(value, dict) and isinstance(value.get("name"), str),
-            f'{where} must be a table {{"name": NAME, OPTION: VALUE, …}}, not {value!r}',
-        )
+        each = value if isinstance(value, tuple) else (value,)
+        for component in each:
+            _require(
+                isinstance(component, dict) and isinstance(component.get("name"), str),
+                f'{where} must be a table {{"name": NAME, OPTION: VALUE, …}}, not {component!r}',
+            )
         try:
-            object.__setattr__(owner, name, json.loads(json.dumps(value)))
+            plain = tuple(json.loads(json.dumps(component)) for component in each)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where} has an option that JSON does not have: {error}") from error
+        object.__setattr__(owner, name, plain if isinstance(value, tuple) else plain[0])
 
 
 def _ids_per_position(component: Component) -> int:
@@ -184,7 +212,7 @@ class TokenizerConfig:
         _plain_component(self, "quantizer", "prologue_quantizer")
         _ids_per_position(self.quantizer)
         _require(
-            self.variant in _VARIANTS, f"unknown tokenizer variant {self.variant!r}: choose one of {list(_VARIANTS)}"
+            self.variant in VARIANTS, f"unknown tokenizer variant {self.variant!r}: choose one of {list(VARIANTS)}"
         )
         _positive(self, "patch_size", "code_dim", "codebook_size")
         _require(
@@ -197,7 +225,7 @@ class TokenizerConfig:
                 f"image {axis} {size} is not divisible by the patch size {self.patch_size}: "
                 f"choose {max(1, round(size / self.patch_size)) * self.patch_size} or another patch",
             )
-        if self.variant in ("prologue", "prologue-post"):
+        if self.traits.has_prologue:
             _positive(self, "prologue_tokens", "prologue_codebook_size", "prologue_temperature")
             each = _ids_per_position(self.prologue_quantizer)
             _require(
@@ -208,9 +236,32 @@ class TokenizerConfig:
         else:
             _require(self.prologue_tokens == 0, f"variant {self.variant!r} has no prologue: set prologue_tokens to 0")
         _require(
-            (self.prologue_encoder is not None) == (self.variant == "prologue-post"),
-            "prologue_encoder belongs to the variant 'prologue-post', and only to it",
+            (self.prologue_encoder is not None) == self.traits.post_hoc,
+            f"the variant {self.variant!r} {'needs' if self.traits.post_hoc else 'has no'} prologue_encoder, "
+            "the second encoder of a post-hoc prologue",
         )
+
+    @property
+    def traits(self) -> VariantTraits:
+        return VARIANTS[self.variant]
+
+    def on_top_of(self, given: TokenizerConfig) -> TokenizerConfig:
+        """This post-hoc prologue on the visual path of a finished tokenizer.
+
+        Raises:
+            ConfigError: the finished tokenizer is of another variant than this one needs.
+        """
+        _require(
+            given.variant == self.traits.frozen,
+            f"a post-hoc prologue reads a finished {self.traits.frozen} tokenizer, not a {given.variant!r} one",
+        )
+        own = [item.name for item in dataclasses.fields(self) if item.name.startswith("prologue_")]
+        return dataclasses.replace(given, variant=self.variant, **{name: getattr(self, name) for name in own})
+
+    @property
+    def visual_tokens_on_grid(self) -> bool:
+        """Whether each visual token belongs to one patch, so that values of tokens make a picture."""
+        return not self.traits.visual_queries and self.visual_tokens == self.patches
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -451,6 +502,9 @@ class TokenizerTraining:
     """Step at which both cross-entropy terms begin."""
     ce_ramp: int = 0
     """Steps over which they rise from 0 after that."""
+    losses: tuple[Component, ...] = field(default=(), metadata=_component_of("prologue.training.losses:LOSSES"))
+    """Your own terms of the autoencoder's loss, each with a weight, which rises from 0 at step start over length steps:
+    {"name": "module:name", "weight": 1.0, "start": 0, "length": 0, OPTION: …}."""
     visual_dropout: float = 0.5
     """Chance that a sequence's visual inputs are hidden from the prior, which then leans on the prologue."""
     visual_dropout_start: int = 0
@@ -464,10 +518,11 @@ class TokenizerTraining:
     """Chance that the prior sees the null class; 1 in two-stage training, 0.1 in one-stage."""
     one_stage: bool = False
     """Ship this stage's prior; there is no second stage."""
-    revive_every: int = 0
-    """Steps between re-seedings of unused visual codes from encoder outputs; 0 turns it off."""
-    revive_until: float = 0.8
-    """Part of the stage after which codes are left alone."""
+    dead_code_reset_every: int = field(default=0, metadata={RENAMED: "revive_every"})
+    """Steps between resets of dead codes: visual codes that were not used since the last reset are set to encoder
+    outputs. 0 resets none."""
+    dead_code_reset_until: float = field(default=0.8, metadata={RENAMED: "revive_until"})
+    """Fraction of the stage after which no dead codes are reset."""
     prologue_kmeans: tuple[int, ...] = ()
     """Steps at which the prologue codebook is set to k-means centres of the encoder's prologue outputs."""
 
@@ -478,9 +533,10 @@ class TokenizerTraining:
         _not_negative(
             self, "l1", "l2", "perceptual_weight", "perceptual_start", "perceptual_ramp", "gan", "gan_start",
             "gan_ramp", "lecam", "r1", "vq", "ce_prologue", "ce_visual", "ce_start", "ce_ramp", "visual_dropout_start",
-            "visual_dropout_ramp", "revive_every",
+            "visual_dropout_ramp", "dead_code_reset_every",
         )  # fmt: skip
-        _fraction(self, "visual_dropout", "label_drop", "revive_until")
+        _fraction(self, "visual_dropout", "label_drop", "dead_code_reset_until")
+        _plain_component(self, "losses")
         _require(
             all(step >= 0 for step in self.prologue_kmeans),
             f"prologue_kmeans are steps, 0 or later, not {self.prologue_kmeans}",

@@ -53,6 +53,24 @@ def test_components_by_name_or_with_options() -> None:
     assert "--tokenizer.quantizer NAME|{" in fields_help(preset(BASE))
 
 
+def test_lists_of_components() -> None:
+    terms = [{"name": "l2", "weight": 2.0, "start": 3}, {"name": "vq", "length": 1}]
+    for flags in (["--tokenizer-training.losses", *map(json.dumps, terms), "--seed", "1"], ["--seed=1"]):
+        found = resolve_run_config(BASE, None, flags)
+        assert found.tokenizer_training.losses == tuple(terms if "--seed" in flags else ())
+        assert found.seed == 1
+    assert _resolve("--tokenizer-training.losses none").tokenizer_training.losses == ()
+
+
+def test_fields_are_still_found_under_earlier_names(tmp_path: Path) -> None:
+    flags = "--tokenizer-training.revive-every 7 --tokenizer_training.revive_until=0.5"
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"tokenizer_training": {"revive_every": 7, "revive_until": 0.5}}), encoding="utf-8")
+    for found in (_resolve(flags), _resolve("", file)):
+        training = found.tokenizer_training
+        assert (training.dead_code_reset_every, training.dead_code_reset_until) == (7, 0.5)
+
+
 def test_every_component_field_names_its_registry() -> None:
     components = [field for field in _overrides._fields().values() if typing.get_origin(field.hint) is dict]
     assert len(components) >= 2

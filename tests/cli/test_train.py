@@ -253,7 +253,7 @@ def test_a_training_that_would_be_cut_up_is_refused(monkeypatch: pytest.MonkeyPa
         def __init__(self, **options: object) -> None: ...
 
     monkeypatch.setattr("accelerate.Accelerator", Launched)
-    with pytest.raises(ConfigError, match="plain data parallel here, not as FSDP"):
+    with pytest.raises(ConfigError, match="plain data parallelism, not FSDP"):
         make_accelerator("fp32", "cpu")
 
 

@@ -140,7 +140,7 @@ def test_without_a_network_the_file_to_fetch_is_named(standins: Standins, capsys
     first.unlink()
     url = PUBLISHED["lpips"].sources[0].url
     run = f"prologue weights lpips {first.name}"
-    refused(["lpips"], f"{first.name} cannot be downloaded", f"get {url}", run, capsys=capsys)
+    refused(["lpips"], f"{first.name} cannot be downloaded", f"download {url}", run, capsys=capsys)
     refused(["lpips", str(second)], f"get {url}", capsys=capsys)
     assert not place("lpips").exists()
 

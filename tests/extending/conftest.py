@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from prologue.cli.main import IMPORTED
+from prologue.data.source import SOURCES
 from prologue.models.quantizers import PROLOGUE_QUANTIZERS, QUANTIZERS
+from prologue.presets import PRESETS
 from prologue.sampling.guidance import SCHEDULES
+from prologue.training.losses import LOSSES
 from prologue.utils.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"
-REGISTRIES: tuple[Registry[Any], ...] = (QUANTIZERS, PROLOGUE_QUANTIZERS, SCHEDULES)
+REGISTRIES: tuple[Registry[Any], ...] = (QUANTIZERS, PROLOGUE_QUANTIZERS, PRESETS, LOSSES, SCHEDULES, SOURCES)
 
 
 @pytest.fixture

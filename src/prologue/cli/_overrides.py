@@ -19,9 +19,10 @@ from typing import Any, Literal, Union
 
 from prologue.config import REGISTRY, RunConfig
 from prologue.errors import ConfigError, did_you_mean
+from prologue.presets import PRESETS
 from prologue.presets import preset as named_preset
 from prologue.utils.files import expand
-from prologue.utils.serialization import from_dict, load_json
+from prologue.utils.serialization import RENAMED, from_dict, load_json, with_new_names
 
 _NONE = "none"
 
@@ -38,6 +39,8 @@ class _Field:
     doc: str
     registry: str | None = None
     """The registry of a component, as `module:name`."""
+    old_path: str | None = None
+    """The path in earlier versions."""
 
     @property
     def flag(self) -> str:
@@ -52,6 +55,8 @@ class _Field:
             text = "|".join(map(str, typing.get_args(self.hint)))
         elif origin is dict:
             text = 'NAME|{"name": NAME, …}'
+        elif self.registry is not None:
+            text = '{"name": NAME, …} …'
         elif origin is tuple:
             kinds = typing.get_args(self.hint)
             text = f"{kinds[0].__name__} …" if kinds[-1] is Ellipsis else " ".join(kind.__name__ for kind in kinds)
@@ -66,15 +71,26 @@ def resolve_run_config(preset: str, config_file: Path | None, overrides: Sequenc
     `overrides` are flags as `split_overrides` returns them. An unknown preset, field or value is a `ConfigError`
     that names it, and the nearest match.
     """
+    PRESETS.import_named(preset)
     base = named_preset(preset)
     settings: dict[str, Any] = {}
     if config_file is not None:
-        settings = load_json(config_file)
+        settings = _with_new_names(RunConfig, load_json(config_file))
         try:
             _check_names(RunConfig, settings, "")
         except ConfigError as error:
             raise ConfigError(f"{config_file}: {error}") from None
     return from_dict(RunConfig, _with_paths(_merge(settings, parse_overrides(overrides))), base=base)
+
+
+def _with_new_names(kind: type, settings: Any) -> Any:
+    """The settings with the present names of fields that were renamed."""
+    settings = with_new_names(kind, settings)
+    groups = {name: _without_none(hint)[0] for name, hint in typing.get_type_hints(kind).items()}
+    for key, value in settings.items() if isinstance(settings, Mapping) else ():
+        if dataclasses.is_dataclass(groups.get(key)):
+            settings[key] = _with_new_names(typing.cast(type, groups[key]), value)
+    return settings
 
 
 def _with_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +169,14 @@ def _text(value: object) -> str:
 
 
 def _path(flag: str) -> str:
-    return flag.removeprefix("--").partition("=")[0].replace("-", "_")
+    """The dotted path of a flag; the flag of a renamed field has the path of its present name."""
+    path = flag.removeprefix("--").partition("=")[0].replace("-", "_")
+    return _renamed().get(path, path)
+
+
+@cache
+def _renamed() -> dict[str, str]:
+    return {field.old_path: field.path for field in _fields().values() if field.old_path is not None}
 
 
 def _lookup(path: str) -> _Field:
@@ -196,7 +219,8 @@ def _take_values(field: _Field, tokens: list[str]) -> list[str]:
     taken: list[str] = []
     while tokens and len(taken) < count and not tokens[0].startswith("--"):
         taken.append(tokens.pop(0))
-        if "," in taken[0] or taken[0].lower() == _NONE:  # `0.9,0.99` and `none` are whole values
+        whole = "," in taken[0] and field.registry is None  # `0.9,0.99`
+        if whole or taken[0].lower() == _NONE:
             break
     return taken
 
@@ -232,6 +256,8 @@ def _component(field: _Field, registry: str, text: str) -> dict[str, Any]:
 
 
 def _tuple_value(field: _Field, values: list[str], kinds: tuple[Any, ...]) -> list[Any]:
+    if field.registry is not None:
+        return [_component(field, field.registry, value) for value in values if value != _NONE]
     if len(values) == 1:
         values = [part for part in values[0].split(",") if part]
     if kinds[-1] is Ellipsis:
@@ -304,7 +330,9 @@ def _walk(kind: type, where: str) -> Iterator[_Field]:
         if dataclasses.is_dataclass(hint):
             groups.append((typing.cast(type, hint), path))
         if optional or not dataclasses.is_dataclass(hint):
-            yield _Field(path, hint, optional, docs.get(item.name, ""), item.metadata.get(REGISTRY))
+            doc, old = docs.get(item.name, ""), item.metadata.get(RENAMED)
+            old_path = path.removesuffix(item.name) + old if old is not None else None
+            yield _Field(path, hint, optional, doc, item.metadata.get(REGISTRY), old_path)
     for inner, path in groups:
         yield from _walk(inner, path)
 

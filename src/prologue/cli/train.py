@@ -15,9 +15,9 @@ from prologue.cli._options import parse
 from prologue.cli._overrides import fields_help, parse_overrides, resolve_run_config, split_overrides
 from prologue.cli._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
+from prologue.data.source import import_source
 from prologue.errors import ConfigError
 from prologue.models.weights import WEIGHTS, read_config
-from prologue.presets import preset
 from prologue.training.progress import Progress, Silent, Terminal
 from prologue.training.run import differences
 from prologue.training.train import StageName, TrainRequest, adopted_config, train
@@ -34,11 +34,11 @@ DEFAULT_PRESET = "small-32"
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     data: Annotated[str, arg(metavar="WHERE"), LOCATION]
-    """Images: a folder, a zip, or the embedded `shapes`, `digits` or `plates`."""
+    """Images: a folder, a zip, the embedded `shapes`, `digits` or `plates`, or `module:Name` of your own source."""
     out: Annotated[Path, arg(metavar="RUN")]
     """Run folder. The same command on the same folder continues the run."""
     preset: str = DEFAULT_PRESET
-    """A named configuration: `prologue presets` lists them."""
+    """A named configuration (`prologue presets` lists them), or your own as module:name."""
     config: Annotated[Path | None, arg(metavar="FILE")] = None
     """JSON with fields that differ from the preset's."""
     stage: StageName = "all"
@@ -73,12 +73,13 @@ def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) ->
 def run(argv: list[str]) -> int:
     """Train, or continue, a run."""
     own, overrides = split_overrides(argv)
-    epilog = fields_help(preset(_named_preset(own))) if {"-h", "--help"} & set(own) else ""
+    epilog = fields_help(resolve_run_config(_named_preset(own), None, [])) if {"-h", "--help"} & set(own) else ""
     options = parse(TrainOptions, own, "prologue train", "Train a tokenizer and its prior.", epilog)
     config = resolve_run_config(options.preset, options.config, overrides)
     tokenizer_from = None if options.tokenizer is None else locate(options.tokenizer)
     if tokenizer_from is not None:
         _check_adopted(config, tokenizer_from, parse_overrides(overrides).get("tokenizer", {}))
+    import_source(options.data)
     request = TrainRequest(
         config=config,
         data=options.data,
