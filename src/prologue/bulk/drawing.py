@@ -15,7 +15,8 @@ from prologue.bulk.output import GRID, Chunk, Output
 from prologue.bulk.plan import Plan
 from prologue.data.pictures import class_grid, file_name, open_image, read_images, save_png
 from prologue.errors import SamplingError
-from prologue.pipeline import Pipeline, SamplingOptions
+from prologue.pipeline import Pipeline
+from prologue.sampling.arguments import SamplingOptions
 from prologue.utils.device import out_of_memory
 from prologue.utils.processes import Processes
 
