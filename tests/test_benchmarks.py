@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,6 +75,7 @@ def test_results_of_other_settings_are_ignored(
     assert ablation.results(tmp_path, 1) == []
 
 
+@pytest.mark.slow
 def test_changes_of_the_prior_share_a_tokenizer(
     ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +120,22 @@ def test_rows_of_other_images_have_their_own_base(ablation: ModuleType) -> None:
     assert other.startswith("| `digits-ce-prologue-0` | 30.00<br>+9.00 … +10.00 |")
 
 
+@pytest.fixture
+def fill_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """Run study_page.py on a folder of results in a checkout at `tmp_path / "root"`, and return the page."""
+    root, module = tmp_path / "root", _script("benchmarks/study_page.py")
+    (root / "docs" / "images").mkdir(parents=True)
+    (root / "benchmarks" / "results").mkdir(parents=True)
+    (root / "docs" / "study.md").write_text("<!-- x -->\n<!-- end of x -->\n", encoding="utf-8")
+
+    def fill(folder: Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["study_page.py", f"x={folder}", "--root", str(root)])
+        module.main()
+        return (root / "docs" / "study.md").read_text(encoding="utf-8")
+
+    return fill
+
+
 def test_the_page_contains_the_output_of_commands() -> None:
     filled = _script("benchmarks/study_page.py").filled
     page = "# Study\n\n<!-- a -->\n\nold\n\n<!-- end of a -->\n\nafter\n"
@@ -128,54 +146,42 @@ def test_the_page_contains_the_output_of_commands() -> None:
         filled(page, "b", "")
 
 
-def test_the_page_contains_a_study_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_contains_a_study_with_its_pictures(tmp_path: Path, fill_page: Callable[[Path], str]) -> None:
     study, root = tmp_path / "study", tmp_path / "root"
-    for folder in (study / "pictures", study / "results", root / "docs" / "images", root / "benchmarks" / "results"):
-        folder.mkdir(parents=True)
+    (study / "pictures").mkdir(parents=True)
+    (study / "results").mkdir()
     (study / "tables.md").write_text("- said\n\n## Claims\n\n| a |\n", encoding="utf-8")
     (study / "study.json").write_text("{}", encoding="utf-8")
     for seed in (7, 9):
         (study / "results" / f"2d-s{seed}.json").write_text(f'{{"seed": {seed}}}', encoding="utf-8")
     (study / "pictures" / "2d-s7-unguided.png").write_bytes(b"png")
-    (root / "docs" / "study.md").write_text("<!-- x -->\n<!-- end of x -->\n", encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["study_page.py", f"x={study}", "--root", str(root)])
-    _script("benchmarks/study_page.py").main()
-    page = (root / "docs" / "study.md").read_text(encoding="utf-8")
+    page = fill_page(study)
     picture = "![The first unguided samples of 2d, not picked, seed 7](images/study-x-2d-unguided.png)"
     assert f"- said\n\n### Claims\n\n| a |\n\n### Pictures\n\n{picture}" in page
     assert (root / "docs" / "images" / "study-x-2d-unguided.png").read_bytes() == b"png"
     kept = root / "benchmarks" / "results" / "study-x"
-    assert {str(file.relative_to(kept)) for file in kept.rglob("*.json")} == {
+    assert {file.relative_to(kept).as_posix() for file in kept.rglob("*.json")} == {
         "study.json", "results/2d-s7.json", "results/2d-s9.json",
     }  # fmt: skip
     (study / "study.json").write_text("{ }", encoding="utf-8")
     with pytest.raises(SystemExit, match="keeps a study of other settings"):
-        _script("benchmarks/study_page.py").main()
+        fill_page(study)
     shutil.copyfile(kept / "study.json", study / "study.json")
     # A study that continued from stored results has no pictures of its first seed; the page keeps the old ones.
     shutil.rmtree(study / "pictures")
-    _script("benchmarks/study_page.py").main()
-    assert (root / "docs" / "study.md").read_text(encoding="utf-8") == page
+    assert fill_page(study) == page
 
 
-def test_the_page_contains_a_first_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_contains_a_first_try(tmp_path: Path, fill_page: Callable[[Path], str]) -> None:
     tried, root = tmp_path / "tried", tmp_path / "root"
-    for folder in (
-        tried / "samples",
-        tried / "run" / "evaluations",
-        root / "docs" / "images",
-        root / "benchmarks/results",
-    ):
-        folder.mkdir(parents=True)
+    (tried / "samples").mkdir(parents=True)
+    (tried / "run" / "evaluations").mkdir(parents=True)
     (tried / "first-try.json").write_text("{}", encoding="utf-8")
     (tried / "first-try.md").write_text("| figure |\n", encoding="utf-8")
     (tried / "samples" / "grid.png").write_bytes(b"grid")
     (tried / "run" / "evaluations" / "memorisation-0a-closest.png").write_bytes(b"closest")
-    (root / "docs" / "study.md").write_text("<!-- x -->\n<!-- end of x -->\n", encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["study_page.py", f"x={tried}", "--root", str(root)])
-    _script("benchmarks/study_page.py").main()
-    page = (root / "docs" / "study.md").read_text(encoding="utf-8")
-    assert "| figure |\n\n![The first unguided samples, not picked, by class](images/study-x-samples.png)" in page
+    picture = "![The first unguided samples, not picked, by class](images/study-x-samples.png)"
+    assert f"| figure |\n\n{picture}" in fill_page(tried)
     assert (root / "docs" / "images" / "study-x-samples.png").read_bytes() == b"grid"
     assert (root / "docs" / "images" / "study-x-closest.png").read_bytes() == b"closest"
     assert (root / "benchmarks" / "results" / "first-try-x.json").read_text(encoding="utf-8") == "{}"
@@ -225,7 +231,7 @@ def test_icons_are_sorted_into_folders_by_group(tmp_path: Path) -> None:
     emoji = [{"image": name, "category": group, "has_img_twitter": name != "d.png"} for name, group in groups.items()]
     (tmp_path / "package" / "emoji.json").write_text(json.dumps(emoji), encoding="utf-8")
     _script("benchmarks/lay_out.py").emoji(tmp_path / "package", tmp_path / "icons")
-    laid = sorted(str(path.relative_to(tmp_path / "icons")) for path in (tmp_path / "icons").rglob("*.png"))
+    laid = sorted(path.relative_to(tmp_path / "icons").as_posix() for path in (tmp_path / "icons").rglob("*.png"))
     assert laid == ["animals-and-nature/a.png", "flags/b.png"]
 
 
@@ -246,6 +252,7 @@ def tiny_map(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_finished_cells_of_the_map_are_reused(
     tiny_map: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

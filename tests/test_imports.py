@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -69,12 +70,15 @@ def _run(code: str) -> str:
     return done.stdout
 
 
-def _modules() -> Iterator[tuple[str, ast.Module]]:
-    """Yield the names of the modules below the package (`models.rope`) and their syntax trees."""
+@cache
+def _modules() -> list[tuple[str, ast.Module]]:
+    """Return the names of the modules below the package (`models.rope`) and their syntax trees."""
+    modules = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        yield name, ast.parse(path.read_text(encoding="utf-8"))
+        modules.append((name, ast.parse(path.read_text(encoding="utf-8"))))
+    return modules
 
 
 class _Outer(ast.NodeTransformer):

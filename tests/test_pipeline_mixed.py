@@ -27,7 +27,7 @@ OPTIONS: dict[str, list[Any]] = {
 CLASSES, SEEDS, ROWS = [0, 2, 1, 1, 0], [5, 6, 7, 8, 5], 8
 
 
-@pytest.fixture(scope="module", params=["tiny", "shapes"])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("shapes", marks=pytest.mark.slow)])
 def pipe(request, tiny_models) -> Pipeline:
     if request.param == "tiny":
         return Pipeline(*tiny_models(), Manifest(("ring", "star", "cross")), compile=False)
