@@ -20,7 +20,7 @@ from prologue import Pipeline
 from prologue.cli.main import main
 from prologue.evaluation.evaluations import inputs_of
 from prologue.evaluation.kinds import KINDS, named_kind
-from prologue.evaluation.kinds.base import NoFigure, Options, Prepared, StatedBy, Told
+from prologue.evaluation.kinds.base import NoFigure, Options, Prepared, ProvenanceOnly, StatedBy
 from prologue.evaluation.store import key_of
 from prologue.evaluation.versions import VERSIONS
 from prologue.sampling.manifest import Manifest
@@ -195,7 +195,7 @@ def _key(facts: dict[str, Any] | None = None, **options: Any) -> str:
 
 
 def test_an_option_counts_unless_it_is_marked() -> None:
-    assert _key() == _key(told=2) == _key({"path": Told("a")}) == _key({"path": Told("b")})
+    assert _key() == _key(told=2) == _key({"path": ProvenanceOnly("a")}) == _key({"path": ProvenanceOnly("b")})
     assert _key() != _key(fresh=2)
     assert _key() != _key({"more": 1})
     assert _key({"file_hash": 1}, file="a") == _key({"file_hash": 1}, file="b") != _key({"file_hash": 2}, file="a")

@@ -53,9 +53,12 @@ def evaluate(kind: Kind[Any], prepared: Prepared, command: Sequence[str] = ()) -
             if prepared.writes is not None and not is_stream(prepared.writes):
                 held.enter_context(file_lock(prepared.writes))
             held.enter_context(store.lock(name, inputs, print_waiting))
-        if main_decides(path.is_file() and not prepared.options.again and not prepared.anew):
+        if main_decides(path.is_file() and not prepared.options.again and not prepared.repeat):
             found = Result.read(path)
-            print(f"found in {path}, measured {found.provenance['time']}; --again measures anew", file=sys.stderr)
+            print(
+                f"found in {path}, measured {found.provenance['time']}; --again repeats the measurement",
+                file=sys.stderr,
+            )
             return found
         begin = time.perf_counter()
         measured = prepared.measure()

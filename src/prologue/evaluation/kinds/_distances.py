@@ -13,7 +13,7 @@ from tyro.conf import arg
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.distances import INDICATIVE, PUBLISHED
 from prologue.evaluation.feature_networks import Features
-from prologue.evaluation.kinds.base import FeaturesOption, InceptionOption, Options, Row, StatedBy, Told, row
+from prologue.evaluation.kinds.base import FeaturesOption, InceptionOption, Options, ProvenanceOnly, Row, StatedBy, row
 from prologue.evaluation.reference import Reference, open_reference
 from prologue.evaluation.runs import Record, RunInfo
 
@@ -50,7 +50,7 @@ class DistanceOptions(Options):
 
 def reference_facts(reference: Reference | None) -> dict[str, Any]:
     """What figures against a reference depend on; its path does not count."""
-    return {} if reference is None else reference.facts() | {"reference": Told(str(reference.path))}
+    return {} if reference is None else reference.facts() | {"reference": ProvenanceOnly(str(reference.path))}
 
 
 def reference_notes(reference: Reference | None, fingerprint: str | None) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class StatedBy:
 
 
 @dataclass(frozen=True)
-class Told:
+class ProvenanceOnly:
     """A fact of the provenance that figures do not depend on, such as the path of a hashed file."""
 
     value: Any
@@ -142,13 +142,13 @@ class Prepared:
 
     options: Options
     facts: dict[str, Any]
-    """The provenance of the figures: weights, images, features. All but `Told` facts identify the figures."""
+    """The provenance of the figures: weights, images, features. All but `ProvenanceOnly` facts identify the figures."""
     measure: Callable[[], Measurement] = field(repr=False)
     after: Callable[[Record], None] | None = field(default=None, repr=False)
     """Called with the record, whether it was measured or found."""
     writes: Path | None = None
     """File that the measurement writes besides its figures."""
-    anew: bool = False
+    repeat: bool = False
     """Measure even if the figures are known, because a file that the measurement writes is missing."""
 
     @property
@@ -163,13 +163,13 @@ class Prepared:
             assert value is None or not lacking, f"figures depend on --{each.name}, and no fact states {lacking}"
             if not stated and not any(isinstance(mark, NoFigure) for mark in marks):
                 options[each.name] = value
-        facts = {name: value for name, value in self.facts.items() if not isinstance(value, Told)}
+        facts = {name: value for name, value in self.facts.items() if not isinstance(value, ProvenanceOnly)}
         return {"options": options, "facts": facts}
 
     @property
     def stated(self) -> dict[str, Any]:
         """All facts, as the provenance states them."""
-        return {name: value.value if isinstance(value, Told) else value for name, value in self.facts.items()}
+        return {name: value.value if isinstance(value, ProvenanceOnly) else value for name, value in self.facts.items()}
 
 
 class Kind(ABC, Generic[OptionsT]):
@@ -193,14 +193,14 @@ class Kind(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def prepare(self, options: OptionsT) -> Prepared:
-        """Check the options, open models and images, and return the measurement. Figures start with `measure()`."""
+        """Check the options, open models and images, and return the measurement. Nothing is computed before `measure()`."""
 
     @abstractmethod
     def rows(self, record: Record) -> Iterator[Row]:
         """The record as rows of a table. A label that begins with two spaces is indented."""
 
     def sentences(self, record: Record) -> Iterator[str]:
-        """What a reader must know of the record besides the table; its `notes` follow by themselves."""
+        """What a reader must know besides the table. The `notes` of the record are added to it."""
         yield images_sentence(record)
 
 
@@ -279,12 +279,12 @@ def facts(info: RunInfo, options: Options, images: RunImages | None, device: tor
     """The provenance of figures, except command, versions and machine."""
     no_images = {"data": None, "data_fingerprint": None, "data_content": None, "data_own": None}
     return {
-        "run": Told(builtin.shown(info.path)),
+        "run": ProvenanceOnly(builtin.shown(info.path)),
         **info.facts(),
         **info.source.facts,
         **(no_images if images is None else images.facts()),
         "seed": options.seed,
-        "batch": Told(options.batch),
+        "batch": ProvenanceOnly(options.batch),
         "device": str(device),
         "dtype": options.dtype,
     }

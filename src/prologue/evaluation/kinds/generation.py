@@ -172,7 +172,7 @@ class Generation(Kind[GenerationOptions]):
 
         origin = facts(info, options, opened, pipeline.device) | features.facts() | reference_facts(statistics)
         origin |= {"recipe": recipe.to_dict(), "memorisation": compared}
-        return Prepared(options, origin, measure, writes=archive, anew=archive is not None)
+        return Prepared(options, origin, measure, writes=archive, repeat=archive is not None)
 
     def rows(self, record: Record) -> Iterator[Row]:
         yield from distance_rows(record)

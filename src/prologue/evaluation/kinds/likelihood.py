@@ -25,10 +25,10 @@ from prologue.evaluation.kinds.base import (
     Kind,
     Measurement,
     Prepared,
+    ProvenanceOnly,
     Row,
     SampledSubject,
     StatedBy,
-    Told,
     images_sentence,
     row,
     training_of,
@@ -102,7 +102,7 @@ class Likelihood(Kind[LikelihoodOptions]):
         origin = subject.facts()
         if options.baseline is not None:
             other = RunInfo.load(options.baseline).facts()
-            origin |= {"baseline": Told(options.baseline)}
+            origin |= {"baseline": ProvenanceOnly(options.baseline)}
             origin |= {f"baseline_{name}": other[name] for name in ("weights", "configs")}
         return Prepared(options, origin, measure)
 

@@ -124,7 +124,7 @@ class Reference(Kind[ReferenceOptions]):
 
         origin = facts(info, options, opened, processes.device) | features.facts()
         written = options.out.is_file() and card_path(options.out).is_file()
-        return Prepared(options, origin, measure, writes=options.out, anew=not written)
+        return Prepared(options, origin, measure, writes=options.out, repeat=not written)
 
     def rows(self, record: Record) -> Iterator[Row]:
         yield "images", f"{record['n']}", ""
