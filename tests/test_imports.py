@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,16 @@ def _modules() -> list[tuple[str, ast.Module]]:
     return modules
 
 
+class _Outer(ast.NodeTransformer):
+    """Removes functions and what is imported for types alone."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        return None
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+
 def _imported(tree: ast.Module) -> Iterator[str]:
     """Yield the absolute names of all imports at run time, including those inside functions."""
     unused = {
@@ -141,6 +152,28 @@ def test_imports_go_downwards_only() -> None:
             if inner.partition(".")[0] != name.partition(".")[0] and _layer(inner) >= _layer(name):
                 upward.append(f"{name} imports {inner}")
     assert upward == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Imports at the level of the module, which run when it is imported."""
+    modules = dict(_modules())
+    imports: dict[str, set[str]] = {}
+    for name, tree in modules.items():
+        outer = ast.parse(ast.unparse(tree))
+        targets = {
+            target.removeprefix("prologue.")
+            for target in _imported(_Outer().visit(outer))
+            if target.startswith("prologue.")
+        }
+        parts = [target.split(".") for target in targets]
+        prefixes = [[".".join(each[:size]) for size in range(len(each), 0, -1)] for each in parts]
+        found = (next((prefix for prefix in each if prefix in modules), "") for each in prefixes)
+        imports[name] = {module for module in found if module}
+    assert len(imports["evaluation.evaluations"]) > 5
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other in a circle: {' ← '.join(error.args[1])}")
 
 
 def test_inside_the_package_names_come_from_their_own_modules() -> None:

@@ -103,7 +103,7 @@ def measured(run: RunFolder, folder: Path, pipeline: Pipeline, data: Data) -> di
         own = Recipe.from_dict(records["choice"][kind])
         records[kind] = get(kind, lambda own=own: generation(own, SAMPLES, seed), recipe=own.to_dict(), samples=SAMPLES)
     records["reconstruction"] = get("reconstruction", lambda: evaluate_reconstruction(
-        tokenizer, Split("validation", data.validation), features, count=IMAGES, seed=seed, revives=True
+        tokenizer, Split("validation", data.validation), features, count=IMAGES, seed=seed, resets_dead_codes=True
     ), images=IMAGES)  # fmt: skip
     records["recognition"] = get("recognition", lambda: recognise_reconstructions(
         tokenizer, data.validation, indices, classifier, names

@@ -113,7 +113,8 @@ def test_weights_from_the_cache_or_a_download(weights: Path, tmp_path: Path, mon
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "other"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(
-        EvaluationError, match=r"no network.*get https://example.*prologue weights inception FILE.*--inception-weights"
+        EvaluationError,
+        match=r"no network.*https://example.*prologue weights inception FILE.*--inception-weights",
     ):
         InceptionExtractor()
 

@@ -12,6 +12,8 @@ import pytest
 
 from prologue.cli.main import IMPORTED
 from prologue.data.source import SOURCES
+from prologue.evaluation.feature_networks import FEATURES
+from prologue.evaluation.kinds import KINDS
 from prologue.models.quantizers import PROLOGUE_QUANTIZERS, QUANTIZERS
 from prologue.presets import PRESETS
 from prologue.sampling.guidance import SCHEDULES
@@ -19,7 +21,16 @@ from prologue.training.losses import LOSSES
 from prologue.utils.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"
-REGISTRIES: tuple[Registry[Any], ...] = (QUANTIZERS, PROLOGUE_QUANTIZERS, PRESETS, LOSSES, SCHEDULES, SOURCES)
+REGISTRIES: tuple[Registry[Any], ...] = (
+    QUANTIZERS,
+    PROLOGUE_QUANTIZERS,
+    PRESETS,
+    LOSSES,
+    SCHEDULES,
+    SOURCES,
+    KINDS,
+    FEATURES,
+)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from prologue.errors import EvaluationError
 from prologue.evaluation.runs import ProgressCallback, center_crops, evaluating, unwatched
 from prologue.models.quantizers import Quantizer
 from prologue.models.sequence import TokenIds
-from prologue.models.tokenizer import Tokenizer, to_model_range
+from prologue.models.tokenizer import Tokenizer, to_model_range, to_uint8
 
 Vectors = Float32[Tensor, "n T d"]
 
@@ -93,3 +93,10 @@ def visual_vectors(tokenizer: Tokenizer, ids: Int[Tensor, "n N"]) -> Vectors:
     """The code vectors of visual ids, on the CPU."""
     quantizer = tokenizer.visual_quantizer
     return quantizer.codes(ids.to(next(quantizer.parameters()).device)).float().cpu()
+
+
+def reconstructed(tokenizer: Tokenizer, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+    """The images encoded and decoded, on the CPU."""
+    device = next(tokenizer.parameters()).device
+    with evaluating(tokenizer):
+        return to_uint8(tokenizer.decode(tokenizer.encode(to_model_range(images.to(device))).visual)).cpu()

@@ -13,12 +13,13 @@ from prologue._version import __version__
 from prologue.builtin import notes_folder
 from prologue.evaluation.kinds.base import Kind, Prepared
 from prologue.evaluation.store import Result, Store
-from prologue.evaluation.versions import versions_of
+from prologue.evaluation.versions import VERSIONS, versions_of
 from prologue.utils.files import is_stream
 from prologue.utils.launcher import launched
 from prologue.utils.locks import file_lock
 from prologue.utils.measurements import plain, provenance
 from prologue.utils.processes import main_decides
+from prologue.utils.registry import code_hash
 
 
 def store_of(run: Path) -> Store:
@@ -33,8 +34,10 @@ def file_name(kind: str) -> str:
 
 def inputs_of(kind: Kind[Any], prepared: Prepared) -> dict[str, Any]:
     """What identifies the figures: options, weights, images, features and versions."""
-    versions = versions_of(kind.name, kind.version)
-    return {"kind": kind.name, "prologue": __version__, "versions": versions, **prepared.counted}
+    inputs = {"kind": kind.name, "prologue": __version__, "versions": versions_of(kind.name), **prepared.counted}
+    if kind.name not in VERSIONS:
+        inputs["source"] = code_hash(f"the kind {kind.name!r}", type(kind))
+    return inputs
 
 
 def evaluate(kind: Kind[Any], prepared: Prepared, command: Sequence[str] = ()) -> Result:

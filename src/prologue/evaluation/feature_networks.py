@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from prologue.data.source import ENDLESS, embedded_name
 from prologue.errors import EvaluationError, MissingExtraError
 from prologue.evaluation.features import FeatureExtractor, Pixels, checked_pixels, own_extractor
 from prologue.models.lite0 import lite0_installed
-from prologue.utils.registry import Registry
+from prologue.utils.registry import Registry, code_hash
 
 FEATURES: Registry[Any] = Registry(
     "feature network",
@@ -83,8 +82,8 @@ class FunctionExtractor(FeatureExtractor):
         self._callable: Any = make()
         if not callable(self._callable):
             raise EvaluationError(f"--features {where!r} returned {type(self._callable).__name__}; it must be {_FORM}")
-        module = inspect.getmodule(make)
-        self.source = f"{where} {_code_hash(where, module, make, type(self._callable))}"
+        parts = (inspect.getmodule(make), make, type(self._callable))
+        self.source = f"{where} {code_hash(f'--features {where!r}', *parts)}"
         stated = getattr(self._callable, "hash", None)
         self.hash = None if stated is None else str(stated)
 
@@ -97,25 +96,6 @@ class FunctionExtractor(FeatureExtractor):
                 f"the features {self.name!r} of {len(images)} images must be a tensor ({len(images)}, d), not {shown}"
             )
         return features.float().cpu()
-
-
-def _code_hash(where: str, *parts: Any) -> str:
-    """sha256 of the files that define the parts."""
-    files = set()
-    for part in parts:
-        try:
-            files.add(inspect.getfile(inspect.unwrap(part) if callable(part) else part))
-        except (TypeError, OSError):  # built in
-            continue
-    try:
-        contents = sorted({Path(file).read_bytes() for file in files})
-    except OSError as error:
-        raise EvaluationError(f"--features {where!r}: its code cannot be read ({error})") from error
-    if not contents:
-        raise EvaluationError(
-            f"--features {where!r} has no source file whose hash identifies its figures: move the function to a module"
-        )
-    return hashlib.sha256(b"\0".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from prologue.data.order import center_batch
 from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
+from prologue.evaluation.codes import reconstructed
 from prologue.evaluation.features import FeatureExtractor
 from prologue.evaluation.metrics.coarse import coarse_pixels
 from prologue.evaluation.metrics.intervals import Interval, missing_fields, wilson_interval
@@ -26,10 +27,9 @@ from prologue.evaluation.runs import (
     Record,
     center_crops,
     choose_images,
-    evaluating,
     unwatched,
 )
-from prologue.models.tokenizer import Tokenizer, to_model_range, to_uint8
+from prologue.models.tokenizer import Tokenizer
 from prologue.utils.rng import numpy_stream
 
 NEAR = 0.01
@@ -153,15 +153,8 @@ def describe_images(
 ) -> Described:
     """The center crops at `indices` as points, encoded and decoded first if there is a tokenizer `decoded_by`."""
     crops = center_crops(images, indices, batch=batch, watch=watch, what=what)
-    shown = crops if decoded_by is None else (decoded(decoded_by, pictures) for pictures in crops)
+    shown = crops if decoded_by is None else (reconstructed(decoded_by, pictures) for pictures in crops)
     return Described.cat([Described.of(pictures, extractor) for pictures in shown])
-
-
-def decoded(tokenizer: Tokenizer, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
-    """The images encoded and decoded, on the CPU."""
-    device = next(tokenizer.parameters()).device
-    with evaluating(tokenizer):
-        return to_uint8(tokenizer.decode(tokenizer.encode(to_model_range(images.to(device))).visual)).cpu()
 
 
 def control_images(data: Data, count: int, seed: int) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:

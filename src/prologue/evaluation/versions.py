@@ -24,9 +24,9 @@ fail a test until the version is raised.
 """
 
 
-def versions_of(kind: str, own: int = 1) -> dict[str, int]:
-    """The versions that identify figures of `kind`; `own` is that of a kind from outside the package."""
-    return {kind: VERSIONS.get(kind, own), "features": VERSIONS["features"]}
+def versions_of(kind: str) -> dict[str, int]:
+    """The versions that identify figures of `kind`. A kind from outside the package is identified by its code."""
+    return {name: VERSIONS[name] for name in (kind, "features") if name in VERSIONS}
 
 
 def completed(stored: dict[str, int] | None) -> dict[str, int]:

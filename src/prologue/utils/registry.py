@@ -7,12 +7,14 @@ and only the caller decides which code is imported.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from prologue.errors import ConfigError, did_you_mean
@@ -123,6 +125,27 @@ def check_options(
         hint = did_you_mean(unknown, known) if unknown else ""
         listed = f"its options are {', '.join(known)}" if known else "it has no options"
         raise ConfigError(f"{what}: {error}; {hint}{listed}") from error
+
+
+def code_hash(what: str, *parts: Any) -> str:
+    """sha256 of the source files that define the parts: modules, classes or functions from outside the package.
+
+    Raises:
+        ConfigError: no part has a source file, or a file cannot be read.
+    """
+    files = set()
+    for part in parts:
+        try:
+            files.add(inspect.getfile(inspect.unwrap(part) if callable(part) else part))
+        except (TypeError, OSError):  # built in
+            continue
+    try:
+        contents = sorted({Path(file).read_bytes() for file in files})
+    except OSError as error:
+        raise ConfigError(f"{what}: its code cannot be read ({error})") from error
+    if not contents:
+        raise ConfigError(f"{what} has no source file whose hash identifies its figures: define it in a module")
+    return hashlib.sha256(b"\0".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 @contextmanager

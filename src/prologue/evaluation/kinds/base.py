@@ -187,8 +187,6 @@ class Kind(ABC, Generic[OptionsT]):
     """Text below the options of the help."""
     example: str = ""
     """Options of the command that the report suggests, if some are required."""
-    version: int = 1
-    """Version of the figures of a kind from outside; raise it when their meaning changes. Built-in kinds: VERSIONS."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -294,7 +292,7 @@ def facts(info: RunInfo, options: Options, images: RunImages | None, device: tor
 
 def with_notes(record: Record, notes: tuple[str, ...]) -> Record:
     """The record with these notes before its own."""
-    return record | {"notes": [*notes, *record["notes"]]}
+    return record | {"notes": [*notes, *record.get("notes", ())]}
 
 
 def row(label: str, record: Record, name: str, style: str) -> Row:

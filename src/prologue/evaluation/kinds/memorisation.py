@@ -16,6 +16,7 @@ from prologue.data.order import center_batch
 from prologue.data.pictures import labelled_grid, to_pil
 from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
+from prologue.evaluation.codes import reconstructed
 from prologue.evaluation.distances import INDICATIVE, measure_name, moments_of
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import FeatureExtractor
@@ -39,7 +40,6 @@ from prologue.evaluation.nearest import (
     Neighbours,
     compare_nearest,
     control_images,
-    decoded,
     describe_images,
     nearest_training,
     nearness_sentences,
@@ -234,7 +234,7 @@ def evaluate_memorisation(
     # Drawing a few samples again is cheaper than keeping all.
     again = torch.tensor(_first(coarse), dtype=torch.int64)
     redrawn = draw_samples(tokenizer, prior, recipe, class_ids[again], seeds=seed + again, batch=1)
-    others = decoded(tokenizer, center_batch(data.validation, held_out[_first(held)]).images)
+    others = reconstructed(tokenizer, center_batch(data.validation, held_out[_first(held)]).images)
     closest = Closest(
         _pairs([each.images[0] for each in redrawn], coarse, data.train), _pairs(list(others), held, data.train)
     )

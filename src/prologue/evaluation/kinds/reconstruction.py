@@ -17,6 +17,7 @@ from prologue.data.order import center_batch
 from prologue.data.pictures import labelled_grid, to_pil
 from prologue.data.source import ImageSet
 from prologue.errors import ConfigError
+from prologue.evaluation.codes import reconstructed
 from prologue.evaluation.distances import Distances
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.kinds._distances import (
@@ -41,7 +42,6 @@ from prologue.evaluation.kinds.base import (
 )
 from prologue.evaluation.metrics.intervals import mean_interval
 from prologue.evaluation.metrics.pixels import psnr, ssim
-from prologue.evaluation.nearest import decoded
 from prologue.evaluation.recognition import Classifier, recognised_classes
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import (
@@ -122,7 +122,7 @@ class Reconstruction(Kind[ReconstructionOptions]):
             )
             indices = subject.choose(options.count, "reconstruction")[:_SHOWN]
             images = center_batch(subject.split.images, indices).images
-            rows = [to_pil(images), to_pil(decoded(tokenizer, images))]
+            rows = [to_pil(images), to_pil(reconstructed(tokenizer, images))]
             return Measurement(with_notes(record, notes), {"images": labelled_grid(rows, [], ["image", "decoded"])})
 
         origin = subject.facts() | features.facts() | reference_facts(statistics)
@@ -225,7 +225,7 @@ def recognise_reconstructions(
     seen: list[Tensor] = []
     seen_originals: list[Tensor] = []
     for originals in center_crops(images, indices, batch=batch):
-        seen.append(classifier.classify(decoded(tokenizer, originals)))
+        seen.append(classifier.classify(reconstructed(tokenizer, originals)))
         seen_originals.append(classifier.classify(originals))
     labels = torch.from_numpy(images.labels[indices].astype(np.int64))
     record = recognised_classes(labels, torch.cat(seen), class_names)
