@@ -186,7 +186,7 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
     tokens = encode_images(tokenizer, data.validation, indices)
     labels = torch.from_numpy(data.validation.labels[indices])
     split = Split("validation", data.validation)
-    reconstruction = evaluate_reconstruction(tokenizer, split, features, count=MEASURED, revives=True)
+    reconstruction = evaluate_reconstruction(tokenizer, split, features, count=MEASURED, resets_dead_codes=True)
     likelihood = evaluate_likelihood(prior, tokens, labels, image_size=config.tokenizer.image_size, seed=seed)
     figures = {"psnr": reconstruction["psnr"], "rfd": reconstruction["fd"], "rkid": reconstruction["kid"]}
     figures |= {

@@ -269,7 +269,7 @@ class Made:
 
         reconstruction = get("reconstruction", [full], lambda: evaluate_reconstruction(
             full.tokenizer, Split("validation", data.validation), bench.features, count=scale.measured_images,
-            revives=True,
+            resets_dead_codes=True,
         ))  # fmt: skip
         found |= {"psnr": reconstruction["psnr"], "rfd": reconstruction["fd"], "codes": reconstruction["visual_usage"]}
         seen = get("recognition", [full], lambda: recognise_reconstructions(

@@ -136,7 +136,7 @@ def test_derived_sizes() -> None:
     assert TransformerConfig(512, 10, 8, "11/4").hidden == 1408
 
 
-@pytest.mark.parametrize("head_dim", [2, 8, 16, 32, 64, 96, 128])
+@pytest.mark.parametrize("head_dim", [2, 6, 8, 10, 16, 32, 34, 64, 96, 128])
 def test_rope_axes_fill_every_head(head_dim: int) -> None:
     config = TransformerConfig(width=head_dim * 2, heads=2)
     rows, columns, index = tokenizer_rope_axes(config)

@@ -7,10 +7,9 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from jaxtyping import Int, UInt8
@@ -27,7 +26,10 @@ from prologue.models.prior import Prior
 from prologue.models.sequence import SequenceLayout, TokenIds
 from prologue.models.tokenizer import Tokenizer
 from prologue.sampling.arguments import (
+    IN_TURN,
     Images,
+    InTurn,
+    SamplingOptions,
     check_options,
     folder_path,
     image_tensor,
@@ -35,6 +37,7 @@ from prologue.sampling.arguments import (
     seeds_of,
     whole_number,
 )
+from prologue.sampling.batches import compiled_rows, filled_up, same_passes
 from prologue.sampling.compiling import Compiler, Report, worth_compiling
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.engine import Engine
@@ -48,31 +51,8 @@ from prologue.utils.cpu_threads import cpu_threads, threads_for
 from prologue.utils.device import pick_device
 from prologue.utils.rng import MOST_IMAGES
 
-_RECIPE = tuple(field.name for field in fields(Recipe))
+_RECIPE = tuple(SamplingOptions.__annotations__)
 _OPTIONS = (*_RECIPE, "count", "seed", "batch", "known")
-
-
-class InTurn(Enum):
-    """The default of `classes`. It differs from None, which is the null class."""
-
-    IN_TURN = "the classes in turn"
-
-
-IN_TURN: Final = InTurn.IN_TURN
-
-
-class SamplingOptions(TypedDict, total=False):
-    """How tokens are drawn; options that are left out come from the stored recipe.
-
-    Each option is one value for all images, or a sequence with one for each image. `prologue_temperature=None` means
-    `temperature`; `top_k` and `top_p` None keep all ids.
-    """
-
-    guidance: Guidance | Sequence[Guidance]
-    temperature: float | Sequence[float]
-    prologue_temperature: float | Sequence[float | None] | None
-    top_k: int | Sequence[int | None] | None
-    top_p: float | Sequence[float | None] | None
 
 
 @dataclass(frozen=True)
@@ -415,7 +395,7 @@ class Pipeline:
         compiled = self.compiles(len(visual), rows) if compiled is None else compiled
         parts = []
         for part in torch.split(visual.long(), rows):
-            full = part[_filled(len(part), rows, part.device)]
+            full = part[filled_up(len(part), rows, part.device)]
             with self._turn(threads or self.threads(len(full))):
                 decoder = self._decoder(rows, self._engine(compiled).compiler)
                 parts.append(decoder(full)[: len(part)].clone())  # the graph's next call overwrites its result
@@ -452,11 +432,10 @@ class Pipeline:
         compiled = self.compiles(count, batch) if compiled is None else compiled
         ids = torch.tensor(class_ids, dtype=torch.int64, device=self.device)
         out = torch.empty(count, self.prior.layout.length, dtype=torch.int64, device=self.device)
-        for rows in self._groups(recipes, known):
-            # Compiled graphs are kept for few sizes; eager steps take any.
-            size = batch if fill or len(rows) > batch else _bucket(len(rows), batch) if compiled else len(rows)
+        for rows in same_passes(self.prior.layout, recipes, known, self.device):
+            size = batch if fill or len(rows) > batch else compiled_rows(len(rows), batch) if compiled else len(rows)
             for part in torch.split(rows, batch):
-                full = part[_filled(len(part), size, part.device)]
+                full = part[filled_up(len(part), size, part.device)]
                 chosen, own = [recipes[row] for row in full.tolist()], [seeds[row] for row in full.tolist()]
                 kept = None if known is None else known[full.to(known.visual.device)]
                 with self._turn(threads or self.threads(len(full))):
@@ -468,12 +447,7 @@ class Pipeline:
     def _recipes(self, class_ids: Sequence[int], options: SamplingOptions) -> list[Recipe]:
         """The recipe of each image. Stored guidance is left out for the null class."""
         recipes = recipes_of(self.recipe, options, len(class_ids))
-        left_out = {
-            number
-            for number, (class_id, recipe) in enumerate(zip(class_ids, recipes, strict=True))
-            if "guidance" not in options and class_id == self.prior.null_class and recipe.guidance.active
-        }
-        if not left_out:
+        if "guidance" in options or not self.recipe.guidance.active or self.prior.null_class not in class_ids:
             return recipes
         with self._shared.turn:
             said, self._shared.said_unguided = self._shared.said_unguided, True
@@ -482,28 +456,6 @@ class Pipeline:
                 "the stored guidance needs a class, so it is left out for images of the null class", stacklevel=4
             )
         return [
-            recipe.replace(guidance=Guidance.none()) if number in left_out else recipe
-            for number, recipe in enumerate(recipes)
+            recipe.replace(guidance=Guidance.none()) if class_id == self.prior.null_class else recipe
+            for class_id, recipe in zip(class_ids, recipes, strict=True)
         ]
-
-    def _groups(self, recipes: Sequence[Recipe], known: Known | None) -> list[Int[Tensor, " n"]]:
-        """The numbers of the images whose passes have the same shapes: the same segments are guided, and known."""
-        layout = self.prior.layout
-        guided = {guidance: guidance.guided_segments(layout) for guidance in {recipe.guidance for recipe in recipes}}
-        whole: list[Any] = [None] * len(recipes)
-        if known is not None:
-            whole = torch.stack([known.prologue.all(1), known.visual.all(1)], dim=1).tolist()
-        groups: dict[Any, list[int]] = {}
-        for number, (recipe, segments) in enumerate(zip(recipes, whole, strict=True)):
-            groups.setdefault((guided[recipe.guidance], str(segments)), []).append(number)
-        return [torch.tensor(numbers, device=self.device) for numbers in groups.values()]
-
-
-def _filled(count: int, rows: int, device: torch.device) -> Int[Tensor, " rows"]:
-    """The numbers below `count`; the last one is repeated up to `rows` entries."""
-    return torch.arange(rows, device=device).clamp_max(count - 1)
-
-
-def _bucket(count: int, most: int) -> int:
-    """The next power of two, at most `most`."""
-    return min(most, 1 << (count - 1).bit_length())

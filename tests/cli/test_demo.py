@@ -98,7 +98,7 @@ def test_a_demo_trains_evaluates_and_reports(
         assert f"<h2>{title}</h2>" in page
     assert list(_records(out)) == [f"prologue/{name}" for name in NAMES]
     kept = {re.sub("-[0-9a-f]{12}", "", file.stem) for file in (out / "evaluations").glob("*.png")}
-    assert {"generation-samples", "reconstruction-images", "layout-images"} <= kept
+    assert {"generation-samples", "reconstruction-images", "layout-resamples"} <= kept
     assert page.count("data:image/png;base64,") >= len(kept)
     assert load_json(file)["provenance"]["command"].startswith("prologue demo --minutes 1")
     assert Manifest.load(out).recipe == recipe.RECIPE

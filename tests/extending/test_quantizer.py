@@ -63,6 +63,17 @@ def test_a_quantizer_of_ones_own(
     assert generate(out, "--import", "my_quantizer") == 0
 
 
+@pytest.mark.usefixtures("outside_module")
+def test_several_ids_for_each_position(tmp_path: Path) -> None:
+    out, residual = tmp_path / "run", {"name": "tests.models.quantizers.residual:Residual", "ids_per_position": 2}
+    flags = ("--tokenizer.quantizer", json.dumps(residual), "--tokenizer.prologue-quantizer", json.dumps(residual))
+    assert train(out, *flags) == 0
+    pipe = Pipeline.from_pretrained(out, device="cpu")
+    tokens = pipe.generate(count=2).tokens
+    assert (tokens.visual.shape, tokens.prologue.shape) == ((2, 2 * 64), (2, 4))
+    assert pipe.prior.layout.length == 4 + 1 + 2 * 64
+
+
 def test_a_file_imports_nothing(tmp_path: Path, outside_module: Callable[[str], None]) -> None:
     """A name in a `--config` file is not typed: the file may come from somebody else."""
     outside_module("my_quantizer")

@@ -43,14 +43,6 @@ def test_auto_takes_bf16_where_it_is_fast(tiny_models, monkeypatch: pytest.Monke
         assert convert(*tiny_models(), "auto", CPU)[1].token_embedding.weight.dtype == expected
 
 
-def test_unknown_formats() -> None:
-    check_dtype("int8", CPU)
-    with pytest.raises(ConfigError, match=r"unknown dtype 'int4': choose one of auto, fp32, .*int8"):
-        check_dtype("int4", CPU)
-    with pytest.raises(ConfigError, match="float8"):
-        check_dtype("float8", CPU)
-
-
 def test_dtypes_by_name_and_by_type(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, expected in ((False, torch.float32), (True, torch.bfloat16)):
         monkeypatch.setattr(precision, "fast_bf16", lambda device, fast=fast: fast and device.type == "cpu")
@@ -63,14 +55,22 @@ def test_dtypes_by_name_and_by_type(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("dtype", "device", "message"),
     [
-        ("int4", CPU, "unknown dtype 'int4': choose one of auto, fp32, bf16"),
+        ("int4", CPU, "unknown dtype 'int4': choose one of auto, fp32, bf16, int8"),
+        ("float8", CPU, "unknown dtype 'float8'"),
         (torch.int64, CPU, "not a floating-point type"),
         (torch.float64, torch.device("mps"), "no float64"),
     ],
 )
 def test_impossible_dtypes(dtype: str | torch.dtype, device: torch.device, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        pick_dtype(dtype, device)
+    for check in (pick_dtype, check_dtype):
+        with pytest.raises(ConfigError, match=message):
+            check(dtype, device)
+
+
+def test_int8_is_a_format_of_its_own() -> None:
+    check_dtype("int8", CPU)
+    with pytest.raises(ConfigError, match="unknown dtype 'int8'"):
+        pick_dtype("int8", CPU)
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])

@@ -1,4 +1,4 @@
-"""Loss terms against numbers worked out by hand, and the schedules."""
+"""Loss terms against numbers worked out by hand, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from prologue.config import Component, LayoutConfig, OptimizerConfig, TokenizerTraining
+from prologue.config import Component, LayoutConfig, TokenizerTraining
 from prologue.errors import ConfigError
 from prologue.models.quantizers import Quantized
 from prologue.models.sequence import SequenceLayout
@@ -23,7 +23,6 @@ from prologue.training.losses import (
     r1_penalty,
     weighted_sum,
 )
-from prologue.training.schedule import Ramp, ema_decay, learning_rate
 
 
 def softplus(x: float) -> float:
@@ -112,26 +111,3 @@ def test_a_wrong_term_is_refused(component: Component, message: str, registered:
     component = component | {"name": component["name"].format(own=registered)}
     with pytest.raises(ConfigError, match=message):
         autoencoder_terms(TokenizerTraining(losses=(component,)))
-
-
-def test_learning_rate() -> None:
-    config = OptimizerConfig(lr=1.0, final_lr=0.1, warmup=4, hold=3)
-    rates = [learning_rate(config, update, 12) for update in range(14)]
-    assert rates[:5] == [0, 0.25, 0.5, 0.75, 1]
-    assert rates[5:8] == [1, 1, 1]
-    assert rates[8:11] == pytest.approx([1 - 0.9 / 4, 1 - 1.8 / 4, 1 - 2.7 / 4])
-    assert rates[11:] == pytest.approx([0.1] * 3)  # update 11 is the last of 12, and it never rises again
-    longer = OptimizerConfig(lr=1.0, final_lr=0.1, warmup=4, hold=100)
-    assert learning_rate(longer, 11, 12) == 1.0
-    assert learning_rate(OptimizerConfig(lr=1.0, final_lr=0.1, warmup=0, hold=0), 0, 1) == 1.0
-
-
-def test_a_half_life_halves() -> None:
-    assert ema_decay(5) ** 5 == pytest.approx(0.5)
-    assert ema_decay(1) == 0.5
-
-
-def test_ramp() -> None:
-    assert [Ramp(2.0, 2, 4).at(step) for step in range(8)] == [0, 0, 0.5, 1, 1.5, 2, 2, 2]
-    assert [Ramp(0.5, 2).at(step) for step in range(4)] == [0, 0, 0.5, 0.5]
-    assert Ramp().at(0) == 1

@@ -1,4 +1,4 @@
-"""Fills a folder with images: chunk by chunk, each process its share, files written while the next tokens are drawn."""
+"""Fills a folder with images, chunk by chunk. Each process draws its share and writes files in a second thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from prologue.bulk.output import GRID, Chunk, Output
 from prologue.bulk.plan import Plan
 from prologue.data.pictures import class_grid, file_name, open_image, read_images, save_png
 from prologue.errors import SamplingError
-from prologue.pipeline import Pipeline, SamplingOptions
+from prologue.pipeline import Pipeline
+from prologue.sampling.arguments import SamplingOptions
 from prologue.utils.device import out_of_memory
 from prologue.utils.processes import Processes
 
@@ -23,14 +24,14 @@ Write = Literal["png", "npz", "both"]
 Progress = Callable[[int, int, float], None]
 """Called with images done, images in all, and images per second since this call began."""
 _GRID_IMAGES = 600
-"""The grid shows at most the first so many images."""
+"""Largest number of images in the grid."""
 _QUEUED = 2
-"""Chunks that wait to be written; more would be memory for nothing."""
+"""Largest number of chunks that wait to be written; it bounds the memory."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be drawn: a class for each image, seeds counted up from `seed`, and what is written of it."""
+    """A class for each image, seeds counted up from `seed`, sampling options, and the files to write."""
 
     class_ids: Sequence[int]
     seed: int
@@ -38,14 +39,14 @@ class Job:
     write: Write
     shard_size: int
     batch: int
-    """Images at once as asked for; a batch that does not fit is halved before the first image is written."""
+    """Images to draw at once. A batch that does not fit into memory is halved before the first image is written."""
     request: Mapping[str, Any]
-    """All that the bytes depend on, as JSON values."""
+    """Everything that determines the bytes of the images, as JSON values."""
 
 
 @dataclass
 class Drawing:
-    """Draws a job into an output. `say` gets a sentence for the user, `progress` numbers while it goes on."""
+    """Draws a job into an output. `say` gets messages for the user."""
 
     pipeline: Pipeline
     job: Job
@@ -54,97 +55,98 @@ class Drawing:
     say: Callable[[str], None] = lambda sentence: None
     progress: Progress = lambda done, count, rate: None
     plan: Plan = field(init=False)
-    """Which image is where, known once it runs."""
+    """The place of each image, set by `run`."""
 
     def run(self, overwrite: bool = False) -> bool:
-        """Draw what is missing; false where nothing was.
+        """Draw the missing images; false if none was missing.
 
-        Raises `RunError` where the folder holds something else or another process is at work in it, `SamplingError`
-        where memory runs out later.
+        Raises:
+            RunError: the folder holds something else, or another process works in it.
+            SamplingError: the memory runs out after the first chunk.
         """
         with self.processes.folder_lock(self.output.folder):
             return self._run(overwrite)
 
     def _run(self, overwrite: bool) -> bool:
-        begin = time.perf_counter()  # the trial draws the first images: without its time a rate would be too good
+        begin = time.perf_counter()  # the time of the trial counts, because it draws the first chunk
+        main = self.processes.main
         state = self.output.state(self.job.request, overwrite)
-        # Everyone has looked at the folder before the first process changes it.
-        self.processes.wait()
+        self.processes.wait()  # all processes have read the folder before the first one changes it
         first: Chunk | None = None
         if state is None:
-            if self.processes.main:
-                batch, compiled, first = self._try()
+            if main:
+                first, compiled = self._try()
+                batch = self.plan.batch
                 found = {"batch": batch, "compiled": compiled, "threads": self.pipeline.threads(batch)}
                 self.output.start({"request": dict(self.job.request), **found})
             self.processes.wait()
             state = self.output.state(self.job.request, overwrite=False)
             assert state is not None
-        self.plan = plan = Plan(len(self.job.class_ids), state["batch"], self.job.shard_size)
-        left = self.output.missing(plan, self._archived_size, self._names)
-        self.processes.wait()  # everyone has looked at the files
+        self._plan(state["batch"])
+        left = self.output.missing(self.plan, self._archived_size, self._names)
+        self.processes.wait()  # all processes have looked at the files
         if not left and state.get("finished") and self.output.has_grid():
-            if self.processes.main:
+            if main:
                 self.output.finish(state)
             return False
-        if self.processes.main:
+        if main:
             self.output.forget(left)
         self.processes.wait()
-        self._draw(plan, left, state, first, begin)
+        self._draw(left, state["compiled"], state["threads"], first, begin)
         self.processes.wait()
-        if self.processes.main:
-            self._finish(plan, state)
+        if main:
+            self._finish(state)
         self.processes.wait()
         return True
+
+    def _plan(self, batch: int) -> None:
+        self.plan = Plan(len(self.job.class_ids), batch, self.job.shard_size)
 
     @property
     def _archived_size(self) -> tuple[int, int] | None:
         return None if self.job.write == "png" else self.pipeline.tokenizer.config.image_size
 
     def _names(self, chunk: int) -> list[str]:
-        """The pictures of a chunk that are written."""
+        """The names of a chunk's PNG files."""
         return [] if self.job.write == "npz" else [self.file(index) for index in self.plan.images(chunk)]
 
-    def _try(self) -> tuple[int, bool, Chunk]:
-        """The largest batch that fits, halving the one asked for, whether it is compiled, and its first chunk.
+    def _try(self) -> tuple[Chunk, bool]:
+        """Draw the first chunk with the largest batch that fits; returns it, and whether it was compiled.
 
-        No larger than the count: a chunk is filled up to the batch, and what fills it is computed for nothing.
+        The batch is not larger than the number of images, because a chunk is always filled up to the batch.
         """
         batch = min(self.job.batch, len(self.job.class_ids))
         while True:
-            plan = Plan(len(self.job.class_ids), batch, self.job.shard_size)
-            compiled = self.pipeline.compiles(plan.count, batch)
+            self._plan(batch)
+            compiled = self.pipeline.compiles(self.plan.count, batch)
             try:
-                return batch, compiled, self._chunk(plan, 0, compiled, self.pipeline.threads(batch))
+                return self._chunk(0, compiled, self.pipeline.threads(batch)), compiled
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                reason = str(error)  # the error's traceback would keep the memory of the attempt
+                reason = _first_line(str(error))  # the traceback of the error would keep its memory
             if batch == 1:
                 raise SamplingError(
-                    f"not even --batch 1 fits into memory ({_first_line(reason)}): "
+                    f"not even --batch 1 fits into memory ({reason}): "
                     "free memory, or store the weights in fewer bytes (--dtype bf16 or int8)"
                 )
-            smaller = batch // 2
-            self.say(f"a batch of {batch} does not fit into memory, going on with {smaller} ({_first_line(reason)})")
-            batch = smaller
+            self.say(f"a batch of {batch} does not fit into memory, going on with {batch // 2} ({reason})")
+            batch //= 2
 
-    def _draw(
-        self, plan: Plan, left: Sequence[int], state: Mapping[str, Any], first: Chunk | None, begin: float
-    ) -> None:
-        """This process's share of the chunks, of those that are left, with the threads of the first call.
+    def _draw(self, left: Sequence[int], compiled: bool, threads: int, first: Chunk | None, begin: float) -> None:
+        """Draw and write this process's share of the chunks `left`, with the number of threads of the first call.
 
-        On a CPU products round by the number of threads.
+        On a CPU, rounding depends on the number of threads.
         """
-        compiled: bool = state["compiled"]
-        threads: int = state["threads"]
-        drawn, before, wanted = 0, plan.chunks - len(left), set(left)
+        plan, drawn = self.plan, 0
+        before, wanted = plan.chunks - len(left), set(left)
         pending: list[Future[None]] = []
         with ThreadPoolExecutor(1) as writer:
             for number in plan.share(self.processes.rank, self.processes.world):
                 if number not in wanted:
                     continue
-                chunk = first if number == 0 and first is not None else self._guarded(plan, number, compiled, threads)
-                pending.append(writer.submit(self._write, plan, number, chunk))
+                chunk = first if number == 0 and first is not None else self._guarded(number, compiled, threads)
+                pending.append(writer.submit(self._write, number, chunk))
                 while len(pending) > _QUEUED or (pending and pending[0].done()):
                     pending.pop(0).result()
                 drawn += len(plan.images(number))
@@ -155,23 +157,26 @@ class Drawing:
             for future in pending:
                 future.result()
 
-    def _guarded(self, plan: Plan, number: int, compiled: bool, threads: int) -> Chunk:
+    def _guarded(self, number: int, compiled: bool, threads: int) -> Chunk:
         try:
-            return self._chunk(plan, number, compiled, threads)
+            return self._chunk(number, compiled, threads)
         except Exception as error:
             if not out_of_memory(error):
                 raise
             raise SamplingError(
-                f"chunk {number} does not fit into memory any more ({_first_line(str(error))}); what is done is kept: "
-                f"free memory and run the same again, or start anew with a --batch below {plan.batch}"
+                f"chunk {number} does not fit into memory ({_first_line(str(error))}); finished chunks are kept: "
+                f"free memory and run the same command again, or start again with a --batch below {self.plan.batch}"
             ) from error
 
-    def _chunk(self, plan: Plan, number: int, compiled: bool, threads: int) -> Chunk:
-        images = plan.images(number)
-        seeds = [self.job.seed + index for index in images]
-        class_ids = [self.job.class_ids[index] for index in images]
+    def _chunk(self, number: int, compiled: bool, threads: int) -> Chunk:
+        images = self.plan.images(number)
         tokens, pixels = self.pipeline.chunk(
-            class_ids, seeds, plan.batch, compiled=compiled, threads=threads, **self.job.options
+            [self.job.class_ids[index] for index in images],
+            [self.job.seed + index for index in images],
+            self.plan.batch,
+            compiled=compiled,
+            threads=threads,
+            **self.job.options,
         )
         tokens = tokens.to("cpu")
         return {
@@ -180,47 +185,45 @@ class Drawing:
             "visual": tokens.visual.numpy(),
         }
 
-    def _write(self, plan: Plan, number: int, chunk: Chunk) -> None:
-        """In the writer's thread: the chunk, and the shards that it completes."""
-        pictures = []
-        if self.job.write != "npz":
-            pictures = list(zip(self._names(number), chunk["images"], strict=True))
+    def _write(self, number: int, chunk: Chunk) -> None:
+        """Write a chunk and the shards that it completes; runs in the second thread."""
+        pictures = list(zip(self._names(number), chunk["images"], strict=True)) if self.job.write != "npz" else []
         if self.job.write == "png":
             chunk = {name: array for name, array in chunk.items() if name != "images"}
         self.output.add(number, chunk, pictures)
-        # With several processes a shard's last chunk may be anyone's: the first process looks at the end as well.
-        shard = plan.shard_of(number)
-        if self.job.write != "png" and self.processes.world == 1 and self.output.complete(plan, shard):
-            self._assemble(plan, shard)
+        # With several processes, any of them may draw a shard's last chunk; the main process assembles it at the end.
+        shard = self.plan.shard_of(number)
+        if self.job.write != "png" and self.processes.world == 1 and self.output.complete(self.plan, shard):
+            self._assemble(shard)
 
-    def _assemble(self, plan: Plan, shard: int) -> None:
-        images = plan.shard_images(shard)
-        beside = {
+    def _assemble(self, shard: int) -> None:
+        images = self.plan.shard_images(shard)
+        columns = {
             "class_ids": np.array([self.job.class_ids[index] for index in images], dtype=np.int64),
             "class_names": np.array(self.pipeline.class_names, dtype=np.str_),
             "seeds": np.array([self.job.seed + index for index in images], dtype=np.int64),
         }
-        self.output.assemble(plan, shard, self.pipeline.tokenizer.config.image_size, beside)
+        self.output.assemble(self.plan, shard, self.pipeline.tokenizer.config.image_size, columns)
 
-    def _finish(self, plan: Plan, state: Mapping[str, Any]) -> None:
-        """Put together what is not yet, draw the grid, and state that all is done."""
+    def _finish(self, state: Mapping[str, Any]) -> None:
+        """Assemble the remaining shards, draw the grid, and mark the folder as finished."""
         size = self._archived_size
-        for shard in range(plan.shards):
-            if size is not None and not self.output.has_shard(plan, shard, size):
-                self._assemble(plan, shard)
-        shown = range(min(plan.count, _GRID_IMAGES))
+        for shard in range(self.plan.shards):
+            if size is not None and not self.output.has_shard(self.plan, shard, size):
+                self._assemble(shard)
+        shown = range(min(self.plan.count, _GRID_IMAGES))
         names = [self.class_name(index) or "" for index in shown]
-        save_png(self.output.folder / GRID, class_grid(self._pictures(plan, len(shown)), names))
+        save_png(self.output.folder / GRID, class_grid(self._pictures(len(shown)), names))
         self.output.finish(state)
 
-    def _pictures(self, plan: Plan, count: int) -> list[Image.Image]:
-        """The first `count` images, from the files."""
+    def _pictures(self, count: int) -> list[Image.Image]:
+        """The first `count` images, read from the files."""
         if self.job.write != "npz":
             return [open_image(self.output.folder / self.file(index)) for index in range(count)]
         out: list[Image.Image] = []
-        for shard in range(plan.shards):
+        for shard in range(self.plan.shards):
             if len(out) < count:
-                out += read_images(self.output.folder / plan.shard_name(shard), count - len(out))
+                out += read_images(self.output.folder / self.plan.shard_name(shard), count - len(out))
         return out
 
     def class_name(self, index: int) -> str | None:

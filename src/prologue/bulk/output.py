@@ -1,8 +1,8 @@
-"""The folder that is filled: what was asked of it, the chunks that are done, and the archives made of them.
+"""The output folder: the request, the finished chunks, and the archives that are assembled from them.
 
-A chunk is written whole or not at all, its pictures before it. When all chunks of a shard are there, its archive is
-put in place and they are removed. Nothing in the final files depends on when or by whom it was written. What is done
-is seen from the files alone: nothing that is stated stands for a file that is gone.
+A chunk is written atomically, after its pictures. When all chunks of a shard exist, its archive is written and they
+are removed. The final files depend neither on the time nor on the process. Files alone show what is finished: a missing
+file is drawn again, whatever the state file says.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ from prologue.utils.serialization import load_json, save_json
 
 STATE = "generation.json"
 _FOUND = {"batch", "compiled", "threads"}
-"""What the first call found out beside the request."""
+"""Keys that the first call adds to the request."""
 GRID = "grid.png"
 _CHUNKS = ".chunks"
 Chunk = dict[str, np.ndarray]
-"""`images` (n, H, W, 3) uint8 where archives are written, `prologue` (n, P) and `visual` (n, N) ids."""
+"""`prologue` (n, P) and `visual` (n, N) ids; `images` (n, H, W, 3) uint8 if archives are written."""
 
 
 class Output:
-    """One folder for the images of one request."""
+    """The folder for the images of one request."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._chunks = folder / _CHUNKS
 
     def state(self, request: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-        """What an earlier call with this request left in the folder; None where nothing did, and to `overwrite` it.
+        """The state that an earlier call with this request wrote; None without one, and with `overwrite`.
 
-        Files of something else, or of another request, are a `RunError`; nothing is touched.
+        Raises:
+            RunError: the folder holds other files, or images of another request. Nothing is changed.
         """
         if overwrite or not self.folder.exists():
             return None
-        # Empty, or killed at the very start.
+        # Empty, or left by a process that was killed before it wrote the state.
         if all(path.name == LOCK or temporary_of(path.name) == STATE for path in self.folder.iterdir()):
             return None
         if not (self.folder / STATE).is_file():
@@ -60,11 +61,11 @@ class Output:
         changes = "; ".join(_changes(found["request"], request))
         raise RunError(
             f"{self.folder} holds images of other settings ({changes}): "
-            "repeat those, give another --out, or --overwrite to start anew"
+            "repeat those, give another --out, or --overwrite to start again"
         )
 
     def start(self, state: Mapping[str, Any]) -> None:
-        """Remove what earlier calls wrote, and nothing else, and state what is being made."""
+        """Remove the files of earlier calls, and no others, and write the state."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / STATE).unlink(missing_ok=True)
         self.clear()
@@ -74,23 +75,23 @@ class Output:
         save_json(self.folder / STATE, dict(state))
 
     def finish(self, state: Mapping[str, Any]) -> None:
-        """State that all is done."""
+        """Mark the folder as finished."""
         if not state.get("finished"):
             save_json(self.folder / STATE, {**state, "finished": True})
         self.clear()
-        for path in list(self.folder.iterdir()):  # of writers that were killed
+        for path in list(self.folder.iterdir()):  # left by writers that were killed
             if WRITTEN_NAME.fullmatch(temporary_of(path.name) or ""):
                 path.unlink()
 
     def clear(self) -> None:
-        """Remove the chunks that are kept, which are of no use to a finished folder."""
+        """Remove the kept chunks."""
         shutil.rmtree(self._chunks, ignore_errors=True)
 
     def missing(self, plan: Plan, size: tuple[int, int] | None, names: Callable[[int], Sequence[str]]) -> list[int]:
-        """The chunks of which something is not there: a picture, or the images in their shard or in a kept chunk.
+        """The chunks that lack a picture, or whose images are neither in their shard nor in a kept chunk.
 
-        `size` is that of archived images, None where no archive is written; `names` are the pictures of a chunk. Files
-        are looked at from their ends, so 50000 take seconds.
+        `size` is the size of archived images, None without archives; `names` gives the pictures of a chunk. Only the
+        ends of files are read, so 50000 files take seconds.
         """
         shards = [size is None or self.has_shard(plan, shard, size) for shard in range(plan.shards)]
         return [
@@ -103,30 +104,30 @@ class Output:
         ]
 
     def has_shard(self, plan: Plan, shard: int, size: tuple[int, int]) -> bool:
-        """Whether the archive of a shard is in place and whole."""
+        """Whether the archive of a shard exists and is complete."""
         return is_whole_archive(self.folder / plan.shard_name(shard), len(plan.shard_images(shard)), size)
 
     def has_grid(self) -> bool:
         return is_whole_png(self.folder / GRID)
 
     def keeps(self, chunk: int) -> bool:
-        """Whether a chunk was drawn and its shard is not yet put together."""
+        """Whether a chunk is drawn and its shard is not assembled yet."""
         return self._chunk(chunk).is_file()
 
     def forget(self, chunks: Sequence[int]) -> None:
-        """Remove kept chunks that are drawn again, so that they count only once they are."""
+        """Remove kept chunks."""
         for number in chunks:
             self._chunk(number).unlink(missing_ok=True)
 
     def add(self, number: int, chunk: Chunk, pictures: Sequence[tuple[str, UInt8[np.ndarray, "H W 3"]]]) -> None:
-        """Write a chunk's pictures, then the chunk."""
+        """Write the pictures of a chunk, then the chunk."""
         for name, pixels in pictures:
             save_png(self.folder / name, Image.fromarray(pixels), durable=False)
         with atomic_write(self._chunk(number), durable=False) as file:
             np.savez(file, **chunk)  # type: ignore[arg-type]
 
     def read(self, number: int) -> Chunk:
-        """A chunk that is done and not yet in a shard; a damaged one is a `RunError`."""
+        """Read a kept chunk; a damaged one is a `RunError`."""
         try:
             with np.load(self._chunk(number), allow_pickle=False) as file:
                 return dict(file)
@@ -134,11 +135,11 @@ class Output:
             raise RunError(f"{self._chunk(number)} cannot be read ({error}): remove it and run again") from error
 
     def complete(self, plan: Plan, shard: int) -> bool:
-        """Whether all chunks of a shard are kept and it can be put together."""
+        """Whether all chunks of a shard are kept."""
         return all(map(self.keeps, plan.shard_chunks(shard)))
 
-    def assemble(self, plan: Plan, shard: int, size: tuple[int, int], beside: Mapping[str, np.ndarray]) -> None:
-        """Put a shard's archive in place, chunk by chunk, with `beside` next to images and tokens."""
+    def assemble(self, plan: Plan, shard: int, size: tuple[int, int], columns: Mapping[str, np.ndarray]) -> None:
+        """Write the archive of a shard chunk by chunk, with the arrays `columns` beside images and tokens."""
         tokens: list[Chunk] = []
         path = self.folder / plan.shard_name(shard)
         with SampleArchive(path, len(plan.shard_images(shard)), size) as archive:
@@ -147,7 +148,7 @@ class Output:
                 archive.add(chunk.pop("images"))
                 tokens.append(chunk)
             parts = {name: np.concatenate([chunk[name] for chunk in tokens]) for name in ("prologue", "visual")}
-            archive.finish(**beside, **parts)
+            archive.finish(**columns, **parts)
         self.forget(plan.shard_chunks(shard))
 
     def _chunk(self, number: int) -> Path:
@@ -165,7 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`temperature: 1.0 → 0.9` for everything that differs."""
+    """The differences, each as `temperature: 1.0 → 0.9`."""
     out = []
     for name in dict.fromkeys([*old, *new]):
         before, after = old.get(name), new.get(name)

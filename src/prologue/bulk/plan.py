@@ -1,4 +1,4 @@
-"""Which image is made where: chunks of one shape, shards of whole chunks, processes in turn."""
+"""The place of each image: chunks of one size, shards of whole chunks, and each process's share of the chunks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """`count` images; image `i` belongs to chunk `i // batch`, whoever computes it.
+    """`count` images; image `i` belongs to chunk `i // batch`, for any number of processes.
 
-    A shard is an archive of whole chunks, `shard_size` images or a few more; all images are one shard where they fit.
+    A shard is an archive of whole chunks with at least `shard_size` images; up to `shard_size` images are one shard.
     """
 
     count: int
@@ -22,11 +22,11 @@ class Plan:
         return math.ceil(self.count / self.batch)
 
     def images(self, chunk: int) -> range:
-        """The numbers of a chunk's images."""
+        """The images of a chunk."""
         return range(chunk * self.batch, min(self.count, (chunk + 1) * self.batch))
 
     def share(self, rank: int, world: int) -> range:
-        """The chunks that process `rank` of `world` computes."""
+        """The chunks of process `rank` of `world`."""
         return range(rank, self.chunks, world)
 
     @property
@@ -47,15 +47,15 @@ class Plan:
         return range(first, min(self.chunks, first + self._chunks_per_shard))
 
     def shard_images(self, shard: int) -> range:
-        """The numbers of a shard's images."""
+        """The images of a shard."""
         chunks = self.shard_chunks(shard)
         return range(self.images(chunks[0]).start, self.images(chunks[-1]).stop)
 
     def shard_name(self, shard: int) -> str:
-        """`samples.npz`, or `samples-00003.npz` where there are several."""
+        """`samples.npz`, or `samples-00003.npz` if there are several."""
         return "samples.npz" if self.shards == 1 else f"samples-{shard:05d}.npz"
 
     def place(self, image: int) -> tuple[str, int]:
-        """The shard's file name and the image's index in it."""
+        """The file name of an image's shard, and the index of the image in it."""
         shard = self.shard_of(image // self.batch)
         return self.shard_name(shard), image - self.shard_images(shard).start

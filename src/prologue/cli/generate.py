@@ -19,7 +19,8 @@ from prologue.cli._options import parse
 from prologue.cli._sampling import SamplingFlags, notes_on_stderr, parse_classes
 from prologue.data.names import counted
 from prologue.errors import ConfigError
-from prologue.pipeline import IN_TURN, Pipeline
+from prologue.pipeline import Pipeline
+from prologue.sampling.arguments import IN_TURN
 from prologue.sampling.flags import GUIDANCE_HELP
 from prologue.utils.measurements import export_measurement
 from prologue.utils.options import LOCATION

@@ -1,4 +1,4 @@
-"""Building blocks that draw their weights from an explicit generator, never from the global one."""
+"""Layers that draw their weights from an explicit generator, never from the global one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ NEAR_ZERO_STD = INIT_STD * 1e-5
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` whose weights stay unset until `initialise`; construction draws no random number."""
+    """`nn.Linear` whose weights are set by `initialise`; the constructor draws no random number."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float = INIT_STD) -> None:
         self.std = std
         super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Weights come from `initialise`."""
+        """Do nothing: `initialise` sets the weights."""
 
     def rows(self, x: Tensor, first: int, last: int | None) -> Tensor:
-        """Outputs `first:last` alone, without the bias."""
+        """The outputs `first:last`, without the bias."""
         return F.linear(x, self.weight[first:last])
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Module):
-    """Rows looked up by id; `weight` is (rows, width)."""
+    """A lookup table; `weight` is (rows, width)."""
 
     def __init__(self, rows: int, width: int, std: float = INIT_STD) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Embedding(nn.Module):
 
 
 class Queries(nn.Module):
-    """Learnable inputs (1, count, width), the same for every image."""
+    """Learned inputs (1, count, width), the same for every image."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         wide = x.float()
-        # The bound is put on the square, which has no kink at 0 and saves a pass; equal where ‖x‖ > 1e-12.
+        # Clamping the square is equal where ‖x‖ > 1e-12, saves a pass, and is smooth at 0.
         inverse: Tensor = torch.linalg.vecdot(wide, wide).clamp_min(1e-24).rsqrt()
         return (wide * (inverse * self.scale)[..., None] * (1 + self.weight.float())).to(x.dtype)
 
@@ -78,7 +78,7 @@ class RMSNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from the generator its trainer hands it: `module.generator = …` before each step."""
+    """Dropout that draws from `generator`, which the training step sets."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -93,12 +93,12 @@ class Dropout(nn.Module):
 
 
 def truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    """Fill with a normal of this std, cut at ±2."""
+    """Fill with a normal distribution of this std, truncated at ±2."""
     nn.init.trunc_normal_(weight, std=std, generator=generator)
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Set the weights of every submodule that can, in the order of their registration."""
+    """Call `initialise` of every submodule that has it, in the order of registration."""
     for child in module.modules():
         draw = getattr(child, "initialise", None)
         if child is not module and callable(draw):
@@ -106,6 +106,6 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def head_in_fp32(x: Tensor, norm: RMSNorm, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Output norm and linear layer, in fp32 where the weights are; logits and pixels are always returned in fp32."""
+    """Output norm and linear layer in the number format of the weights; the result is fp32."""
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(norm(x.to(weight.dtype)), weight, bias).float()

@@ -112,12 +112,12 @@ class Prior(SavedModel):
         """Logits of the ids `first_id:last_id`, fp32."""
         if self.out is None:
             return head_in_fp32(hidden, self.out_norm, self.token_embedding.weight[first_id:last_id])
-        with torch.autocast(hidden.device.type, enabled=False):  # in fp32 where the weights are
+        with torch.autocast(hidden.device.type, enabled=False):
             normed = self.out_norm(hidden.to(self.token_embedding.weight.dtype))
             return self.out.rows(normed, first_id, last_id).float()
 
     def new_cache(self, rows: int) -> Float[Tensor, "2 depth rows heads T d"]:
-        """An empty static cache, keys then values, of `rows` sequences of this layout's length."""
+        """An empty static cache, keys then values, for `rows` sequences."""
         size = self.config.transformer
         weight = self.token_embedding.weight
         shape = (2, size.depth, rows, size.heads, self.layout.length, size.head_dim)

@@ -1,4 +1,4 @@
-"""Rotary positions over three axes, with a theta for each token (METHOD §3)."""
+"""Rotary position embedding over three axes, with a base theta per token (METHOD §3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RopeTable = tuple[Tensor, Tensor]
 
 
 class Positions:
-    """Three coordinates and a theta per token, on the CPU in float64."""
+    """Three coordinates and a theta per token, float64 on the CPU."""
 
     def __init__(self, coordinates: Float[Tensor, "T 3"], theta: Float[Tensor, " T"]) -> None:
         self.coordinates = coordinates
@@ -30,7 +30,7 @@ class Positions:
 
     @classmethod
     def indices(cls, count: int, axis: int = 2) -> Positions:
-        """The token's index on `axis`, 0 on the others, theta 10000."""
+        """The token's index on one axis, 0 on the others, theta 10000."""
         coordinates = torch.zeros(count, 3, dtype=torch.float64)
         coordinates[:, axis] = torch.arange(count)
         return cls(coordinates, torch.full((count,), INDEX_THETA, dtype=torch.float64))
@@ -42,7 +42,7 @@ class Positions:
         )
 
     def table(self, axes: tuple[int, int, int]) -> RopeTable:
-        """cos and sin of every pair's angle: axis `i` has frequencies `theta^(-2j/axes[i])`, j < axes[i]/2."""
+        """cos and sin of the angle of every pair; axis `i` has the frequencies `theta^(-2j/axes[i])`, j < axes[i]/2."""
         angles = []
         for axis, dims in enumerate(axes):
             exponent = torch.arange(0, dims, 2, dtype=torch.float64) / max(dims, 1)
@@ -53,7 +53,7 @@ class Positions:
 
 
 def rotate(x: Float[Tensor, "B T ... d"], cos: Float[Tensor, "T d2"], sin: Float[Tensor, "T d2"]) -> Tensor:
-    """Rotate the interleaved pairs `(x0,x1),(x2,x3)…` of each head, in fp32, back in `x`'s dtype."""
+    """Rotate the interleaved pairs `(x0,x1),(x2,x3)…` of each head, in fp32; the result has the dtype of `x`."""
     pairs = x.float().reshape(*x.shape[:-1], -1, 2)
     shape = (len(cos), *(1,) * (x.ndim - 3), cos.shape[1])
     cos, sin = cos.view(shape), sin.view(shape)
@@ -61,6 +61,6 @@ def rotate(x: Float[Tensor, "B T ... d"], cos: Float[Tensor, "T d2"], sin: Float
         even, odd = pairs.unbind(-1)
         rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     else:
-        # The same product of complex numbers in one pass instead of six; compilers fuse the real form themselves.
+        # The same product with complex numbers is one pass instead of six. A compiler fuses the real form.
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
     return rotated.flatten(-2).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks of all four networks (METHOD §3), with an optional static key-value cache."""
+"""The pre-norm transformer of all networks (METHOD §3), with an optional key-value cache."""
 
 from __future__ import annotations
 
@@ -65,23 +65,27 @@ class Attention(nn.Module):
 
 
 SHORT = 512
-"""Largest number of keys for which two products replace the fused kernel, in half precision on a CPU."""
+"""Largest number of keys for which two products replace the fused kernel, in half precision on a CPU.
+
+The fused kernel converts tile by tile. With it, decoding 64 guided images in bf16 takes 1.3 times as long (width 160,
+73 positions), and attention over 256 keys 2.4 times (one thread, ratios within one process).
+"""
 
 
 def attend(
     q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H S d"], v: Float[Tensor, "B H S d"], causal: bool
 ) -> Float[Tensor, "B H L d"]:
     """Attention with scale `d^-½`; with `causal`, the queries are the last L of the S positions."""
-    length, start = q.shape[2], k.shape[2] - q.shape[2]
-    causal = causal and length > 1
+    causal = causal and q.shape[2] > 1
+    square = q.shape[2] == k.shape[2]
     if q.device.type == "cpu" and q.dtype != torch.float32 and k.shape[2] <= SHORT:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if causal:
             scores = scores.masked_fill(~_visible(q, k), -torch.inf)
         out: Tensor = scores.softmax(-1) @ v
         return out
-    mask = _visible(q, k) if causal and start > 0 else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and start == 0)
+    mask = _visible(q, k) if causal and not square else None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and square)
 
 
 def _visible(q: Tensor, k: Tensor) -> Bool[Tensor, "L S"]:
@@ -121,7 +125,7 @@ class Block(nn.Module):
 
 
 class Transformer(Fp32Buffers):
-    """A stack of blocks over rotary positions that are fixed at construction: (B, T, D) → (B, T, D)."""
+    """A stack of blocks with a fixed table of rotary positions: (B, L, D) → (B, L, D)."""
 
     cos: Tensor
     sin: Tensor

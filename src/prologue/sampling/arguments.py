@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import torch
@@ -17,11 +18,35 @@ from torch import Tensor
 from prologue.data.pictures import fit, to_pil
 from prologue.errors import ConfigError, DataError, SamplingError, UnknownOptionError, did_you_mean
 from prologue.models.tokenizer import check_image_tensor, check_model_range, to_model_range, to_uint8
+from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 from prologue.utils.rng import check_seeds
 
 Images = Image.Image | Sequence[Image.Image] | Tensor
 """Pictures of any size, or model-range tensors (3, H, W) or (B, 3, H, W)."""
+
+
+class InTurn(Enum):
+    """The default of `classes`. It differs from None, which is the null class."""
+
+    IN_TURN = "the classes in turn"
+
+
+IN_TURN: Final = InTurn.IN_TURN
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are drawn; options that are left out come from the stored recipe.
+
+    Each option is one value for all images, or a sequence with one for each image. `prologue_temperature=None` means
+    `temperature`; `top_k` and `top_p` None keep all ids.
+    """
+
+    guidance: Guidance | Sequence[Guidance]
+    temperature: float | Sequence[float]
+    prologue_temperature: float | Sequence[float | None] | None
+    top_k: int | Sequence[int | None] | None
+    top_p: float | Sequence[float | None] | None
 
 
 def whole_number(name: str, value: Any, most: int | None = None) -> int:

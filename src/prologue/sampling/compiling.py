@@ -1,4 +1,4 @@
-"""`torch.compile` as the decode loop uses it: what to ask of it on each device, and what to do where it is missing."""
+"""`torch.compile` for the decode loop: settings per device, and a fallback where the compiler is missing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from prologue.sampling.graphs import Graph
 from prologue.utils.private_api import compiler_settings
 
 Report = Callable[[str, float | None], None]
-"""Called with what is compiled: before it begins with None, then with the seconds it took."""
+"""Called with the name of a graph and None before it is compiled, then with the seconds that it took."""
 
 
 class Compiler:
-    """Compiles graphs for one device; where the tools for that are missing they run as they are, which is said once.
+    """Compiles graphs for one device. Without a C++ compiler or Triton they run eagerly, with one warning.
 
-    Results of a compiled graph may lie in memory that its next call overwrites: what is kept has to be copied.
+    The next call of a compiled graph may overwrite the results of the last, so results that are kept must be copied.
     """
 
     def __init__(self, device: torch.device, report: Report | None = None) -> None:
@@ -30,21 +30,21 @@ class Compiler:
         self._said = False
 
     def takes(self, kind: type[Graph]) -> bool:
-        """Whether this kind of graph is compiled on the device."""
+        """Whether this kind of graph is compiled on this device."""
         return self.device.type in kind.devices
 
     @property
     def fixed_shapes(self) -> bool:
-        """Whether steps must have one shape at all positions, so that they can be recorded (CUDA graphs)."""
+        """Whether steps have the same shapes at all positions, as CUDA graphs need."""
         return self.device.type != "cpu"
 
     def begin(self) -> None:
-        """To be called before the first graph of each position and of each batch: earlier results are let go of."""
+        """Call this before the first graph of each position and of each batch. It invalidates earlier results."""
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def compile(self, graph: Graph, what: str) -> Callable[..., Any]:
-        """`graph` without breaks, compiled at its first call. Errors other than missing tools pass through."""
+        """`graph`, compiled as a whole at its first call. Errors other than missing tools are raised."""
         chosen: Callable[..., Any] | None = None
 
         def call(*args: Any) -> Any:
@@ -69,7 +69,7 @@ class Compiler:
         return call
 
     def whole(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` as one graph, for the device."""
+        """`function` compiled as one graph."""
         compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, mode=_MODES.get(self.device.type))
         return compiled
 
@@ -90,20 +90,20 @@ class Compiler:
 
 
 _MISSING = {"InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"}
-"""Names of torch's errors for tools that are not there; they moved between its modules from release to release."""
+"""Names of torch's errors for missing tools. Their modules differ between releases."""
 _SAYS_MISSING = re.compile(
     "No working C\\+\\+ compiler found|Cannot find a working triton installation|Failed to find C compiler"
     "|too old to be supported by the triton GPU compiler|torch.compile is not supported on"
 )
-"""The same where only the text comes through: from processes that compile, from Triton, from torch.compile itself."""
+"""The same by the text of the message: from compiler processes, Triton and torch.compile."""
 _HALF_INSTALLED = re.compile(
     "No such file|file not found|cannot find -l|library not found|cannot execute|not permitted"
 )
-"""In what a C++ compiler printed: its headers, libraries or own parts are missing."""
+"""Messages of a C++ compiler with missing headers, libraries or programs."""
 
 
 def lacks_tools(error: BaseException) -> bool:
-    """Whether an error says that the tools which compiling needs are missing or incomplete here."""
+    """Whether an error means that the tools for compiling are missing or incomplete."""
     seen: list[BaseException] = []
     following: list[Any] = [error]
     while following:
@@ -121,44 +121,44 @@ def lacks_tools(error: BaseException) -> bool:
 
 
 _MODES = {"cuda": "max-autotune"}
-"""With CUDA graphs: a step's launches cost more than its work."""
+"""This mode uses CUDA graphs, because the launches of a step take longer than its work."""
 _CPU = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
-"""Frozen weights are laid out anew for products with few rows; of the product kernels the fastest is measured."""
+"""Freezing lays weights out for products with few rows; autotuning measures the fastest product kernel."""
 
 
 def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with code of its own.
+    """The function with a code object of its own.
 
-    Graphs are found again by the code that they were made of, and frozen weights are no part of what is compared:
-    another prior of the same sizes would run with the weights of the first.
+    The compiler finds a graph by its code object and does not compare frozen weights: another prior of the same sizes
+    would run with the weights of the first.
     """
 
     def call(*args: Any) -> Any:
         return function(*args)
 
-    call.__code__ = call.__code__.replace()  # an equal one, but not the same
+    call.__code__ = call.__code__.replace()  # an equal copy
     return call
 
 
 def _first(graph: Callable[..., Any], args: tuple[Any, ...], device: torch.device) -> Any:
-    """The first call, which compiles: shapes that are not marked are fixed."""
+    """The first call, which compiles; dimensions that are not marked as dynamic are fixed."""
     with compiler_settings(_CPU if device.type == "cpu" else {}, cuda_graphs=device.type == "cuda"):
         return graph(*args)
 
 
 _EAGER_STEP_SECONDS = 150e-6
-"""What a block costs in a step for its calls alone, on a GPU's host."""
+"""Time of the kernel launches of one block, on the host of a GPU."""
 _RATES = {"cpu": (10e9, 60e9), "cuda": (1e12, 50e12)}
-"""Bytes and operations per second of an eager step, roughly."""
+"""Approximate bytes and operations per second of an eager step."""
 _COMPILING_SECONDS = {"cpu": 90.0, "cuda": 60.0}
 _WORTH = 3.0
-"""Work that would take so many times as long as compiling is compiled; that saves about half of it."""
+"""Work is compiled if it takes this many times as long as compiling. A compiled step takes about half the time."""
 
 
 def worth_compiling(config: PriorConfig, device: torch.device, weight_bytes: int, rows: int, batches: int) -> bool:
-    """Whether `batches` of `rows` sequences are enough work for compiling to pay.
+    """Whether drawing `batches` of `rows` sequences takes long enough that compiling pays.
 
-    A function of the work alone and of no clock: every process of a run decides alike, and every time.
+    The answer depends on the work alone, not on a clock, so all processes of a run decide alike.
     """
     if device.type not in _RATES:
         return False

@@ -58,8 +58,8 @@ class Engine:
     ) -> Float[Tensor, "R 1 D"]:
         """Run the input positions `start…t`, where position 0 is BOS; returns the output at the last one.
 
-        With `share`, a pass from position 0 computes equal rows once. (A resampling of 4 images per prologue of 8
-        tokens and 64 visual tokens takes 1.06 times as long without, one process, CPU.)
+        With `share`, a pass from position 0 computes equal rows once. Without it, a resampling of 4 images per prologue
+        takes 1.06 times as long (8 prologue and 64 visual tokens, on a CPU).
         """
         self._begin_position()
         if start > 0:

@@ -1,4 +1,4 @@
-"""`pipeline.json`: what a loadable folder says beside its two models: class names and the default recipe."""
+"""`pipeline.json`: the class names, the default recipe and the origin of a folder with two models."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ ASIDE = "pipeline.json.aside"
 
 @dataclass(frozen=True)
 class Manifest:
-    """`class_names` in the order of their ids, empty without classes; `recipe` None where none was chosen."""
+    """`class_names` in the order of their ids, empty without classes; `recipe` is None if none was chosen."""
 
     class_names: tuple[str, ...] = ()
     recipe: Recipe | None = None
     data: str | None = None
-    """The embedded image set that the training images came from; None for others, and for imported models. Files of
-    earlier versions may hold a path here, which is read and not written again: `run.json` says where images lay."""
+    """Name of the embedded image set that was trained on; None for other images and for imported models. Earlier
+    versions wrote a path here, which is read but not written: `run.json` has the path of the images."""
     trained_on: tuple[str, ...] = ()
-    """Feature extractors that a training loss used; distances in them are marked."""
+    """Feature extractors that a training loss used; distances in their features are marked."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """RGB colour that was under transparent pixels in the training, and is under those of pictures to encode."""
+    """RGB background of transparent pixels, in training and in `Pipeline.encode`."""
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder`, without a path that means something on one machine only."""
+        """Write the file into `folder`, without the path of images on this machine."""
         save_json(folder / NAME, to_dict(self.shared()))
         (folder / ASIDE).unlink(missing_ok=True)
 
     def shared(self) -> Manifest:
-        """What of it is written."""
+        """The manifest as it is written."""
         return self.replace(data=self.data if self.data is not None and embedded_name(self.data) else None)
 
     @classmethod
     def withdraw(cls, folder: Path) -> None:
-        """Set the file aside: the two models of `folder` do not belong together until it is written again."""
+        """Rename the file: the two models of `folder` do not belong together until it is written again."""
         if (folder / NAME).is_file():
             (folder / NAME).replace(folder / ASIDE)
 
     @classmethod
     def set_aside(cls, folder: Path) -> Manifest | None:
-        """What `withdraw` set aside, which holds the recipe that was chosen."""
+        """The manifest that `withdraw` renamed, with its recipe; None without a readable one."""
         try:
             return from_dict(cls, load_json(folder / ASIDE), ASIDE)
         except PrologueError:
@@ -57,7 +57,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read it; a folder without one, or of another format, is a `CheckpointError` that says what to do."""
+        """Read the manifest of a folder; a missing one, or another format, is a `CheckpointError`."""
         if not (folder / NAME).is_file():
             if not folder.exists():
                 raise CheckpointError(f"{folder} does not exist: give a run folder or an exported folder")
@@ -78,7 +78,7 @@ class Manifest:
             )
         try:
             return from_dict(cls, data, NAME)
-        except PrologueError as error:  # the recipe's own checks among them
+        except PrologueError as error:  # such as those of the recipe
             raise CheckpointError(f"{folder / NAME}: {error}") from error
 
     def replace(self, **changes: Any) -> Manifest:

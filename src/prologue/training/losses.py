@@ -87,9 +87,10 @@ class StepOutputs:
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
     """The perceptual distance of reconstructions and images."""
     fake_logits: Callable[[], Tensor] | None = None
-    """Runs the discriminator on the reconstruction; None before it starts."""
+    """Runs the discriminator on the reconstruction, once; None before it starts."""
     cross_entropy: Callable[[], CrossEntropy] | None = None
-    """Runs the prior, held fixed; None without a prologue."""
+    """Runs the prior, held fixed, once; None without a prologue. With `shared_prior_pass` every term that uses it also
+    trains the prior."""
 
     @property
     def device(self) -> torch.device:

@@ -137,7 +137,7 @@ class TokenizerStage:
             encoding, reconstruction = self.tokenizer.wrapped(images, reconstruct=not self.post_hoc)
             fake_logits = cross_entropy = None
             if self.adversary is not None and reconstruction is not None and self.adversary.active(step):
-                fake_logits = partial(self.adversary.fake_logits, step, reconstruction, number)
+                fake_logits = cache(partial(self.adversary.fake_logits, step, reconstruction, number))
             if self.prior is not None and encoding.prologue is not None:
                 class_ids = labels.masked_fill(null, self.prior.model.null_class)
                 cross_entropy = cache(

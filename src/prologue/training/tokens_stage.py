@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from prologue.data.token_store import StoreLayout, TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, RunError
+from prologue.models.sequence import SequenceLayout
 from prologue.models.tokenizer import Tokenizer, to_model_range
 from prologue.models.weights import WEIGHTS, file_hash
 from prologue.training.context import Context
@@ -29,13 +31,7 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
     writer = _writer(
         run.tokens_folder,
         progress,
-        StoreLayout(
-            prologue_tokens=config.prologue_tokens,
-            visual_tokens=config.visual_tokens,
-            views=images.views,
-            prologue_codebook_size=config.prologue_codebook_size if config.prologue_tokens else 0,
-            visual_codebook_size=config.codebook_size,
-        ),
+        StoreLayout(**dataclasses.asdict(SequenceLayout.of(config).config), views=images.views),
         {"tokenizer": file_hash(run.tokenizer_folder / WEIGHTS), "data": context.data.fingerprint},
     )
     start, batch = writer.done, max(1, VIEWS_PER_BATCH // images.views)

@@ -7,59 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from tests.models.quantizers.residual import IDS, Residual
 from torch import Tensor, nn
 
 from prologue.config import Component, TokenizerConfig
 from prologue.errors import ConfigError
-from prologue.models.quantizers import (
-    PROLOGUE_QUANTIZERS,
-    QUANTIZERS,
-    PrologueQuantizer,
-    Quantized,
-    Quantizer,
-    VisualQuantizer,
-)
+from prologue.models.quantizers import PROLOGUE_QUANTIZERS, QUANTIZERS, PrologueQuantizer, Quantized
 from prologue.models.sequence import SequenceLayout
 from prologue.models.tokenizer import Tokenizer
 from prologue.utils.rng import torch_stream
+from prologue.utils.serialization import from_dict, to_dict
 
-IDS = 2
-RESIDUAL = {"name": f"{__name__}:Residual", "ids_per_position": IDS}
+RESIDUAL = {"name": f"{Residual.__module__}:Residual", "ids_per_position": IDS}
 FSQ = {"name": "fsq", "levels": [4, 3, 3]}
-
-
-class Residual(Quantizer):
-    """Two cosine quantizers, the second for what the first leaves; with a one-hot, for the prologue."""
-
-    ids_per_position = IDS
-
-    def __init__(self, width: int, code_dim: int, size: int, ids_per_position: int = 1, temperature: float = 0.1):
-        super().__init__()
-        self.input = VisualQuantizer(width, code_dim, size)
-        self.stages = nn.ModuleList(PrologueQuantizer(code_dim, code_dim, size, temperature) for _ in range(IDS))
-
-    @property
-    def size(self) -> int:
-        return self.input.size
-
-    def forward(self, h: Tensor) -> Quantized:
-        z = self.input.project(h)
-        left, found = z, []
-        for stage in self.stages:
-            found.append(stage(left))
-            left = left - found[-1].codes
-        q = sum(each.codes for each in found)
-        ids = torch.stack([each.ids for each in found], dim=-1).flatten(1)
-        one_hot = torch.stack([each.one_hot for each in found], dim=2).flatten(1, 2)
-        return Quantized(ids, z, z + (q - z).detach(), one_hot, F.mse_loss(q, z.detach()) + F.mse_loss(z, q.detach()))
-
-    def encode(self, h: Tensor) -> Tensor:
-        return self(h).ids
-
-    def codes(self, ids: Tensor) -> Tensor:
-        levels = ids.unflatten(1, (-1, IDS)).unbind(-1)
-        return sum(stage.codes(level) for stage, level in zip(self.stages, levels, strict=True))
 
 
 class WithoutOneHot(PrologueQuantizer):
@@ -71,7 +31,7 @@ class WithoutOneHot(PrologueQuantizer):
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS):
         monkeypatch.setattr(registry, "_components", dict(registry._components))
-        for component in (Residual, WithoutOneHot):
+        for component in (Residual, WithoutOneHot, dict):
             registry.register(component)
 
 
@@ -120,6 +80,7 @@ def test_fsq_is_a_grid(levels: list[int]) -> None:
         ({"quantizer": {"name": RESIDUAL["name"]}}, "2 ids for each position and its option ids_per_position is 1"),
         ({"quantizer": RESIDUAL | {"ids_per_position": 0}}, "ids_per_position must be a positive number"),
         ({"prologue_quantizer": RESIDUAL}, "prologue_tokens 3 is not divisible"),
+        ({"quantizer": {"name": "builtins:dict"}}, "must be a subclass of .*Quantizer"),
         ({"quantizer": "fsq"}, "quantizer must be a table"),
         ({"quantizer": {"name": "cosine", "x": {1, 2}}}, "quantizer has an option that JSON does not have"),
     ],
@@ -152,8 +113,6 @@ def test_several_ids_of_a_position_are_several_tokens(tiny_models: Any) -> None:
 
 def test_defaults_are_not_written(tiny_models: Any) -> None:
     """Files of the paper's quantizers are those of versions without these fields."""
-    from prologue.utils.serialization import from_dict, to_dict
-
     config = tiny_models()[0].config
     assert not {"quantizer", "prologue_quantizer"} & to_dict(config).keys()
     assert from_dict(TokenizerConfig, to_dict(config)) == config

@@ -114,7 +114,7 @@ class Reconstruction(Kind[ReconstructionOptions]):
                 count=options.count,
                 batch=options.batch,
                 seed=options.seed,
-                revives=training_of(info).tokenizer_training.dead_code_reset_every > 0,
+                resets_dead_codes=training_of(info).tokenizer_training.dead_code_reset_every > 0,
                 watch=progress,
                 statistics=statistics,
                 lpips=None if lpips is None else lpips.to(device),
@@ -154,7 +154,7 @@ def evaluate_reconstruction(
     count: int | None = None,
     batch: int = 64,
     seed: int = 0,
-    revives: bool = False,
+    resets_dead_codes: bool = False,
     watch: ProgressCallback = unwatched,
     statistics: Reference | None = None,
     lpips: PerceptualLoss | None = None,
@@ -163,8 +163,8 @@ def evaluate_reconstruction(
     """Center crops of `split` (all, or `count` of them at random) against their reconstructions.
 
     PSNR in dB, SSIM and, with its network, LPIPS per image with 95 % intervals; the distances of `Distances.record` to
-    the same crops, or to the file `statistics`; the used part of the visual codebook and its perplexity. `revives` says
-    whether the training resets dead codes, on which the advice about a collapse depends. Without images, and for images
+    the same crops, or to the file `statistics`; the used part of the visual codebook and its perplexity. The advice
+    about a collapse depends on `resets_dead_codes`, whether the training resets them. Without images, and for images
     too small for SSIM, an `EvaluationError`.
     """
     device = next(tokenizer.parameters()).device
@@ -199,7 +199,7 @@ def evaluate_reconstruction(
     record |= {"visual_codebook_size": tokenizer.config.codebook_size, "seed": seed}
     # A few images use a small part of a large codebook, which is no collapse.
     reachable = min(1.0, len(indices) * tokenizer.config.visual_tokens / tokenizer.config.codebook_size)
-    collapse = collapse_sentences(usage.used / reachable, None, None, revives, True)
+    collapse = collapse_sentences(usage.used / reachable, None, None, resets_dead_codes, True)
     return record | {"collapsed": bool(collapse), "notes": [*split.notes, *distances.notes, *collapse]}
 
 

@@ -70,6 +70,9 @@ def _build(
     """
     name = component["name"]
     options = {key: value for key, value in component.items() if key != "name"}
+    kind = registry.get(name)
+    if not (isinstance(kind, type) and issubclass(kind, Quantizer)):
+        raise ConfigError(f"the {registry.kind} {name!r} must be a subclass of prologue.models.quantizers.Quantizer")
     quantizer: Quantizer = registry.build(name, options, **context)
     if quantizer.size != context["size"]:
         raise ConfigError(

@@ -138,7 +138,7 @@ def measure(
             "reconstruction",
             lambda: evaluate_reconstruction(
                 models.tokenizer, Split("validation", data.validation), bench.features,
-                count=scale.measured_images, batch=scale.batch, revives=True, watch=watch,
+                count=scale.measured_images, batch=scale.batch, resets_dead_codes=True, watch=watch,
             ),
             images=scale.measured_images,
         )
