@@ -60,7 +60,7 @@ def test_what_cannot_be_judged_is_refused(shapes: Data) -> None:
     with pytest.raises(EvaluationError, match="at least two classes"):
         fit_judge(Blind(), dataclasses.replace(shapes, class_names=()))  # type: ignore[arg-type]
     nothing = dataclasses.replace(shapes, validation=Nothing())  # type: ignore[arg-type]
-    with pytest.raises(EvaluationError, match="no images are held out"):
+    with pytest.raises(EvaluationError, match="needs held-out images"):
         fit_judge(Blind(), nothing)  # type: ignore[arg-type]
 
 

@@ -61,7 +61,7 @@ def test_refuses_other_features_size_and_split_naming_both(tmp_path: Path) -> No
     for extractor, size, split, named in (
         (SimpleNamespace(name="Lite0", hash="abc", dimension=3), (4, 6), "train", "Means.*Lite0"),
         (SimpleNamespace(name="Means", hash="other", dimension=3), (4, 6), "train", "abc.*other"),
-        (SimpleNamespace(name="Means", hash=None, dimension=4), (4, 6), "train", "3 features.*gives 4"),
+        (SimpleNamespace(name="Means", hash=None, dimension=4), (4, 6), "train", "3 features.*has 4"),
         (MEANS, (6, 4), "train", "4x6.*6x4"),
         (MEANS, (4, 6), "validation", "train images.*validation images"),
     ):
@@ -81,7 +81,7 @@ def test_a_foreign_file_is_declared(tmp_path: Path) -> None:
     assert (found.card, found.count, found.images_shape) == (None, None, (5, 4, 6))
     assert found.facts()["reference_declared"] is True
     found.require(MEANS, (4, 6), "train")
-    with pytest.raises(EvaluationError, match="gives 4"):
+    with pytest.raises(EvaluationError, match="has 4"):
         found.require(SimpleNamespace(name="Means", hash=None, dimension=4), (4, 6), "train")
     with pytest.raises(EvaluationError, match="4x6"):
         found.require(MEANS, (8, 8), "train")

@@ -1,4 +1,4 @@
-"""Codes of images: the vectors that ids stand for, and how near each image lies to the code it was given."""
+"""Tokens of images, their code vectors, and the distance of an image to its code."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Vectors = Float32[Tensor, "n T d"]
 
 
 class CodedImages(NamedTuple):
-    """Tokens of images on the CPU and, for the prologue, the cosine of the encoder's output with its code."""
+    """Tokens of images on the CPU, and the cosine of each encoder output of the prologue with its code."""
 
     tokens: TokenIds
     nearness: Float32[Tensor, "n P"]
 
 
 def require_prologue(tokenizer: Tokenizer) -> Quantizer:
-    """The prologue's quantizer; an `EvaluationError` for a tokenizer without a prologue."""
+    """The quantizer of the prologue; an `EvaluationError` for a tokenizer without a prologue."""
     if tokenizer.prologue_quantizer is None:
         raise EvaluationError(
             f"this run's tokenizer ({tokenizer.config.variant}) has no prologue: "
@@ -60,7 +60,7 @@ def encode_with_nearness(
     batch: int = 64,
     watch: ProgressCallback = unwatched,
 ) -> CodedImages:
-    """Tokens of the center crops of the images at `indices`, as `Tokenizer.encode` gives them, and their nearness."""
+    """Tokens of the center crops of the images at `indices`, equal to those of `Tokenizer.encode`, and nearness."""
     device = next(tokenizer.parameters()).device
     tokens, nearness = [], []
     with evaluating(tokenizer):

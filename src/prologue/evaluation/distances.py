@@ -1,4 +1,4 @@
-"""Distances between measured images and real ones, and what is said of samples alone, from features as they arrive."""
+"""Distances between measured and real images, and figures of samples, from features that arrive in batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prologue.evaluation.features import ClassifierExtractor, FeatureExtractor
 from prologue.evaluation.metrics.frechet import GaussianStatistics, Moments, frechet_from_moments
 from prologue.evaluation.metrics.inception_score import LEAST as ENOUGH
 from prologue.evaluation.metrics.inception_score import inception_score
-from prologue.evaluation.metrics.intervals import Interval
+from prologue.evaluation.metrics.intervals import missing_fields
 from prologue.evaluation.metrics.kid import LEAST, kernel_distance
 from prologue.evaluation.metrics.precision_recall import NEIGHBOURS, precision_recall
 from prologue.evaluation.reference import Reference
@@ -26,15 +26,14 @@ from prologue.evaluation.runs import ProgressCallback, Record, unwatched
 from prologue.utils.processes import ALONE, Processes
 
 INDICATIVE = 10_000
-"""With fewer images on either side a Fréchet distance is indicative, and the kernel distance leads."""
+"""Number of images on either side below which a Fréchet distance is indicative, and the kernel distance leads."""
 PUBLISHED = 50_000
-"""Samples of published Fréchet distances: one of fewer carries their number in its name."""
+"""Samples of published Fréchet distances; the name of a distance with fewer states their number."""
 _SLAB = 4096
-_NONE = Interval(0.0, None, None)
 
 
 def measure_name(what: str, extractor: FeatureExtractor | None) -> str | None:
-    """What `FD`, `KID` or `IS` in these features is called: only those in Inception have the published names."""
+    """The name of `FD`, `KID` or `IS` in these features; those in Inception features have the published names."""
     if extractor is None:
         return None
     if extractor.name == "Inception":
@@ -43,10 +42,10 @@ def measure_name(what: str, extractor: FeatureExtractor | None) -> str | None:
 
 
 class Distances:
-    """Features of measured images and of their reference; at the end, the figures from both.
+    """Collects features of measured images and of their reference, and computes the figures.
 
-    The reference is what `add_reference` is given, or `reference`, a file. `of_samples` adds precision, recall and,
-    where the features are a classifier's, the Inception Score.
+    The reference is given by `add_reference`, or by the file `reference`. `of_samples` adds precision, recall and, for
+    features of a classifier, the Inception Score.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Distances:
         self._reference: list[Tensor] = []
 
     def add_measured(self, images: UInt8[Tensor, "b 3 h w"]) -> None:
-        """Add samples or reconstructions, lossless. Features that are not finite are an `EvaluationError`."""
+        """Add samples or reconstructions. Features that are not finite are an `EvaluationError`."""
         extractor = self.features.extractor
         if self._of_samples and isinstance(extractor, ClassifierExtractor):
             features, logits = extractor.with_logits(images)
@@ -82,7 +81,7 @@ class Distances:
             self._reference.append(self._finite(self.features.extractor(images), "real"))
 
     def add_reference_file(self, batch: int, watch: ProgressCallback = unwatched) -> None:
-        """Add the images that the reference holds, if it does."""
+        """Add the images in the reference file, if there are any."""
         if self.reference is None or self.reference.images_shape is None or self.features.extractor is None:
             return
         batches = self.reference.batches(batch, self._processes)
@@ -91,10 +90,10 @@ class Distances:
             self.add_reference(images)
 
     def record(self, seed: int) -> Record:
-        """The figures under their names with the features, or nulls and the reason; `notes` then says what is missing.
+        """The figures and their names, or None and the reason; `notes` says what is missing.
 
-        `leads` names the figure to look at; `indicative` marks the Fréchet distance of few images. Of several
-        processes the main one alone computes them.
+        `leads` names the most reliable distance; `indicative` marks the Fréchet distance of few images. Only the main
+        process computes them.
         """
         score = self._score()
         measured, real = self._gathered(self._measured), self._gathered(self._reference)
@@ -112,7 +111,7 @@ class Distances:
             "fd_label": name and (name if len(measured) >= PUBLISHED else f"{name}@{len(measured)}"),
             "fd": None,
             "kid_name": measure_name("KID", extractor),
-            **dict.fromkeys(_NONE.fields("kid")),
+            **missing_fields("kid"),
             "kid_error": None,
             "leads": None,
             "indicative": fewest < INDICATIVE if reason is None else None,
@@ -125,21 +124,21 @@ class Distances:
             names = {what: measure_name(what, extractor) for what in ("IS", "precision", "recall")}
             out |= {"is_name": names["IS"] if score["is"] is not None else None, **score}
             for what in ("precision", "recall"):
-                out |= {f"{what}_name": names[what], **dict.fromkeys(_NONE.fields(what))}
+                out |= {f"{what}_name": names[what], **missing_fields(what)}
             out["neighbours"] = NEIGHBOURS
         if self._processes.rank == 0 and reason is None:
             out |= self._compared(measured, real, moments, seed, bool(out["indicative"]))
         return out
 
     def _score(self) -> Record:
-        """The Inception Score of a classifier's logits, which are let go; nulls without them."""
+        """The Inception Score; None without logits."""
         logits = self._gathered(self._logits)
         if self._processes.rank > 0 or len(logits) < ENOUGH:
-            return dict.fromkeys(_NONE.fields("is"))
+            return missing_fields("is")
         return inception_score(logits).fields("is")
 
     def _compared(self, measured: Tensor, real: Tensor, moments: Moments | None, seed: int, indicative: bool) -> Record:
-        """What needs a reference."""
+        """The figures that need a reference."""
         theirs = moments_of(real) if moments is None else moments
         out: Record = {"fd": frechet_from_moments(*moments_of(measured), *theirs), "leads": "fd"}
         figures = "the kernel distance, precision and recall" if self._of_samples else "the kernel distance"
@@ -159,7 +158,7 @@ class Distances:
         return out
 
     def _gathered(self, parts: list[Tensor]) -> Float32[Tensor, "n d"]:
-        """All processes' rows; the parts are let go."""
+        """The rows of all processes; the list is emptied."""
         own = torch.cat(parts) if parts else torch.empty(0, 0)
         parts.clear()
         return self._processes.gather(own)
@@ -175,7 +174,7 @@ class Distances:
 
 
 def moments_of(features: Float[Tensor, "n d"]) -> Moments:
-    """Mean and covariance, a slab at a time."""
+    """Mean and covariance."""
     statistics = GaussianStatistics(features.shape[1])
     for slab in torch.split(features, _SLAB):
         statistics.update(slab)
@@ -183,7 +182,7 @@ def moments_of(features: Float[Tensor, "n d"]) -> Moments:
 
 
 def gather_statistics(statistics: GaussianStatistics | None, processes: Processes) -> GaussianStatistics:
-    """Those of all processes together; equal for any number of them but for rounding in float64."""
+    """The merged statistics of all processes, equal for any number of processes up to rounding in float64."""
     if processes.world == 1 and statistics is not None:
         return statistics
     own = torch.empty(0, 0, dtype=torch.float64) if statistics is None else statistics.state()
@@ -206,7 +205,7 @@ def statistics_of(
     watch: ProgressCallback = unwatched,
     processes: Processes = ALONE,
 ) -> GaussianStatistics:
-    """Moments of the features of the center crops at `indices`, in memory that does not grow with their number."""
+    """Moments of the features of the center crops at `indices`, in constant memory."""
     statistics: GaussianStatistics | None = None
     for start in watch(processes.share(range(0, len(indices), batch)), "features"):
         features = extractor(center_batch(images, indices[start : start + batch]).images)

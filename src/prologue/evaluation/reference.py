@@ -1,4 +1,4 @@
-"""References of distances: ADM's `.npz` of statistics and images, and the JSON beside it that says what it is of."""
+"""References of distances: ADM's `.npz` of statistics and images, and the JSON file beside it that describes it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WANTED = "`mu` and `sigma`, or `arr_0` (uint8 images, N x H x W x 3), or all thr
 
 
 class Views(Protocol):
-    """Images that are made when they are asked for."""
+    """Images that are read on access."""
 
     def __len__(self) -> int: ...
 
@@ -37,29 +37,29 @@ class Views(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceCard:
-    """What the JSON beside a reference says of it."""
+    """The JSON file beside a reference."""
 
     features: str
-    """Name of the features whose mean and covariance are held."""
+    """Name of the features of the statistics."""
     features_hash: str | None
     image_size: tuple[int, int]
     """Rows and columns of the images."""
     split: str
     """`train` or `validation`."""
     count: int
-    """Images that the statistics are of."""
+    """Number of images of the statistics."""
     data_fingerprint: str | None
     sha256: str
-    """Of the `.npz` file."""
+    """Hash of the `.npz` file."""
     features_source: str | None = None
-    """`FeatureExtractor.source`: the code of a user's features."""
+    """`FeatureExtractor.source`: the code of features from outside the package."""
     prologue: str = __version__
     torch: str = field(default_factory=lambda: version("torch"))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An opened reference. Without a card, features and split are what the caller declared of it."""
+    """An opened reference. Without a card, features and split are declared by the caller."""
 
     path: Path
     sha256: str
@@ -68,64 +68,64 @@ class Reference:
     split: str
     moments: Moments | None
     images_shape: tuple[int, int, int] | None
-    """Number, rows and columns of the images it holds, if any."""
+    """Number, rows and columns of its images, if it has any."""
 
     @property
     def count(self) -> int | None:
-        """Images behind the statistics; None where nobody says."""
+        """Number of images of the statistics; None if unknown."""
         if self.card is not None:
             return self.card.count
         return None if self.moments is not None or self.images_shape is None else self.images_shape[0]
 
     def require(self, extractor: Any, image_size: tuple[int, int], split: str) -> None:
-        """Refuse a reference of other features, another size or the other split, naming both."""
-        name, digest = extractor.name, extractor.hash
+        """Raise `EvaluationError` for a reference of other features, another size or another split."""
+        name = extractor.name
         if self.moments is not None:
             if (self.features or "").lower() != name.lower():
                 raise EvaluationError(
-                    f"{self.path} holds statistics of the features {self.features}, and the measurement is in {name}: "
-                    f"take the reference's with --features, or a reference of {name}"
+                    f"{self.path} has statistics of the features {self.features}, and the measurement is in {name}: "
+                    f"name those features with --features, or give a reference of {name}"
                 )
-            theirs = self.card.features_hash if self.card is not None else None
-            if None not in (theirs, digest) and theirs != digest:
-                raise EvaluationError(
-                    f"{self.path} was made with other weights of {name} ({str(theirs)[:12]}…) than the measurement's "
-                    f"({digest[:12]}…): make the reference again"
-                )
-            made_with = self.card.features_source if self.card is not None else None
-            source = getattr(extractor, "source", None)
-            if None not in (made_with, source) and made_with != source:
-                raise EvaluationError(
-                    f"{self.path} was made with other code of {name} ({made_with}) than the measurement's ({source}): "
-                    "make the reference again"
-                )
+            for what, own, attribute in (
+                ("weights", extractor.hash, "features_hash"),
+                ("code", getattr(extractor, "source", None), "features_source"),
+            ):
+                theirs = getattr(self.card, attribute, None)
+                if None not in (theirs, own) and theirs != own:
+                    raise EvaluationError(
+                        f"{self.path} was made with other {what} of {name} ({theirs}) than those of the measurement "
+                        f"({own}): make the reference again"
+                    )
             dimension, own = len(self.moments.mean), extractor.dimension
             if own is not None and own != dimension:
-                raise EvaluationError(f"{self.path} is of {dimension} features an image, and {name} gives {own}")
+                raise EvaluationError(f"{self.path} has {dimension} features per image, and {name} has {own}")
         sizes = [] if self.card is None else [self.card.image_size]
         sizes += [] if self.images_shape is None else [self.images_shape[1:]]
         for size in sizes:
             if tuple(size) != tuple(image_size):
                 raise EvaluationError(
-                    f"{self.path} is of images of {size[0]}x{size[1]} px, and the measurement is of "
-                    f"{image_size[0]}x{image_size[1]} px: take a reference of the same size"
+                    f"{self.path} has images of {size[0]}x{size[1]} px, and the measurement has "
+                    f"{image_size[0]}x{image_size[1]} px: give a reference of the same size"
                 )
         if self.split != split:
             raise EvaluationError(
-                f"{self.path} is of the {self.split} images, and this measurement is against the {split} images: "
-                f"take a reference of those"
+                f"{self.path} has {self.split} images, and this measurement is against {split} images: give a "
+                "reference of those"
             )
 
     def batches(self, batch: int, processes: Processes) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
-        """The images of this process, read a batch at a time."""
+        """The images of this process in batches, read from the file."""
         if self.images_shape is None:
             return
         count, *size = self.images_shape
         each = size[0] * size[1] * 3
         with _member(self.path, "arr_0") as file:
             _, fortran, _ = _read_header(file)
-            if fortran:  # the pixels of an image lie all over the file
-                yield from self._batches_of(_whole_images(self.path), batch, processes)
+            if fortran:  # the pixels of an image are scattered over the file
+                images = _whole_images(self.path)
+                for start in processes.share(range(0, count, batch)):
+                    pixels = np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2))
+                    yield torch.from_numpy(pixels)
                 return
             begin = file.tell()
             for start in processes.share(range(0, count, batch)):
@@ -134,16 +134,8 @@ class Reference:
                 pixels = np.frombuffer(file.read(rows * each), dtype=np.uint8).reshape(rows, *size, 3)
                 yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
 
-    @staticmethod
-    def _batches_of(
-        images: UInt8[np.ndarray, "n h w 3"], batch: int, processes: Processes
-    ) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
-        for start in processes.share(range(0, len(images), batch)):
-            pixels = np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2))
-            yield torch.from_numpy(pixels)
-
     def facts(self) -> dict[str, Any]:
-        """What the provenance of a figure against it states."""
+        """What figures against it depend on."""
         return {
             "reference": str(self.path),
             "reference_sha256": self.sha256,
@@ -155,18 +147,18 @@ class Reference:
 
 
 def card_path(path: Path) -> Path:
-    """The JSON beside a reference."""
+    """The JSON file beside a reference."""
     return path.with_suffix(".json")
 
 
 def open_reference(path: Path, features: str | None = None, split: str | None = None) -> Reference:
-    """Open an `.npz` in ADM's form; `features` and `split` declare what a file without its JSON is of.
+    """Open an `.npz` in ADM's format; `features` and `split` describe a file without a JSON file beside it.
 
-    Nothing pickled is read. `mu_s` and `sigma_s` (spatial features) are left alone. A file that is missing, damaged,
-    has other keys, does not fit its JSON, or has none while nothing is declared is an `EvaluationError`.
+    Pickles are not read, and `mu_s` and `sigma_s` (spatial features) are ignored. An `EvaluationError` is raised
+    for a file that is missing or damaged, has other keys, does not fit its JSON file, or is not described at all.
     """
     if not path.is_file():
-        raise EvaluationError(f"{path} is not a file: --reference wants an .npz in ADM's form")
+        raise EvaluationError(f"{path} is not a file: --reference needs an .npz in ADM's format")
     moments, shape = _read(path)
     digest = file_hash(path)
     if card_path(path).is_file():
@@ -179,7 +171,7 @@ def open_reference(path: Path, features: str | None = None, split: str | None = 
     missing += [] if split is not None else ["--reference-split train or validation"]
     if missing or split is None:
         raise EvaluationError(
-            f"{path} has no {card_path(path).name} beside it that says what it is of: declare {' and '.join(missing)}"
+            f"{path} has no {card_path(path).name} beside it that describes it: declare {' and '.join(missing)}"
         )
     return Reference(path, digest, None, features if moments is not None else None, split, moments, shape)
 
@@ -196,9 +188,9 @@ def write_reference(
     data_fingerprint: str | None,
     features_source: str | None = None,
 ) -> ReferenceCard:
-    """Write `mu`, `sigma` and, where given, `arr_0`, one image at a time, and the JSON beside them."""
+    """Write `mu`, `sigma` and, with images, `arr_0`, one image at a time, and the JSON file."""
     arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy()}
-    card_path(path).unlink(missing_ok=True)  # it would describe another file until the new one is written
+    card_path(path).unlink(missing_ok=True)  # it does not describe the new file
     if images is None:
         with atomic_write(path) as file:
             np.savez(file, mu=arrays["mu"], sigma=arrays["sigma"])
@@ -228,7 +220,7 @@ def _read_card(path: Path, digest: str) -> ReferenceCard:
     except ConfigError as error:
         raise EvaluationError(
             f"{beside} does not describe a reference ({error}): make both again with `prologue evaluate reference`, "
-            "or move it away and declare --reference-features and --reference-split"
+            "or remove it and declare --reference-features and --reference-split"
         ) from error
     if card.sha256 != digest:
         raise EvaluationError(
@@ -238,9 +230,9 @@ def _read_card(path: Path, digest: str) -> ReferenceCard:
 
 
 def _read(path: Path) -> tuple[Moments | None, tuple[int, int, int] | None]:
-    """The moments and the shape of the images; either may be missing, not both."""
+    """The moments and the shape of the images, at least one of them."""
     try:
-        # Opened here, because numpy leaves a file open whose zip is damaged.
+        # Opened here, because numpy does not close a damaged zip file.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             keys = list(archive.keys()) if hasattr(archive, "keys") else []
             moments = _moments(archive["mu"], archive["sigma"], path) if {"mu", "sigma"} <= set(keys) else None
@@ -263,7 +255,7 @@ def _moments(mean: np.ndarray, covariance: np.ndarray, path: Path) -> Moments:
         torch.from_numpy(np.asarray(part, np.float64)) for part in (mean, covariance)
     ]
     if not all(bool(value.isfinite().all()) for value in values):
-        raise EvaluationError(f"{path}: mu or sigma holds NaN or infinity; take a whole reference")
+        raise EvaluationError(f"{path}: mu or sigma has NaN or infinity: make the reference again")
     return Moments(values[0], values[1])
 
 
@@ -278,7 +270,7 @@ def _images_shape(path: Path) -> tuple[int, int, int]:
 
 
 def _image_fault(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
-    """What is wrong with an array that should hold images."""
+    """Why an array cannot be images."""
     if dtype != np.uint8:
         return f"its values are {dtype}, not whole numbers 0 to 255 (uint8)"
     if len(shape) == 4 and shape[1] == 3:
@@ -305,7 +297,7 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type; the file then stands at the first value."""
+    """Shape, order and type; the file position is then that of the first value."""
     major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     header: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(file)

@@ -1,4 +1,4 @@
-"""What the evaluations share: a run and its images, features, intervals over images."""
+"""What evaluations share: a run, its images, and loops over images."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from prologue.training.run import RunFolder
 from prologue.utils.rng import numpy_stream
 
 LIKELIHOOD_IMAGES = 1024
-"""Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
+"""Number of images below which likelihoods are indicative (METHOD §1)."""
 
 ProgressCallback = Callable[[Sequence[int], str], Iterable[int]]
-"""Gives the steps back one by one, and may show how far they are; the text names them."""
+"""Iterates over the steps and may show the progress; the text names them."""
 Record = dict[str, Any]
 
 
 def unwatched(steps: Sequence[int], what: str) -> Iterable[int]:
-    """The steps, shown nowhere."""
+    """Iterate over the steps without a progress bar."""
     return steps
 
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards each model is in the mode that it was in."""
+    """Eval mode without gradients; the mode of each model is restored afterwards."""
     modes = [model.training for model in models]
     for model in models:
         model.eval()
@@ -55,7 +55,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def choose_images(total: int, count: int | None, seed: int, name: str) -> Int64[np.ndarray, " n"]:
-    """All `total` images, or `count` of them at random (stream `name` of `seed`), in their order."""
+    """Indices of all `total` images, or of `count` random ones (stream `name` of `seed`), in increasing order."""
     if count is not None and count < 1:
         raise EvaluationError(f"count must be at least 1, not {count}")
     if total < 1:
@@ -73,7 +73,7 @@ def center_crops(
     watch: ProgressCallback = unwatched,
     what: str = "images",
 ) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
-    """The center crops of the images at `indices`, batch by batch, in their order."""
+    """The center crops of the images at `indices` in batches."""
     for start in watch(range(0, len(indices), batch), what):
         yield center_batch(images, indices[start : start + batch]).images
 
@@ -87,14 +87,14 @@ def crop_features(
     watch: ProgressCallback = unwatched,
     what: str = "images",
 ) -> Float[Tensor, "n d"]:
-    """Features of the center crops of the images at `indices`, in their order."""
+    """Features of the center crops of the images at `indices`."""
     crops = center_crops(images, indices, batch=batch, watch=watch, what=what)
     return torch.cat([extractor(pictures) for pictures in crops])
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images that a run is measured on: held out of its training, trained on, or given by the user."""
+    """The images that a run is measured on: held out of its training, training images, or given by the user."""
 
     name: Literal["validation", "train", "given"]
     images: ImageSet
@@ -103,16 +103,16 @@ class Split:
 
 @dataclass(frozen=True)
 class RunImages:
-    """The images that a run is measured with: those of its training, or others that the user gave."""
+    """The images of an evaluation: the data of the training, or other images from the user."""
 
     source: str
     data: Data
     own: bool
-    """They are those of the training, so that what was held out there is held out."""
+    """Whether they are the data of the training, with the same held-out images."""
     notes: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """What figures on these images depend on."""
+        """What identifies the images."""
         return {
             "data": self.source,
             "data_fingerprint": self.data.fingerprint,
@@ -121,39 +121,39 @@ class RunImages:
         }
 
     def measured(self) -> Split:
-        """The images held out of the training; the trained ones, with a note, where there are none. Others whole."""
+        """The held-out images, or without any the training images, with a note; all images of other data."""
         data = self.data
         if not self.own:
             return Split("given", data.whole())
         if len(data.validation):
             return Split("validation", data.validation)
-        note = "no images are held out, so these figures are of training images: they flatter a model that memorises"
+        note = "no images are held out, so these figures are of training images and flatter a model that memorises"
         return Split("train", data.train, (note,))
 
     def reference(self) -> ImageSet:
-        """What samples are compared with: the training images, or all of others."""
+        """The reference of samples: the training images, or all images of other data."""
         return self.data.train if self.own else self.data.whole()
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run folder says of itself. `config` and `fingerprint` are None for imported and exported folders."""
+    """A run folder. `config` and `fingerprint` are None for imported and exported folders."""
 
     path: Path
     manifest: Manifest
     config: RunConfig | None = None
     fingerprint: str | None = None
     data: str | None = None
-    """Where the training images lay; None where the folder does not say."""
+    """The data of the training; None if the folder does not state it."""
 
     models: RunModels | None = field(default=None, repr=False)
-    """Where its models are read from."""
+    """The source of its models."""
 
     @classmethod
     def load(cls, path: Path, checkpoint: Which = "finished") -> Self:
-        """Read it. Of an unfinished run the tokenizer must be finished; else `Manifest.load`'s errors.
+        """Read the folder. The tokenizer must be finished, unless `checkpoint="newest"` (see `RunModels.open`).
 
-        `checkpoint="newest"` reads what is not finished from the newest checkpoint (`RunModels.open`).
+        Errors are those of `Manifest.load`.
         """
         models = RunModels.open(path, checkpoint)
         if not (path / "run.json").is_file():
@@ -168,16 +168,16 @@ class RunInfo:
 
     @property
     def source(self) -> RunModels:
-        """Where its models are read from."""
+        """The source of its models."""
         return self.models or RunModels(self.path)
 
     @property
     def weights(self) -> dict[str, str]:
-        """sha256 of the weight files of both models, of those that are there."""
+        """sha256 of the weight files of the models that exist."""
         return self.source.hashes()
 
     def facts(self) -> dict[str, Any]:
-        """What figures of the run depend on: the files of its models, and of its manifest all but the recipe."""
+        """What identifies the run: the files of its models, and its manifest without the recipe."""
         manifest = self.manifest
         return {
             "weights": self.weights,
@@ -186,9 +186,9 @@ class RunInfo:
         }
 
     def open_data(self, where: str | None, image_size: tuple[int, int]) -> RunImages:
-        """The run's images, or those at `where`, read with the run's own options.
+        """Open the run's images, or those at `where`, with the data options of the run.
 
-        Raises `EvaluationError` where neither the folder nor the caller says where images are; `open_data`'s errors.
+        Errors are those of `open_data`, and `EvaluationError` if neither the folder nor the caller names images.
         """
         source = self.data_name(where)
         config = self.config.data if self.config is not None else DataConfig()
@@ -197,11 +197,11 @@ class RunInfo:
         except DataError as error:
             if where is not None and "--data." in str(error):
                 raise DataError(
-                    f"{error}. (Those flags belong to `prologue train`: a run is measured with its own options)"
+                    f"{error}. (These are flags of `prologue train`; a run is measured with its own options)"
                 ) from error
             if where is not None:
                 raise
-            raise DataError(f"{error}. These are the run's own images; give other ones with --data WHERE") from error
+            raise DataError(f"{error}. These are the run's own images; give others with --data WHERE") from error
         same = self.fingerprint in (None, data.fingerprint)
         notes = list(data.notes)
         if where is None and not same:
@@ -211,11 +211,11 @@ class RunInfo:
         return RunImages(source, data, own, tuple(notes))
 
     def data_name(self, where: str | None) -> str:
-        """`where`, or what the run was trained on; an `EvaluationError` where nobody says."""
+        """`where`, or the data of the training; an `EvaluationError` if neither is known."""
         source = where if where is not None else self.data
         if source is None:
             raise EvaluationError(
-                f"{self.path} does not say which images it was trained on (it was imported): give --data WHERE"
+                f"{self.path} does not state its training images, because it was imported: give --data WHERE"
             )
         return source
 

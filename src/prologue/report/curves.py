@@ -1,4 +1,4 @@
-"""The course of trainings as charts, one run's or several runs' together."""
+"""Training curves of one or more runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from prologue.report.figures import Curve, line_chart
 from prologue.report.page import Picture
 
 EXPLAINED = (
-    "Stage 1 trains the tokenizer beside a small prior, whose cross-entropy shapes the prologue; for half of the "
-    "images it sees the prologue alone. Stage 2 trains the prior that draws images. Each point is one batch."
+    "Stage 1 trains the tokenizer together with a small prior, whose cross-entropy is the loss of the prologue; half "
+    "of its batch has the prologue alone. Stage 2 trains the prior that samples images. Each point is one batch."
 )
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's configuration and the records of its `metrics.jsonl`, under the name that legends call it."""
+    """A run's configuration, the records of its `metrics.jsonl`, and its name in legends."""
 
     name: str
     config: RunConfig
@@ -34,7 +34,7 @@ class _Chart:
     title: str
     stage: str
     unit: str
-    """`T`: values per token become sums over a sequence."""
+    """`T`: values per token are multiplied by the sequence length."""
     wanted: tuple[tuple[str, str], ...]
 
 
@@ -60,9 +60,9 @@ _CHARTS = (
 
 
 def training_curves(runs: Sequence[Trained]) -> list[Picture]:
-    """A chart of each kind of loss that any of the runs has logged.
+    """One chart for each kind of loss in the logs.
 
-    Of two runs the second is dashed; of more, each run has its colour and the second quantity is dashed.
+    Of two runs the second is dashed. Of more runs each has its colour, and the second quantity is dashed.
     """
     pictures = []
     for chart in _CHARTS:

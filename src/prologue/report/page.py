@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing beside it, and its pictures once more as PNG files."""
+"""A report as one self-contained HTML file, and its pictures as PNG files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PICTURES = "pictures"
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. `strong` sets it apart: what a reader must not miss."""
+    """A paragraph; `strong` emphasises it."""
 
     text: str
     strong: bool = False
@@ -29,7 +29,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture under a file name without its ending; `wide` ones keep their details on a phone by scrolling."""
+    """A picture with its file name without suffix; `wide` pictures scroll on a phone."""
 
     name: str
     image: Image.Image
@@ -39,7 +39,7 @@ class Picture:
     kind: ClassVar[str] = "picture"
 
     def png(self) -> bytes:
-        """The file's content, which is also what the page holds."""
+        """The picture as a PNG file."""
         file = io.BytesIO()
         self.image.save(file, format="PNG")
         return file.getvalue()
@@ -47,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side where there is room."""
+    """Pictures, side by side if the page is wide enough."""
 
     pictures: Sequence[Picture]
     kind: ClassVar[str] = "gallery"
@@ -55,10 +55,9 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; numbers are set right in all columns but the first `labels`.
+    """Cells of text; numbers are right-aligned in all columns but the first `labels`.
 
-    What follows a line break in a cell is set small beneath. `sortable` columns sort at a tap on their head, where the
-    page's script runs.
+    Text after a line break in a cell is small. `sortable` tables sort by a column when its head is clicked.
     """
 
     head: Sequence[str]
@@ -76,7 +75,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Commands:
-    """Command lines to copy, each with what it does."""
+    """Command lines to copy, each with a description."""
 
     lines: Sequence[tuple[str, str]]
     kind: ClassVar[str] = "commands"
@@ -84,7 +83,7 @@ class Commands:
 
 @dataclass(frozen=True)
 class Points:
-    """Sentences one below the other, under a name where they have one."""
+    """A list of sentences, with an optional heading."""
 
     sentences: Sequence[str]
     name: str = ""
@@ -93,7 +92,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks behind a line that opens them."""
+    """Blocks that are folded under a title."""
 
     title: str
     blocks: Sequence[Block]
@@ -105,7 +104,7 @@ Block = Text | Picture | Gallery | Table | Commands | Points | Fold
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is below it; empty sections are left out of the page."""
+    """A heading and its blocks; a section without blocks is not shown."""
 
     title: str
     blocks: Sequence[Block]
@@ -117,30 +116,30 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """The page: a title, one sentence that says how it went, and sections."""
+    """The page: a title, a sentence with the result, and sections."""
 
     title: str
     verdict: str
     sections: Sequence[Section]
     good: bool | None = None
-    """Whether the verdict is good news; None says neither."""
+    """Whether the result is good; None shows neither."""
     footer: str = ""
     maker: str = ""
-    """Who made the page, for whoever is about to replace it."""
+    """The command that made the page, which may replace it."""
     pictures: dict[str, bytes] = field(default_factory=dict, init=False)
 
     @property
     def sortable(self) -> bool:
-        """Whether the page needs its script."""
+        """Whether a table is sortable, which needs the script of the page."""
         return any(isinstance(block, Table) and block.sortable for block in self._all_blocks())
 
     def write(self, path: Path, beside: bool = True) -> None:
-        """Write the page to `path` and, with `beside`, its pictures to `pictures/` beside it, over those of before."""
+        """Write the page to `path` and, with `beside`, its pictures to `pictures/` beside it; files are replaced."""
         from jinja2 import Environment, PackageLoader
 
         for picture in self._all_pictures():
             if picture.name in self.pictures:
-                raise ConfigError(f"two pictures of the report are called {picture.name!r}")
+                raise ConfigError(f"two pictures of the report have the name {picture.name!r}")
             self.pictures[picture.name] = picture.png()
         environment = Environment(
             loader=PackageLoader("prologue.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -170,5 +169,5 @@ class Report:
 
 
 def data_uri(png: bytes) -> str:
-    """The bytes of a PNG file as a URI that holds them."""
+    """The data URI of a PNG file."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

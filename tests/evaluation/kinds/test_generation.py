@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,32 +17,6 @@ from prologue.evaluation.samples import draw_samples, possible_recipe, uniform_c
 from prologue.sampling.recipe import Recipe
 
 GUIDED = Recipe(Guidance.overall("linear", 2), temperature=0.9)
-
-
-class Pictures:
-    size = (8, 12)
-    views = 1
-
-    def __init__(self, count: int) -> None:
-        self.pixels = np.random.default_rng(0).integers(0, 256, (count, 3, *self.size), dtype=np.uint8)
-        self.labels = np.zeros(count, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def center_view(self, index: int) -> np.ndarray:
-        return self.pixels[index]
-
-
-class Means:
-    name, dimension, hash = "Means", 3, "abc"
-
-    def __init__(self) -> None:
-        self.shown: list[torch.Tensor] = []
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        self.shown.append(images)
-        return images.float().mean((2, 3))
 
 
 class AlwaysOne:
@@ -73,9 +49,9 @@ def test_samples_are_those_of_the_pipeline(tiny_models) -> None:
     assert np.abs(drawn - together).max() <= 1  # batches of another size round otherwise
 
 
-def test_a_record_states_both_numbers_and_the_recipe(tiny_models) -> None:
+def test_a_record_states_both_numbers_and_the_recipe(tiny_models, pictures: type[Any], means: type[Any]) -> None:
     tokenizer, prior = tiny_models()
-    extractor, pictures = Means(), Pictures(5)
+    extractor, pictures = means(), pictures(5)
     record = evaluate_generation(
         tokenizer, prior, GUIDED, pictures, Features(extractor, None), count=8, batch=3, classifier=AlwaysOne()
     )
@@ -87,18 +63,18 @@ def test_a_record_states_both_numbers_and_the_recipe(tiny_models) -> None:
     assert record["kid_low"] < record["kid"] < record["kid_high"]
     assert record["recognition"]["recognised"] == 3
     # As many training images as samples, where there are more of them.
-    few = evaluate_generation(tokenizer, prior, Recipe(), pictures, Features(Means(), None), count=4)
+    few = evaluate_generation(tokenizer, prior, Recipe(), pictures, Features(means(), None), count=4)
     assert (few["n"], few["n_reference"], few["recognition"]) == (4, 4, None)
 
 
-def test_unequal_classes_of_the_reference_are_noted(tiny_models) -> None:
+def test_unequal_classes_of_the_reference_are_noted(tiny_models, pictures: type[Any], means: type[Any]) -> None:
     """Samples have all classes equally often, so that images which do not lie at a distance from any model's."""
     tokenizer, prior = tiny_models()
-    pictures = Pictures(60)
+    pictures = pictures(60)
 
     def notes(*labels: int) -> str:
         pictures.labels = np.repeat(np.arange(3), labels)
-        features = Features(Means(), None)
+        features = Features(means(), None)
         return " ".join(evaluate_generation(tokenizer, prior, Recipe(), pictures, features, count=3)["notes"])
 
     assert prior.num_classes == 3
@@ -106,21 +82,21 @@ def test_unequal_classes_of_the_reference_are_noted(tiny_models) -> None:
     assert "unequal classes (5 to 30 images)" in notes(30, 25, 5)
 
 
-def test_without_features_no_training_image_is_read(tiny_models) -> None:
-    record = evaluate_generation(*tiny_models(), Recipe(), Pictures(0), Features(), count=3, classifier=AlwaysOne())
+def test_without_features_no_training_image_is_read(tiny_models, pictures: type[Any]) -> None:
+    record = evaluate_generation(*tiny_models(), Recipe(), pictures(0), Features(), count=3, classifier=AlwaysOne())
     assert (record["fd"], record["n_reference"]) == (None, 0)
     assert record["recognition"]["rate"] == pytest.approx(1 / 3)
     with pytest.raises(EvaluationError, match="count"):
-        evaluate_generation(*tiny_models(), Recipe(), Pictures(0), Features(), count=0)
+        evaluate_generation(*tiny_models(), Recipe(), pictures(0), Features(), count=0)
 
 
-def test_no_class_takes_no_guidance(tiny_models) -> None:
+def test_no_class_takes_no_guidance(tiny_models, pictures: type[Any]) -> None:
     tokenizer, prior = tiny_models(num_classes=0)
     with pytest.raises(SamplingError, match="null class"):
-        evaluate_generation(tokenizer, prior, GUIDED, Pictures(3), Features(), count=3)
+        evaluate_generation(tokenizer, prior, GUIDED, pictures(3), Features(), count=3)
     recipe = possible_recipe(GUIDED, prior)
     assert recipe == Recipe(temperature=0.9)
-    assert evaluate_generation(tokenizer, prior, recipe, Pictures(3), Features(), count=3)["classes"] == 0
+    assert evaluate_generation(tokenizer, prior, recipe, pictures(3), Features(), count=3)["classes"] == 0
     assert possible_recipe(GUIDED, tiny_models()[1]) == GUIDED
 
 

@@ -12,7 +12,6 @@ from prologue.errors import EvaluationError, SamplingError
 from prologue.evaluation.codes import encode_images
 from prologue.evaluation.kinds import likelihood
 from prologue.evaluation.kinds.likelihood import evaluate_likelihood, segment_nats, shuffled_partners, token_nats
-from prologue.evaluation.runs import true_classes
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import to_model_range
 from prologue.training.losses import cross_entropy_terms
@@ -180,18 +179,3 @@ def test_tokens_are_of_center_views(tiny_models) -> None:
     expected = tokenizer.encode(to_model_range(torch.from_numpy(pixels[[1, 4, 5]])))
     assert torch.equal(tokens.visual, expected.visual)
     assert torch.equal(tokens.prologue, expected.prologue)
-
-
-def test_classes_are_matched_by_name() -> None:
-    labels = np.array([0, 1, 1])
-    assert true_classes(labels, ("a", "b"), ("a", "b"), 2)[0].tolist() == [0, 1, 1]
-    assert true_classes(labels, ("a", "c"), ("c", "b", "a"), 3)[0].tolist() == [2, 0, 0]
-    assert true_classes(labels, ("a", "b"), (), 0)[0].tolist() == [0, 0, 0]
-    null, notes = true_classes(labels, (), ("a", "b"), 2)
-    assert null.tolist() == [2, 2, 2]
-    assert "null class" in notes[0]
-    numbered, notes = true_classes(labels, ("cat", "dog"), ("0", "1"), 2)
-    assert numbered.tolist() == [0, 1, 1]
-    assert "in their order" in notes[0]
-    with pytest.raises(EvaluationError, match="'dog'"):
-        true_classes(labels, ("a", "dog"), ("a", "b"), 2)

@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of features, in float64 from streaming moments (METHOD §10)."""
+"""Fréchet distance between two sets of features, from moments in float64 (METHOD §10)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ class Moments(NamedTuple):
 
 
 class GaussianStatistics:
-    """Mean and covariance of features that arrive in batches; float64 on the CPU, in one pass.
-
-    Statistics of parts add up with `merge` to those of the whole.
-    """
+    """Mean and covariance of features that arrive in batches, float64 on the CPU. `merge` adds statistics of parts."""
 
     def __init__(self, dimension: int) -> None:
         self.count = 0
@@ -49,7 +46,7 @@ class GaussianStatistics:
             self._combine(len(batch), mean, centred.T @ centred)
 
     def merge(self, other: GaussianStatistics) -> Self:
-        """Add the samples that `other` has seen; returns itself."""
+        """Add the samples of `other`; return self."""
         if other.dimension != self.dimension:
             raise EvaluationError(f"statistics of {self.dimension} and {other.dimension} features cannot be merged")
         if other.count:
@@ -57,13 +54,13 @@ class GaussianStatistics:
         return self
 
     def state(self) -> Float64[Tensor, "d + 2 d"]:
-        """Count, mean and scatter as rows of one table, for `from_state` in another process."""
+        """Count, mean and scatter as rows of a table, for `from_state`."""
         count = torch.full((1, self.dimension), float(self.count), dtype=torch.float64)
         return torch.cat([count, self._mean[None], self._scatter])
 
     @classmethod
     def from_state(cls, state: Float64[Tensor, "d + 2 d"]) -> Self:
-        """The statistics whose `state` this is."""
+        """The statistics with this `state`."""
         statistics = cls(state.shape[1])
         statistics.count = int(state[0, 0])
         statistics._mean, statistics._scatter = state[1].clone(), state[2:].clone()
@@ -75,7 +72,7 @@ class GaussianStatistics:
         return Moments(self.mean, self.covariance)
 
     def _combine(self, count: int, mean: Vector, scatter: Matrix) -> None:
-        """Chan's update: sums about the own mean of each part, so that nothing large cancels."""
+        """Chan's update, with sums about the mean of each part against cancellation."""
         total = self.count + count
         shift = mean - self._mean
         self._scatter += scatter + torch.outer(shift, shift) * (self.count * count / total)
@@ -107,9 +104,8 @@ def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> f
 def frechet_from_moments(mean_a: Vector, covariance_a: Matrix, mean_b: Vector, covariance_b: Matrix) -> float:
     """`|mean_a - mean_b|² + tr(A) + tr(B) - 2 tr((AB)^½)`, which is never negative.
 
-    With factors `A = FFᵀ` and `B = GGᵀ` the last trace is the sum of the singular values of `FᵀG`. Unlike the square
-    root of the product `AB`, which need not be symmetric, this keeps full precision where covariances are singular,
-    as they are with fewer samples than dimensions.
+    With factors `A = FFᵀ` and `B = GGᵀ` the last trace is the sum of the singular values of `FᵀG`. Unlike the matrix
+    root of `AB`, this has full precision for singular covariances, those of fewer samples than dimensions.
     """
     if mean_a.shape != mean_b.shape or covariance_a.shape != covariance_b.shape:
         raise EvaluationError(
@@ -123,9 +119,9 @@ def frechet_from_moments(mean_a: Vector, covariance_a: Matrix, mean_b: Vector, c
 
 
 def _factor(covariance: Matrix) -> Float64[Tensor, "d rank"]:
-    """`F` with `FFᵀ = covariance`, without the directions whose variance is rounding noise."""
+    """`F` with `FFᵀ = covariance`, without directions whose variance is rounding noise."""
     matrix = covariance.to("cpu", torch.float64)
-    # LAPACK's routine may fail to converge on very small entries, so they are brought near 1.
+    # Scaled to about 1, because LAPACK may not converge for very small entries.
     scale = matrix.diagonal().max().clamp_min(torch.finfo(torch.float64).tiny)
     values, vectors = torch.linalg.eigh(matrix / scale)
     values = values * scale

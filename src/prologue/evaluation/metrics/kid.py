@@ -1,7 +1,7 @@
 """Kernel distance between two sets of features: unbiased squared MMD with a cubic kernel, and its interval.
 
-The kernel is that of KID (Bińkowski et al., 2018): `k(x, y) = (x·y / d + 1)³`. Being unbiased, its expectation is the
-same for any number of images, which a Fréchet distance's is not; so it leads where there are few.
+The kernel is that of KID (Bińkowski et al., 2018): `k(x, y) = (x·y / d + 1)³`. Unlike that of a Fréchet distance, its
+expectation does not depend on the number of images, so it leads for few images.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from prologue.evaluation.metrics.intervals import NORMAL_95
 from prologue.utils.rng import numpy_stream
 
 LEAST = 3
-"""Images on each side below which leaving one out leaves no pair."""
+"""Smallest number of images on each side, of which two remain when one is left out."""
 _ROWS = 1024
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """An unbiased estimate, which may be negative, with its standard error and 95 % interval."""
+    """An unbiased estimate, possibly negative, with its standard error and 95 % interval."""
 
     value: float
     error: float
@@ -34,12 +34,11 @@ class KernelDistance:
 def kernel_distance(
     first: Float[Tensor, "m d"], second: Float[Tensor, "n d"], *, seed: int = 0, subset_size: int = 5000
 ) -> KernelDistance:
-    """Unbiased squared MMD between the distributions behind two feature sets, in float64 on the CPU.
+    """Unbiased squared MMD between the distributions of two feature sets, in float64 on the CPU.
 
-    Both sets are dealt at random (stream "kid" of `seed`) into as many disjoint subsets as keep at most `subset_size`
-    images in each; the value is the mean of the subsets' unbiased estimates. Its error is the jackknife's over images,
-    which tends to be too large rather than too small. Where all fits in one subset, no image pair is left out.
-    At least three images on each side, else an `EvaluationError`.
+    Both sets are divided at random (stream "kid" of `seed`) into the smallest number of disjoint subsets with at most
+    `subset_size` images; the value is the mean of their unbiased estimates. The error is that of the jackknife over
+    images, which tends to be too large. Fewer than three images on a side are an `EvaluationError`.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise EvaluationError(
@@ -68,7 +67,7 @@ def _deal(features: Float[Tensor, "n d"], subsets: int, seed: int, side: str) ->
 def _row_sums(
     x: Float64[Tensor, "m d"], y: Float64[Tensor, "n d"]
 ) -> tuple[Float64[Tensor, " m"], Float64[Tensor, " n"]]:
-    """Sums of the kernel matrix over its rows and over its columns, a slab at a time."""
+    """Sums of the kernel matrix over its rows and over its columns, in blocks."""
     by_x = x.new_empty(len(x))
     by_y = y.new_zeros(len(y))
     for start in range(0, len(x), _ROWS):
@@ -81,7 +80,7 @@ def _row_sums(
 def _estimate(x: Float64[Tensor, "m d"], y: Float64[Tensor, "n d"]) -> tuple[float, float]:
     """The unbiased estimate of one pair of subsets and its jackknife variance.
 
-    Leaving one image out changes sums by that image's row of the kernel matrices, so all m + n values come for free.
+    Leaving one image out changes the sums by its row of the kernel matrices, so all m + n values need no more kernels.
     """
     m, n = len(x), len(y)
     own_x = _row_sums(x, x)[0] - (x.square().sum(1) / x.shape[1] + 1) ** 3

@@ -1,4 +1,4 @@
-"""A multinomial logistic regression: standardised inputs, L2 chosen on held-out rows, fitted by L-BFGS in float64."""
+"""Multinomial logistic regression: standardised inputs, L2 chosen on held-out rows, L-BFGS in float64."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from prologue.errors import EvaluationError
 from prologue.utils.rng import torch_stream
 
 STRENGTHS = (1.0, 0.1, 0.01, 1e-3, 1e-4)
-"""L2 strengths that are tried: `strength / 2 · |W|²` beside the mean cross-entropy; the bias is free."""
+"""L2 strengths to try: `strength / 2 · |W|²` is added to the mean cross-entropy, without the bias."""
 _HELD_OUT = 0.2
 _ROUNDS = 200
 _FLAT = 1e-5
-"""A largest gradient below this ends a fit: the mean cross-entropy is then known to far more digits than its sample."""
+"""Largest gradient at which a fit ends; the mean cross-entropy is then more precise than its sample."""
 
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Mean 0 and deviation 1 of each input over the rows it was made from; inputs that never vary become 0."""
+    """Transforms each input to mean 0 and deviation 1 over the fitted rows; constant inputs become 0."""
 
     mean: Float64[Tensor, " d"]
     scale: Float64[Tensor, " d"]
@@ -42,7 +42,7 @@ class Standardiser:
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """Scores of each class, linear in standardised inputs."""
+    """Class scores, linear in standardised inputs."""
 
     standardise: Standardiser
     weight: Float64[Tensor, "d c"]
@@ -67,9 +67,8 @@ def fit_linear(
 ) -> LinearClassifier:
     """Fit on all rows, with the L2 strength whose fit to four fifths of them has the least cross-entropy on the rest.
 
-    Strengths are tried from the strongest on, until that cross-entropy rises; with one, nothing is chosen. Fitted on
-    the device of `x`. Raises `EvaluationError` for inputs that are not finite, for labels outside `0…classes−1`, and
-    for fewer than 5 rows.
+    Strengths are tried from the largest on until the cross-entropy rises. The fit runs on the device of `x`. NaN or
+    infinite inputs, labels outside `0…classes−1`, and fewer than 5 rows are an `EvaluationError`.
     """
     _check(x, y, classes)
     y = y.to(x.device)
@@ -80,7 +79,7 @@ def fit_linear(
 
 
 def _choose(x: Tensor, y: Tensor, classes: int, seed: int, strengths: Sequence[float]) -> float:
-    """From the strongest on, each fit starting where the last one ended, until the cross-entropy rises."""
+    """Try strengths from the largest on, each from the previous fit, until the cross-entropy rises."""
     order = torch.randperm(len(x), generator=torch_stream(seed, "evaluation", "probe held-out")).to(x.device)
     cut = max(1, round(_HELD_OUT * len(x)))
     held, kept = order[:cut], order[cut:]
@@ -102,7 +101,7 @@ def _nothing(inputs: Float64[Tensor, " d"], classes: int) -> tuple[Tensor, Tenso
 
 
 def _descend(x: Tensor, y: Tensor, l2: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The minimum of mean cross-entropy plus `l2 / 2 · |W|²`, from a start."""
+    """Minimise the mean cross-entropy plus `l2 / 2 · |W|²` from a start."""
     with torch.inference_mode(False), torch.enable_grad():
         parameters = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
         optimizer = torch.optim.LBFGS(

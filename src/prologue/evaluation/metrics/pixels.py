@@ -1,4 +1,4 @@
-"""PSNR and SSIM of reconstructions, image by image, on uint8 pixels."""
+"""PSNR and SSIM of each reconstruction, on uint8 pixels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from prologue.errors import EvaluationError
 Pixels = UInt8[Tensor, "b 3 h w"]
 _RANGE = 255.0
 _SSIM_REACH = 5
-"""SSIM's window is 11 px wide and mirrors this many at each border."""
+"""Pixels that the 11 px window of SSIM mirrors at each border."""
 
 
 def psnr(reconstructions: Pixels, images: Pixels) -> Float64[Tensor, " b"]:
     """Peak signal-to-noise ratio of each image in dB, for a peak of 255.
 
-    An exact reconstruction counts as if one value were one level off, the smallest error that there is: infinity
-    would make every mean infinite.
+    For an exact reconstruction it is that of the smallest error, one value by one level, instead of infinity.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -41,7 +40,7 @@ def ssim(reconstructions: Pixels, images: Pixels) -> Float64[Tensor, " b"]:
 
 def _checked(reconstructions: Pixels, images: Pixels) -> tuple[Float64[Tensor, "b 3 h w"], Float64[Tensor, "b 3 h w"]]:
     if reconstructions.dtype != torch.uint8 or images.dtype != torch.uint8:
-        raise EvaluationError(f"PSNR and SSIM are of uint8 pixels, not {reconstructions.dtype} and {images.dtype}")
+        raise EvaluationError(f"PSNR and SSIM need uint8 pixels, not {reconstructions.dtype} and {images.dtype}")
     if reconstructions.shape != images.shape or not len(images):
         raise EvaluationError(
             f"PSNR and SSIM need pairs of one size, not {tuple(reconstructions.shape)} and {tuple(images.shape)}"

@@ -15,16 +15,16 @@ from prologue.evaluation.metrics.intervals import Interval, wilson_interval
 NEIGHBOURS = 3
 _ROWS, _COLUMNS = 1024, 4096
 _SLACK = 1e-12
-"""Of the largest squared norm: distances closer than this are equal but for rounding."""
+"""Part of the largest squared norm below which differences of distances are rounding."""
 
 Features = Float[Tensor, "_ d"]
 Squares = Float64[Tensor, " n"]
 
 
 class PrecisionRecall(NamedTuple):
-    """Parts of the samples near reference images, and of the reference images near samples.
+    """Part of the samples near reference images, and part of the reference images near samples.
 
-    The 95 % intervals are Wilson's over the images that are judged, with the other side as it is.
+    The 95 % Wilson intervals are over the counted images, with the other side fixed.
     """
 
     precision: Interval
@@ -32,10 +32,10 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(samples: Features, reference: Features, k: int = NEIGHBOURS) -> PrecisionRecall:
-    """An image is near a set when it lies in the ball of any image of it, which reaches to that one's `k`-th neighbour.
+    """An image is near a set if it is within the distance of any image of the set to its own `k`-th neighbour.
 
-    Exact in float64 on the CPU, a block of distances at a time. Other widths, NaN, or not more than `k` images on a
-    side are an `EvaluationError`.
+    Exact in float64 on the CPU, in blocks. Sets of different widths, NaN, and at most `k` images on a side are an
+    `EvaluationError`.
     """
     if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
         raise EvaluationError(
@@ -46,7 +46,7 @@ def precision_recall(samples: Features, reference: Features, k: int = NEIGHBOURS
         raise EvaluationError(f"precision and recall with k = {k} need at least {k + 1} images a side, not {fewest}")
     if not all(bool(part.isfinite().all()) for side in (samples, reference) for part in torch.split(side, _COLUMNS)):
         raise EvaluationError("the features hold NaN or infinity: the images or the model's weights are broken")
-    centre = reference.mean(0, dtype=torch.float64)  # distances of far-away features would lose their digits
+    centre = reference.mean(0, dtype=torch.float64)  # against cancellation in features far from 0
     norms = [float(_squares(side, centre).max()) for side in (samples, reference)]
     slack = _SLACK * max(norms)
     real, drawn = _radii(reference, centre, k), _radii(samples, centre, k)
@@ -79,7 +79,7 @@ def _radii(side: Features, centre: Float64[Tensor, " d"], k: int) -> Squares:
 def _blocks(
     first: Features, second: Features, centre: Float64[Tensor, " d"]
 ) -> Iterator[tuple[slice, slice, Float64[Tensor, "rows columns"]]]:
-    """Squared distances of all pairs, a block at a time, with the rows and columns that it is of."""
+    """Squared distances of all pairs in blocks, with their rows and columns."""
     for top in range(0, len(first), _ROWS):
         x = first[top : top + _ROWS].double() - centre
         for left in range(0, len(second), _COLUMNS):
