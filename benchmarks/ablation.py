@@ -150,7 +150,7 @@ def tokenizer_hash(name: str, seed: int) -> str:
     """A hash of everything that a tokenizer depends on."""
     config = changed(name, seed)
     training = first_form(to_dict(config.tokenizer_training))
-    settings = [to_dict(config.data), to_dict(config.tokenizer), training, seed]
+    settings = [first_form(to_dict(config.data)), to_dict(config.tokenizer), training, seed]
     return _hash(settings, name)
 
 
@@ -237,11 +237,15 @@ def made_with(name: str, seed: int) -> str:
 _FIRST_NAMES = {"dead_code_reset_every": "revive_every", "dead_code_reset_until": "revive_until"}
 
 
+_LATER = ("file_rule", "max_pixels", "stop_after_skipped")
+"""Fields of later versions, which no change has."""
+
+
 def first_form(settings: Any) -> Any:
-    """Settings with the field names of the first version, so that hashes of the same settings stay the same."""
+    """Settings with the fields of the first version, so that hashes of the same settings stay the same."""
     if not isinstance(settings, dict):
         return settings
-    return {_FIRST_NAMES.get(name, name): first_form(value) for name, value in settings.items()}
+    return {_FIRST_NAMES.get(name, name): first_form(each) for name, each in settings.items() if name not in _LATER}
 
 
 def _hash(settings: list[Any], name: str) -> str:

@@ -113,7 +113,9 @@ def measured(name: str, ours: bool, busy: bool, repeats: int, limit: float) -> f
     command = [sys.executable, __file__, "--work", name, "--repeats", str(repeats)]
     with occupied(busy):
         try:
-            done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=limit)
+            done = subprocess.run(
+                command, env=environ, capture_output=True, encoding="utf-8", check=True, timeout=limit
+            )
         except subprocess.TimeoutExpired:
             return limit
     return float(done.stdout.splitlines()[-1])
@@ -146,7 +148,9 @@ def main() -> None:
         print(f"{name:24s} {own[0]:8.3f} {own[1]:8.3f} {ratio:10.2f}× {others[0]:12.3f} {others[1]:11.3f}", flush=True)
     if options.json:
         provenance = {"command": "python benchmarks/busy.py", "cores": os.cpu_count(), "limit": options.limit}
-        options.json.write_text(json.dumps({"provenance": provenance, "records": records}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"provenance": provenance, "records": records}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

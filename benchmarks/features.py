@@ -53,7 +53,9 @@ def main() -> None:
     print(f"{options.features} on {device.type}: {ratio:.1%} of the bare network's speed, {speed:.1f} images/s")
     if options.json is not None:
         record = vars(options) | {"json": None, "device": device.type, "ratio": ratio, "images_per_second": speed}
-        options.json.write_text(json.dumps({"provenance": {"torch": torch.__version__}, "records": [record]}, indent=1))
+        options.json.write_text(
+            json.dumps({"provenance": {"torch": torch.__version__}, "records": [record]}, indent=1), encoding="utf-8"
+        )
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

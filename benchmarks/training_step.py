@@ -99,7 +99,9 @@ def main() -> None:
         print(table(lambda: clock(fastest, first, 4)))
     if options.json:
         provenance = {"preset": options.preset, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        options.json.write_text(json.dumps({"provenance": provenance, "records": records}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"provenance": provenance, "records": records}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

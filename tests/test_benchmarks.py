@@ -346,11 +346,14 @@ def test_cells_of_other_settings_are_ignored(
     assert tiny_map.results(tmp_path) == {}
 
 
-def test_stored_cells_of_the_map_are_still_recognised(tmp_path: Path) -> None:
-    """Fields that are added or renamed must not change the hash of the settings."""
+def test_stored_results_are_still_recognised(ablation: ModuleType, tmp_path: Path) -> None:
+    """A field that is added or renamed must not change the hash of the same settings."""
     module = _script("benchmarks/prologue_map.py")
     kept = json.loads(module.COMMITTED.read_text(encoding="utf-8"))["records"]
     assert set(module.results(tmp_path)) == {(each["cell"], each["seed"]) for each in kept}
+    folder = ROOT / "benchmarks" / "results"
+    kept = json.loads((folder / "ablation.json").read_text(encoding="utf-8"))["records"]
+    assert len(ablation.results(folder, 8)) == len(kept)
 
 
 def test_cells_of_the_map_have_different_names_and_hashes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,7 +126,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     stem = path.name if len(os.fsencode(path.name)) <= 240 else path.name[:60]
     temporary = path.with_name(f"{stem}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # the umask decides, even if the block makes the file anew
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # that of the umask, even if the block replaces the file
     os.close(descriptor)
     try:
         yield temporary
