@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -128,18 +127,6 @@ def test_a_foreign_reference_is_declared(run: Path, tmp_path: Path, capsys: pyte
     refused([*argv[:-2], *declared], "give --reference FILE", capsys)
     refused([*argv[:-2], "--inception-weights", str(out)], "needs --features inception", capsys)
     refused([*argv[:-1], str(tmp_path / "gone.npz")], "gone.npz is not a file", capsys)
-
-
-def test_features_of_the_user(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "def corner():\n    return lambda images: images[:, :, 0, :2].flatten(1).float()\n"
-    (tmp_path / "mine_for_tests.py").write_text(source)
-    monkeypatch.chdir(tmp_path)
-    argv = ["generation", str(run), "--count", "9", "--features", "mine_for_tests:corner"]
-    record, origin = measure(argv, tmp_path)
-    assert (record["fd_label"], record["features_hash"], record["is"]) == ("FD-corner@9", None, None)
-    assert origin["features"] == "corner"
-    assert record["precision"] is not None
-    sys.modules.pop("mine_for_tests")
 
 
 def test_lpips_where_its_weights_are(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,20 @@ def test_a_stored_record_imports_nothing(run: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_feature_network_of_ones_own(
-    run: Path, outside_module: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    run: Path,
+    outside_module: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     outside_module("my_features")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(run.parent / "outside")])
+    monkeypatch.chdir(run.parent / "outside")  # found in the working folder alone
     features = ("--features", "my_features:edges", "--count", "8")
-    (record,) = evaluated(run, "generation", *features)["records"]
-    assert (record["fd_label"], record["features_hash"]) == ("FD-edges@8", None)
+    written = evaluated(run, "generation", *features)
+    (record,) = written["records"]
+    assert (record["fd_label"], record["features_hash"], record["is"]) == ("FD-edges@8", None, None)
+    assert written["provenance"]["features"] == "edges"
+    assert record["precision"] is not None
     assert record["kid_low"] < record["kid"] < record["kid_high"]
     assert "KID-edges" in capsys.readouterr().out
     (record,) = evaluated(run, "reference", *features, "--out", str(run.parent / "train.npz"))["records"]

@@ -193,7 +193,7 @@ class Kind(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def prepare(self, options: OptionsT) -> Prepared:
-        """Check the options, open models and images, and return the measurement. Nothing is computed before `measure()`."""
+        """Check the options, open models and images, and return the measurement, which computes in `measure()`."""
 
     @abstractmethod
     def rows(self, record: Record) -> Iterator[Row]:
