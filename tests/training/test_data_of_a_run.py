@@ -79,7 +79,7 @@ def test_images_that_changed_are_named(kit: SimpleNamespace, short: RunConfig, t
     assert "2 image files differ: cat/new.png (added)" in note
     other = fill(tmp_path / "other", "cat")
     (other / "cat" / "0.png").write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"--data\.skip-damaged .* \(Those flags belong to `prologue train`"):
+    with pytest.raises(DataError, match=r"--data\.skip-damaged .* \(These are flags of `prologue train`"):
         info.open_data(str(other), (24, 24))
     (run.path / "data-files.jsonl.gz").unlink()
     with pytest.raises(RunError, match=r"data_fingerprint: images were added, removed or changed"):
