@@ -1,4 +1,4 @@
-"""Code outside the package: the code blocks of docs/extending, as modules that a user could have written."""
+"""Code outside the package: the code blocks of docs/extending.md, as modules that a user could have written."""
 
 from __future__ import annotations
 

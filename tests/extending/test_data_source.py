@@ -1,4 +1,4 @@
-"""The recipe of docs/extending for a data source."""
+"""The recipe of docs/extending.md for a data source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of docs/extending for a guidance schedule."""
+"""The recipe of docs/extending.md for a guidance schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipes of docs/extending for an evaluation kind and for a feature network."""
+"""The recipes of docs/extending.md for an evaluation kind and for a feature network."""
 
 from __future__ import annotations
 

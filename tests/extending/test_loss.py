@@ -1,4 +1,4 @@
-"""The recipe of docs/extending for a loss term."""
+"""The recipe of docs/extending.md for a loss term."""
 
 from __future__ import annotations
 

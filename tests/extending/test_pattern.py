@@ -1,4 +1,4 @@
-"""The recipe of docs/extending for a sampler pattern."""
+"""The recipe of docs/extending.md for a sampler pattern."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of docs/extending for a preset."""
+"""The recipe of docs/extending.md for a preset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of docs/extending for a quantizer, and the same for the package's quantizer without a codebook."""
+"""The recipe of docs/extending.md for a quantizer, and the same for the package's quantizer without a codebook."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_the_table_has_every_name() -> None:
 
 
 def test_traits_combine(tiny_models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe of docs/extending: visual codes from queries, with a prologue."""
+    """The recipe of docs/extending.md: visual codes from queries, with a prologue."""
     monkeypatch.setitem(VARIANTS, "prologue-1d", VariantTraits(has_prologue=True, visual_queries=True))  # type: ignore[misc]
     config = replace(tiny_models()[0].config, variant="prologue-1d")  # type: ignore[arg-type]
     tokenizer = Tokenizer(config, seed=1)
