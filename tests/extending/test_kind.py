@@ -81,6 +81,17 @@ def test_mistakes_are_named(
     assert message in capsys.readouterr().err
 
 
+def test_what_a_kind_lacks_is_named(
+    run: Path, outside_module: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside_module("my_kind")
+    source = run.parent / "outside" / "my_kind.py"
+    text = source.read_text(encoding="utf-8").replace("    summary =", "    about =").replace("def rows", "def lines")
+    source.write_text(text, encoding="utf-8")
+    assert main(["evaluate", "my_kind:Colour", str(run)]) == 2
+    assert "'Colour' has no summary and no rows" in capsys.readouterr().err
+
+
 def test_a_stored_record_imports_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "evaluations").mkdir()
     stored = {"provenance": {}, "records": [{"kind": "antigravity:Kind", "n": 3, "notes": []}]}

@@ -47,4 +47,7 @@ def known_kind(name: str) -> Kind[Any] | None:
 def _checked(found: type[Kind[Any]]) -> type[Kind[Any]]:
     if not (isinstance(found, type) and issubclass(found, Kind)):
         raise ConfigError(f"{found!r} is not a kind of evaluation: derive it from prologue.evaluation.kinds.base.Kind")
+    missing = [name for name in ("summary", "options") if not hasattr(found, name)] + sorted(found.__abstractmethods__)
+    if missing:
+        raise ConfigError(f"the kind of evaluation {found.__qualname__!r} has no {' and no '.join(missing)}")
     return found
