@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prologue import presets
-from prologue.cli._options import resolve_run_config
+from prologue.cli._overrides import resolve_run_config
 from prologue.cli.main import main
 from prologue.cli.presets import prior_parameters, tokenizer_parameters
 from prologue.config import OptimizerConfig, PriorConfig, RunConfig, TransformerConfig
@@ -163,7 +163,7 @@ def test_command_prints_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["presets", "small-64"]) == 0
     file = tmp_path / "config.json"
     file.write_text(capsys.readouterr().out, encoding="utf-8")
-    assert resolve_run_config("base-b", file, []) == presets.preset("small-64")
+    assert resolve_run_config("base-b", file, {}) == presets.preset("small-64")
 
 
 def test_command_lists_every_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

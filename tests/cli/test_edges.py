@@ -134,7 +134,7 @@ def test_an_output_that_cannot_be_written_is_refused_first_or_loses_nothing(
         assert "small-32" in out
         assert (
             err
-            == "error: --json /dev/full cannot be written (No space left on device); the figures are printed above\n"
+            == "error: --json /dev/full cannot be written (No space left on device); the results are printed above\n"
         )
 
 
@@ -147,8 +147,9 @@ def test_a_home_folder_is_known_in_every_path(tmp_path: Path, monkeypatch: pytes
     assert drawn.classes == "~a"
     assert parse(ReportOptions, ["~/a", "b"], "prologue", "").runs == (tmp_path / "a", Path("b"))
     (tmp_path / "config.json").write_text('{"tokenizer_training": {"perceptual_path": "~/weights"}}')
-    for file, flags in ((tmp_path / "config.json", []), (None, ["--tokenizer-training.perceptual-path=~/weights"])):
-        config = resolve_run_config("small-32", file, flags)
+    given = {"tokenizer_training": {"perceptual_path": "~/weights"}}
+    for file, fields in ((tmp_path / "config.json", {}), (None, given)):
+        config = resolve_run_config("small-32", file, fields)
         assert config.tokenizer_training.perceptual_path == str(tmp_path / "weights")
 
 

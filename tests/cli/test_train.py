@@ -203,7 +203,7 @@ def test_impossible_things_are_refused(
     small = ["--tokenizer.image-size", "16", "16"]
     for argv, named in (
         ([*here, "--preset", "smal-32"], "unknown preset 'smal-32'.*small-32"),
-        ([*here, "--tokenizer.pach-size", "4"], r"unknown field --tokenizer\.pach-size: did you mean --tokenizer\.pat"),
+        ([*here, "--tokenizer.pach-size", "4"], r"--tokenizer\.pach-size, 4 \(did you mean --tokenizer\.pat"),
         ([*here, "--stage", "prio"], "prio"),
         ([*here, "--tokenizer.patch-size", "7"], "image rows 24 is not divisible by the patch size 7: choose 21"),
         ([*here, "--prior.heads", "5"], "width 32 is not divisible by heads 5"),

@@ -1,9 +1,9 @@
-"""What every command shares: options from argv, and the JSON file of a measurement.
+"""What all commands share: options from argv, and the JSON file of a measurement.
 
-Conventions: `--device` (`DeviceOption`), `--seed` (`SeedOption`) on what draws, `--json FILE` (`JsonOption`) on what
-measures. Flags may be written with dashes or underscores; booleans as `--flag`, `--no-flag` or `--flag true|false`.
-`~` is a home folder in every path: in `Path` options and in those that are marked as a `LOCATION`. An option that is
-marked as an `OUTPUT_FILE` is refused at once where it cannot be written.
+Conventions: commands that draw take `--seed` (`SeedOption`), those that compute `--device` (`DeviceOption`), and those
+that measure `--json FILE` (`JsonOption`). A flag has dashes or underscores. A boolean is `--flag`,
+`--no-flag` or `--flag true|false`. `~` is expanded in `Path` options and in text options marked as a `LOCATION`. An
+option marked as an `OUTPUT_FILE` is an error before any work if the file cannot be written.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -29,43 +30,23 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from prologue._version import __version__
-from prologue.cli._overrides import fields_help, resolve_run_config, split_overrides
 from prologue.errors import ConfigError, RunError
 from prologue.utils.files import expand, is_stdout, require_writable
 from prologue.utils.rng import MOST_IMAGES, check_seeds
 from prologue.utils.serialization import save_json
 
-__all__ = [
-    "LOCATION",
-    "OUTPUT_FILE",
-    "DeviceOption",
-    "JsonOption",
-    "SeedOption",
-    "check_run_seed",
-    "export_measurement",
-    "fields_help",
-    "parse",
-    "plain",
-    "provenance",
-    "resolve_run_config",
-    "split_overrides",
-    "write_measurement",
-]
-
 LOCATION = "location"
-"""Marks a text option that may be a path: `--data`, `RUN`."""
+"""Marks a text option that can be a path: `--data`, `RUN`."""
 OUTPUT_FILE = "output file"
 """Marks an option that names a file to write."""
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
-    tyro.conf.arg(help="Where to compute; auto takes the first of cuda, mps, cpu that is there."),
+    tyro.conf.arg(help="Device to compute on; auto is the first available of cuda, mps, cpu."),
 ]
-SeedOption = Annotated[
-    int, tyro.conf.arg(help="Everything random descends from this number, which has at most 64 bits with its sign.")
-]
+SeedOption = Annotated[int, tyro.conf.arg(help="Seed of all random numbers, a signed 64-bit integer.")]
 JsonOption = Annotated[
     Path | None,
-    tyro.conf.arg(metavar="FILE", help="Also write the figures, with their provenance, to this file."),
+    tyro.conf.arg(metavar="FILE", help="JSON file for the results and their provenance."),
     OUTPUT_FILE,
 ]
 
@@ -75,17 +56,23 @@ _NO_NUMBER = re.compile(
     r"(?:invalid literal for (?P<whole>int)\(\) with base 10|could not convert string to float): "
     r"(?P<value>.*?)(?: - |$)"
 )
+_NO_UNION = re.compile(
+    r"Error parsing (?P<flag>\S+): no type matching (?P<forms>.*?) could be instantiated from \[(?P<values>.*?)\]"
+)
+_UNKNOWN = re.compile(r"Unrecognized options: (?P<token>[^\s,=]+)")
 T = TypeVar("T")
 
 
 def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, epilog: str = "") -> T:
-    """Build the options dataclass `kind` from argv; a mistake in argv is a `ConfigError` of one sentence.
+    """Build the options dataclass `kind` from argv. `--help` prints the options, then `epilog`, and exits with 0.
 
-    A `--seed` from which `--count` seeds leave the range of seeds is a `SamplingError`. `--help` prints the options,
-    then `epilog`, and leaves with `SystemExit(0)`.
+    Raises:
+        ConfigError: argv has a mistake; the message is one sentence.
+        SamplingError: `--seed` plus `--count` exceeds the range of seeds.
     """
     _refuse_empty(argv)
-    arguments = _spell_booleans(kind, argv)
+    flags = dict(_flags(kind))
+    arguments = _spell(flags, argv)
     refused = io.StringIO()
     try:
         with contextlib.redirect_stderr(refused), _readable_width():
@@ -95,7 +82,7 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, epilo
             if epilog:
                 print(f"\n{epilog}")
             raise
-        raise ConfigError(f"{_sentence(refused.getvalue())}; see `{prog} --help`") from None
+        raise ConfigError(f"{_sentence(refused.getvalue(), arguments, flags)}; see `{prog} --help`") from None
     seed, count = getattr(options, "seed", None), getattr(options, "count", None)
     if count is not None and count > MOST_IMAGES:
         raise ConfigError(f"--count must be at most {MOST_IMAGES}, not {count}")
@@ -106,7 +93,7 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, epilo
 
 @contextlib.contextmanager
 def _readable_width() -> Iterator[None]:
-    """Let the parser's help have `_NARROWEST` columns on a narrower terminal, where it would be a letter a line."""
+    """Give the help at least `_NARROWEST` columns; a narrow terminal would get one letter per line."""
     kept = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(max(_NARROWEST, shutil.get_terminal_size().columns))
     try:
@@ -118,7 +105,7 @@ def _readable_width() -> Iterator[None]:
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:
-    """A `ConfigError` for an empty argument, such as a shell variable that is not set: as a path it would be `.`."""
+    """Raise `ConfigError` for an empty argument, such as an unset shell variable: as a path it would mean `.`."""
     for before, token in pairwise(["", *argv]):
         flag, equals, value = token.partition("=")
         if not token or (equals and not value and flag.startswith("--")):
@@ -127,16 +114,16 @@ def _refuse_empty(argv: Sequence[str]) -> None:
 
 
 def check_run_seed(seed: int, count: int = 1) -> None:
-    """Raise `ConfigError` where a run or a study of so many seeds cannot begin with this one."""
+    """Raise `ConfigError` if a run or a study cannot use `count` seeds from this one."""
     if seed < 0:
         raise ConfigError(f"--seed must not be negative, is {seed}")
     check_seeds(seed, count)
 
 
 def _with_paths(options: T) -> T:
-    """The options with home folders in their paths written out, and their output files found to be writable.
+    """Expand `~` in the paths of the options, and check that their output files can be written.
 
-    Where an output file is the standard output, what the command prints goes to standard error from here on.
+    If an output file is the standard output, `sys.stdout` becomes standard error.
     """
     hints = typing.get_type_hints(type(options), include_extras=True)
     changes: dict[str, Any] = {}
@@ -158,32 +145,51 @@ def _expanded(value: Any, text: bool) -> Any:
     return expand(value) if text and isinstance(value, str) else value
 
 
-def _spell_booleans(kind: type, argv: Sequence[str]) -> list[str]:
-    """`--flag true` and `--flag=false` as `--flag` and `--no-flag`, for the boolean fields of `kind`."""
-    hints = typing.get_type_hints(kind)
-    flags = {f.name.replace("_", "-") for f in dataclasses.fields(kind) if hints[f.name] is bool}
+def _flags(kind: type, prefix: str = "--") -> Iterator[tuple[str, Any]]:
+    """The flags of a dataclass or `TypedDict` of options, each with its type."""
+    marked = typing.get_type_hints(kind, include_extras=True)
+    for name, hint in typing.get_type_hints(kind).items():
+        if tyro.conf.Positional in getattr(marked[name], "__metadata__", ()):
+            continue
+        if not typing.is_typeddict(hint):
+            yield prefix + name.replace("_", "-"), hint
+        else:  # the fields of the run configuration have no prefix of their own
+            yield from _flags(hint, prefix if name == "fields" else f"{prefix}{name.replace('_', '-')}.")
+
+
+def _spell(flags: Mapping[str, Any], argv: Sequence[str]) -> list[str]:
+    """Rewrite argv for tyro: `--flag true|false` to `--flag` or `--no-flag`, `--numbers 1,2` to `--numbers 1 2`."""
     spelled: list[str] = []
     tokens = list(argv)
     while tokens:
         token = tokens.pop(0)
         name, equals, value = token.partition("=")
-        flag = name.removeprefix("--").replace("_", "-")
-        if not name.startswith("--") or flag not in flags:
+        flag = name.replace("_", "-")
+        hint = flags.get(flag)
+        if hint is bool:
+            if not equals and tokens and tokens[0].lower() in ("true", "false"):
+                value = tokens.pop(0)
+            if value.lower() not in ("true", "false") and (equals or value):
+                raise ConfigError(f"{flag} must be true or false, not {value!r}")
+            group, _, last = flag.removeprefix("--").rpartition(".")
+            spelled.append("--" + ".".join(filter(None, [group, f"no-{last}"])) if value.lower() == "false" else flag)
+        elif _is_numbers(hint) and (equals or tokens):
+            spelled += [flag, *(value if equals else tokens.pop(0)).split(",")]
+        else:
             spelled.append(token)
-            continue
-        if not equals and tokens and tokens[0].lower() in ("true", "false"):
-            equals, value = "=", tokens.pop(0)
-        if equals and value.lower() not in ("true", "false"):
-            raise ConfigError(f"--{flag} must be true or false, not {value!r}")
-        spelled.append(f"--no-{flag}" if value.lower() == "false" else f"--{flag}")
     return spelled
 
 
-def _sentence(box: str) -> str:
-    """The parser's framed message as one line: its first paragraph, and the first spelling it suggests.
+def _is_numbers(hint: Any) -> bool:
+    """Whether a type is a tuple of numbers, or may be one."""
+    kinds = [hint, *typing.get_args(hint)]
+    return any(typing.get_origin(kind) is tuple and typing.get_args(kind)[0] in (int, float) for kind in kinds)
 
-    The frame is drawn with box characters where the output can show them, and with dashes elsewhere; then the title
-    is a paragraph of its own.
+
+def _sentence(box: str, argv: Sequence[str], flags: Iterable[str]) -> str:
+    """Reduce tyro's framed message to one line: the first paragraph, and the nearest flag to an unknown one.
+
+    The frame is drawn with box characters or, if the output cannot encode them, with dashes below a title.
     """
     paragraphs: list[list[str]] = [[]]
     for line in box.splitlines():
@@ -202,34 +208,56 @@ def _sentence(box: str) -> str:
         words = [word for word in re.findall(r"\{(\w+)\}", sentence) if word != "None"]
         forms = " or ".join(["a whole number" if number["whole"] else "a number", *words])
         return f"{number['flag']} must be {forms}, not {number['value']}"
-    for paragraph in paragraphs[1:2]:
-        if len(paragraph) > 1 and paragraph[0].startswith("Perhaps you meant"):
-            sentence += f" (did you mean {paragraph[1].split()[0]}?)"
+    union = _NO_UNION.match(sentence)
+    if union is not None:
+        return f"{union['flag']} must be {re.sub('[{}]', '', union['forms'])}, not {union['values']}"
+    unknown = _UNKNOWN.match(sentence)
+    if unknown is not None:
+        sentence += _about_unknown(unknown["token"], argv, list(flags))
     return sentence[0].lower() + sentence[1:]
 
 
+def _about_unknown(token: str, argv: Sequence[str], flags: Sequence[str]) -> str:
+    """What an unrecognized token may be: a group of flags, a flag with an error in its name, or a value too many."""
+    if not token.startswith("--"):
+        before = [flag for flag in argv[: argv.index(token)] if flag.startswith("--")] if token in argv else []
+        return f" (a value too many after {before[-1]})" if before else ""
+    group = [flag for flag in flags if flag.startswith(f"{token}.")]
+    if group:
+        return f" (a group of options: set one of {', '.join(group)})"
+    token = token.replace("_", "-")
+    endings = {flag.strip("-").rpartition(".")[2] for flag in flags}
+    near = get_close_matches(token.strip("-").rpartition(".")[2], endings, n=1, cutoff=0.6)
+    alike = [flag for flag in flags if flag.strip("-").rpartition(".")[2] in near] or flags
+    nearest = get_close_matches(token, alike, n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
+
+
 def write_measurement(path: Path, provenance: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
-    """Write `{"provenance": {…}, "records": [{…}]}` to `path`, whole or not at all; numbers that are not finite
-    become null."""
+    """Write `{"provenance": {…}, "records": [{…}]}` atomically; numbers that are not finite become null."""
     save_json(path, plain({"provenance": dict(provenance), "records": list(records)}))
 
 
 def export_measurement(
     path: Path | None, provenance: Mapping[str, Any], records: Iterable[Mapping[str, Any]], kept: str = "printed above"
 ) -> None:
-    """Write what `--json` asks for, last of all; a `RunError` where that fails says that the figures are `kept`."""
+    """Write the file of `--json`, if any, as the last step of a command.
+
+    Raises:
+        RunError: writing failed; the message says where the results are `kept`.
+    """
     if path is None:
         return
     try:
         write_measurement(path, provenance, records)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and is_stdout(path):  # as of any output whose reader is gone
+        if isinstance(error, BrokenPipeError) and is_stdout(path):  # main() exits quietly
             raise
-        raise RunError(f"--json {path} cannot be written ({error.strerror}); the figures are {kept}") from error
+        raise RunError(f"--json {path} cannot be written ({error.strerror}); the results are {kept}") from error
 
 
 def provenance(command: Sequence[str], **extra: Any) -> dict[str, Any]:
-    """Where a measurement comes from: the `prologue` command line, versions, machine and time (UTC), then `extra`."""
+    """Return the origin of a measurement: the command line, versions, machine, time (UTC) and `extra`."""
     return {
         "command": shlex.join(["prologue", *command]),
         "prologue": __version__,
@@ -242,7 +270,7 @@ def provenance(command: Sequence[str], **extra: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """JSON values only: paths become text, scalar arrays numbers, tuples lists."""
+    """Convert to JSON values: paths to text, scalar arrays to numbers, tuples to lists."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

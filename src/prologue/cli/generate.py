@@ -76,7 +76,7 @@ def run(argv: list[str]) -> int:
         rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # none where only the files were to be finished
         print(f"{images} ({made}) and grid.png are in {options.out}{rate}")
     origin = options.origin(["generate", *argv], options.run, pipeline, seconds)
-    export_measurement(options.json, origin, _records(drawing), f"of the images in {options.out}")
+    export_measurement(options.json, origin, _records(drawing), f"with the images in {options.out}")
     return 0
 
 

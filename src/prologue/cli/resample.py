@@ -83,7 +83,7 @@ def run(argv: list[str]) -> int:
     made = f"{images}, {GRID} and {ARCHIVE} are in {folder}"
     print(made if drew else f"{folder} already holds {'this' if len(records) == 1 else 'these'} {images}")
     origin = options.origin(["resample", *argv], options.run, pipeline, seconds)
-    export_measurement(options.json, origin, records, f"of the images in {folder}")
+    export_measurement(options.json, origin, records, f"with the images in {folder}")
     return 0
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from prologue.builtin import locate
-from prologue.cli._options import LOCATION, DeviceOption, fields_help, parse, resolve_run_config, split_overrides
-from prologue.cli._overrides import parse_overrides
+from prologue.cli._options import LOCATION, DeviceOption, parse
+from prologue.cli._overrides import given_fields, resolve_run_config, with_fields
 from prologue.cli._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
 from prologue.errors import ConfigError
 from prologue.models.weights import WEIGHTS, read_config
-from prologue.presets import preset
 from prologue.training.progress import Progress, Silent, Terminal
 from prologue.training.run import differences
 from prologue.training.train import StageName, TrainRequest, adopted_config, train
@@ -47,6 +46,7 @@ class TrainOptions:
     device: DeviceOption = "auto"
     extend: bool = False
     """Continue a run, also a finished one, to more steps than it was begun with; its learning rates may change too."""
+    fields: Suppress[dict[str, Any]] = field(default_factory=dict)
 
 
 def _named_preset(argv: list[str]) -> str:
@@ -71,13 +71,12 @@ def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) ->
 
 def run(argv: list[str]) -> int:
     """Train, or continue, a run."""
-    own, overrides = split_overrides(argv)
-    epilog = fields_help(preset(_named_preset(own))) if {"-h", "--help"} & set(own) else ""
-    options = parse(TrainOptions, own, "prologue train", "Train a tokenizer and its prior.", epilog)
-    config = resolve_run_config(options.preset, options.config, overrides)
+    kind = with_fields(TrainOptions, _named_preset(argv))
+    options = parse(kind, argv, "prologue train", "Train a tokenizer and its prior.")
+    config = resolve_run_config(options.preset, options.config, options.fields)
     tokenizer_from = None if options.tokenizer is None else locate(options.tokenizer)
     if tokenizer_from is not None:
-        _check_adopted(config, tokenizer_from, parse_overrides(overrides).get("tokenizer", {}))
+        _check_adopted(config, tokenizer_from, given_fields(options.fields).get("tokenizer", {}))
     request = TrainRequest(
         config=config,
         data=options.data,
