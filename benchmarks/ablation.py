@@ -26,16 +26,16 @@ from typing import Any
 
 import torch
 
-from prologue.cli._options import provenance
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.data.source import Data
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.recognition import fit_judge, shipped_classifier
 from prologue.evaluation.reconstruction import evaluate_reconstruction
-from prologue.evaluation.runs import Features, Split, choose_images
+from prologue.evaluation.runs import Split, choose_images
 from prologue.pipeline import Pipeline
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
@@ -44,6 +44,7 @@ from prologue.studies.reproduce.scales import FEW_IMAGES_DROPOUT, SCALES, run_co
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
 from prologue.training.train import TrainRequest, train
+from prologue.utils.measurements import provenance
 from prologue.utils.processes import end_with_parent
 from prologue.utils.serialization import from_dict, load_json, save_json, to_dict
 

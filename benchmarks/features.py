@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from prologue.evaluation import features as module
-from prologue.evaluation.features import ClassifierExtractor, open_features
+from prologue.evaluation.feature_networks import open_features
+from prologue.evaluation.features import ClassifierExtractor
 from prologue.utils.device import pick_device
 from prologue.utils.rng import torch_stream
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from prologue.bulk.plan import Plan
-from prologue.cli._options import provenance, write_measurement
 from prologue.evaluation.distances import Distances
-from prologue.evaluation.runs import Features, RunInfo
+from prologue.evaluation.feature_networks import Features
+from prologue.evaluation.runs import RunInfo
 from prologue.pipeline import Pipeline
 from prologue.studies.bench.models import agreement
 from prologue.utils.device import pick_device
+from prologue.utils.measurements import provenance, write_measurement
 
 OTHER_SEEDS = 10**6
 

@@ -30,17 +30,17 @@ from typing import Any
 
 import torch
 
-from prologue.cli._options import provenance
 from prologue.config import RunConfig
 from prologue.data.opening import open_data
 from prologue.data.options import embedded_name
 from prologue.evaluation.classifier import kind_of
 from prologue.evaluation.factors import known_factors
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.probe import read_factors, read_inputs
 from prologue.evaluation.reconstruction import evaluate_reconstruction
-from prologue.evaluation.runs import Features, Record, Split, choose_images
+from prologue.evaluation.runs import Record, Split, choose_images
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer
 from prologue.models.weights import file_hash, model_hashes
@@ -55,6 +55,7 @@ from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
 from prologue.training.train import StageName, TrainRequest, train
 from prologue.utils.locks import folder_lock
+from prologue.utils.measurements import provenance
 from prologue.utils.rng import derive_seed
 from prologue.utils.serialization import load_json, save_json, to_dict
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from prologue import builtin
-from prologue.cli._options import plain, provenance
 from prologue.data.opening import open_data
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.memorisation import evaluate_memorisation
-from prologue.evaluation.runs import Features, Record, choose_images
+from prologue.evaluation.runs import Record, choose_images
 from prologue.models.weights import model_hashes
 from prologue.pipeline import Pipeline
 from prologue.presets import preset
@@ -40,6 +40,7 @@ from prologue.training.progress import Terminal
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, train
 from prologue.utils.allocator import keep_freed_memory
+from prologue.utils.measurements import plain, provenance
 from prologue.utils.serialization import save_json, to_dict
 
 PRESET = "builtin-shapes"

@@ -5,17 +5,24 @@ This module imports neither torch nor any other heavy package, so that the comma
 
 from __future__ import annotations
 
+import json
 import typing
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from prologue.errors import ConfigError
 from prologue.utils.rng import SEEDS
+from prologue.utils.serialization import OMIT_DEFAULT
 
 Variant = Literal["2d", "1d", "prologue", "prologue-post"]
 Perceptual = Literal["none", "lpips", "convnext", "lite0"]
 Precision = Literal["auto", "fp32", "bf16"]
+Component = dict[str, Any]
+"""A named component and its options: `{"name": NAME, OPTION: VALUE, …}`. A component from outside the package has the
+name `module:name`."""
+REGISTRY = "registry"
+"""Key of a field's metadata: the `Registry` of its components, as `module:name`."""
 
 FILE_RULE = 2
 """The newest of the rules that say which files of a folder or zip are images, and how they are labelled and split."""
@@ -46,6 +53,32 @@ def _fraction(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         _require(0 <= value <= 1, f"{type(owner).__name__}.{name} must lie in [0, 1], not {value}")
+
+
+def _component_of(registry: str) -> dict[str, Any]:
+    """Metadata of a field that names a component. Files leave its default out, as files of earlier versions do."""
+    return {REGISTRY: registry, OMIT_DEFAULT: True}
+
+
+def _plain_component(owner: object, *names: str) -> None:
+    """Check components and store them as a JSON file would: with a name, without tuples."""
+    for name in names:
+        value = getattr(owner, name)
+        where = f"{type(owner).__name__}.{name}"
+        _require(
+            isinstance(value, dict) and isinstance(value.get("name"), str),
+            f'{where} must be a table {{"name": NAME, OPTION: VALUE, …}}, not {value!r}',
+        )
+        try:
+            object.__setattr__(owner, name, json.loads(json.dumps(value)))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where} has an option that JSON does not have: {error}") from error
+
+
+def _ids_per_position(component: Component) -> int:
+    count = component.get("ids_per_position", 1)
+    _require(isinstance(count, int) and count > 0, f"ids_per_position must be a positive number, not {count!r}")
+    return int(count)
 
 
 @dataclass(frozen=True)
@@ -137,8 +170,19 @@ class TokenizerConfig:
     """K_p, the number of prologue codes, shared by all positions."""
     prologue_temperature: float = 0.1
     """τ of the prologue quantizer's softmax; not a sampling temperature."""
+    quantizer: Component = field(
+        default_factory=lambda: {"name": "cosine"}, metadata=_component_of("prologue.models.quantizers:QUANTIZERS")
+    )
+    """Quantizer of the visual tokens: cosine (the paper's), fsq, or your own as module:name."""
+    prologue_quantizer: Component = field(
+        default_factory=lambda: {"name": "cosine"},
+        metadata=_component_of("prologue.models.quantizers:PROLOGUE_QUANTIZERS"),
+    )
+    """Quantizer of the prologue tokens: cosine (the paper's), or your own as module:name."""
 
     def __post_init__(self) -> None:
+        _plain_component(self, "quantizer", "prologue_quantizer")
+        _ids_per_position(self.quantizer)
         _require(
             self.variant in _VARIANTS, f"unknown tokenizer variant {self.variant!r}: choose one of {list(_VARIANTS)}"
         )
@@ -155,6 +199,12 @@ class TokenizerConfig:
             )
         if self.variant in ("prologue", "prologue-post"):
             _positive(self, "prologue_tokens", "prologue_codebook_size", "prologue_temperature")
+            each = _ids_per_position(self.prologue_quantizer)
+            _require(
+                self.prologue_tokens % each == 0,
+                f"prologue_tokens {self.prologue_tokens} is not divisible by the prologue quantizer's {each} ids for "
+                "each position",
+            )
         else:
             _require(self.prologue_tokens == 0, f"variant {self.variant!r} has no prologue: set prologue_tokens to 0")
         _require(
@@ -168,8 +218,19 @@ class TokenizerConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
-    def visual_tokens(self) -> int:
+    def patches(self) -> int:
+        """Patches of an image, each of which has one code."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def visual_tokens(self) -> int:
+        """N, the number of visual ids of an image."""
+        return self.patches * _ids_per_position(self.quantizer)
+
+    @property
+    def prologue_queries(self) -> int:
+        """Learnable queries of the prologue, each of which has one code."""
+        return self.prologue_tokens // _ids_per_position(self.prologue_quantizer)
 
     @property
     def patch_dim(self) -> int:

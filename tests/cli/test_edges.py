@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from prologue.cli import evaluate
-from prologue.cli._options import LOCATION, OUTPUT_FILE, parse
+from prologue.cli._options import parse
 from prologue.cli._overrides import resolve_run_config
 from prologue.cli.generate import GenerateOptions
 from prologue.cli.kinds import reference
@@ -27,6 +27,7 @@ from prologue.cli.report import ReportOptions
 from prologue.cli.train import TrainOptions
 from prologue.data.pictures import file_name
 from prologue.utils import files
+from prologue.utils.options import LOCATION, OUTPUT_FILE
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +135,7 @@ def test_an_output_that_cannot_be_written_is_refused_first_or_loses_nothing(
         assert "small-32" in out
         assert (
             err
-            == "error: --json /dev/full cannot be written (No space left on device); the results are printed above\n"
+            == "error: --json /dev/full cannot be written (No space left on device); the figures are printed above\n"
         )
 
 

@@ -18,7 +18,7 @@ from prologue import Guidance, Pipeline
 from prologue.cli.main import main
 from prologue.config import DataConfig, RunConfig
 from prologue.data.shapes import CLASS_NAMES
-from prologue.evaluation import runs
+from prologue.evaluation import feature_networks
 from prologue.models.weights import file_hash
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
@@ -190,7 +190,7 @@ def test_a_run_that_trained_on_the_measure_is_marked(
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             return images.float().mean((2, 3))
 
-    monkeypatch.setattr(runs, "open_features", lambda name, data, device, weights: (Stub(), None))
+    monkeypatch.setattr(feature_networks, "open_features", lambda name, data, device, weights: (Stub(), None))
     for kind in ("reconstruction", "generation"):
         record, _ = measure([kind, str(saved / "taught"), "--count", "6"], tmp_path)
         assert record["trained_on_features"] is True

@@ -17,7 +17,7 @@ from prologue import Guidance, Pipeline
 from prologue.cli.kinds import attention, layout, memorisation
 from prologue.cli.main import main
 from prologue.data.shapes import CLASS_NAMES
-from prologue.evaluation import runs
+from prologue.evaluation import feature_networks
 from prologue.evaluation.memorisation import CHANCE
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
@@ -81,7 +81,7 @@ def with_features(monkeypatch: pytest.MonkeyPatch) -> None:
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             return images.float().mean((2, 3))
 
-    monkeypatch.setattr(runs, "open_features", lambda *_: (Stub(), None))
+    monkeypatch.setattr(feature_networks, "open_features", lambda *_: (Stub(), None))
 
 
 def refused(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:

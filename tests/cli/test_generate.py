@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from prologue import Guidance, Pipeline
-from prologue.cli._sampling import parse_guidance
 from prologue.cli.main import main
 from prologue.data.pictures import SampleArchive, class_grid, file_name, labelled_grid
 from prologue.errors import ConfigError, SamplingError
+from prologue.sampling.flags import parse_guidance
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tyro.conf import Suppress
 
 from prologue.cli._options import parse
 from prologue.cli._overrides import given_fields, resolve_run_config, with_fields
-from prologue.config import RunConfig, TransformerConfig
+from prologue.config import REGISTRY, RunConfig, TransformerConfig
 from prologue.errors import ConfigError
 from prologue.presets import names, preset
 from prologue.utils.serialization import to_dict
@@ -60,6 +61,35 @@ def test_flags_of_every_type() -> None:
 def test_flags_leave_the_rest_of_the_preset() -> None:
     assert _resolve("") == preset(BASE)
     assert _resolve("--seed 3") == dataclasses.replace(preset(BASE), seed=3)
+
+
+def test_components_by_name_or_with_options() -> None:
+    fsq = {"name": "fsq", "levels": [5, 5]}
+    assert _resolve("--tokenizer.quantizer fsq").tokenizer.quantizer == {"name": "fsq"}
+    assert _resolve([f"--tokenizer.quantizer={json.dumps(fsq)}"]).tokenizer.quantizer == fsq
+
+
+def _fields(kind: Any, where: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every field of a configuration that has no fields itself, by its dotted name."""
+    for item in dataclasses.fields(kind):
+        value = getattr(kind, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{where}{item.name}.")
+        else:
+            yield where + item.name, item
+
+
+def _value(config: RunConfig, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), config)
+
+
+def test_every_component_field_names_its_registry() -> None:
+    config = RunConfig()
+    components = [(name, item) for name, item in _fields(config) if isinstance(_value(config, name), dict)]
+    assert len(components) >= 2
+    for name, item in components:
+        module, _, registry = item.metadata[REGISTRY].partition(":")
+        assert _value(config, name)["name"] in getattr(import_module(module), registry)
 
 
 def test_none_and_empty() -> None:
@@ -142,6 +172,9 @@ def test_bad_files_are_named(content: str, message: str, tmp_path: Path) -> None
         ("--data.flip=maybe", "--data.flip must be true or false, not 'maybe'"),
         ("--data.background 0 0", "missing value for argument '--data.background'. Expected 3 values"),
         ("--data.crop diagonal", "invalid choice 'diagonal' for argument '--data.crop'. Expected one of ('random', "),
+        ("--tokenizer.quantizer {name", "--tokenizer.quantizer: '{name' is neither a name nor JSON"),
+        ("--tokenizer.quantizer no_such_module:A", "the quantizer 'no_such_module:A' cannot be imported"),
+        ('--tokenizer.quantizer {"levels":[3]}', "TokenizerConfig.quantizer must be a table {"),
         ("--tokenizer.patch-size 5", "image rows 32 is not divisible by the patch size 5"),
     ],
 )
@@ -166,25 +199,18 @@ def test_a_command_keeps_its_own_options() -> None:
     }
 
 
-def _leaves(data: dict[str, Any], where: str = "") -> list[str]:
-    paths: list[str] = []
-    for key, value in data.items():
-        path = f"{where}{key}"
-        paths += _leaves(value, f"{path}.") if isinstance(value, dict) else [path]
-    return paths
-
-
 def _written(value: Any) -> list[str]:
     """A configuration's value as the command line takes it."""
-    if isinstance(value, list) and value:
+    if isinstance(value, tuple) and value:
         return [text for item in value for text in _written(item)]
-    return ["none" if value in (None, []) else str(value).lower() if isinstance(value, bool) else str(value)]
+    if isinstance(value, dict):
+        return [value["name"] if value.keys() == {"name"} else json.dumps(value)]
+    return ["none" if value in (None, ()) else str(value).lower() if isinstance(value, bool) else str(value)]
 
 
-def _values(config: RunConfig) -> Iterator[tuple[str, list[str]]]:
-    for path in _leaves(to_dict(config)):
-        value = functools.reduce(dict.__getitem__, path.split("."), to_dict(config))
-        yield f"--{path.replace('_', '-')}", _written(value)
+def _flags(config: RunConfig) -> Iterator[tuple[str, list[str]]]:
+    for name, _ in _fields(config):
+        yield f"--{name.replace('_', '-')}", _written(_value(config, name))
 
 
 def test_help_lists_every_field_and_its_value(
@@ -194,7 +220,7 @@ def test_help_lists_every_field_and_its_value(
     with pytest.raises(SystemExit):
         parse(with_fields(Options, "small-32-post"), ["--help"], "prologue fake", "")
     shown = " ".join(line.strip(" │") for line in capsys.readouterr().out.splitlines())
-    for flag, values in _values(preset("small-32-post")):
+    for flag, values in _flags(preset("small-32-post")):
         found = re.search(rf" {flag}[ ,](?P<about>.*?)\(default: (?P<value>.*?)\)", shown)
         assert found is not None, flag
         assert found["value"] == " ".join(values), flag
@@ -204,5 +230,5 @@ def test_help_lists_every_field_and_its_value(
 def test_every_scalar_can_be_set_from_its_own_text() -> None:
     """Each value of a preset, written as the help writes it, gives the same configuration."""
     config = preset("small-32-post")
-    line = [text for flag, values in _values(config) for text in (flag, *values)]
+    line = [text for flag, values in _flags(config) for text in (flag, *values)]
     assert _resolve(line, base="base-b") == config

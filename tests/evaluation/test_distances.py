@@ -17,12 +17,13 @@ import prologue
 from prologue.errors import EvaluationError
 from prologue.evaluation import distances as module
 from prologue.evaluation.distances import Distances, gather_statistics, measure_name, moments_of, statistics_of
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ClassifierExtractor
 from prologue.evaluation.metrics.frechet import GaussianStatistics, frechet_from_moments
 from prologue.evaluation.metrics.kid import kernel_distance
 from prologue.evaluation.metrics.precision_recall import precision_recall
 from prologue.evaluation.reference import open_reference
-from prologue.evaluation.runs import Features, Record
+from prologue.evaluation.runs import Record
 from prologue.utils.processes import ALONE, Processes
 from prologue.utils.rng import torch_stream
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from prologue.data.shapes import CLASS_NAMES, render, scene
-from prologue.errors import EvaluationError, MissingExtraError
-from prologue.evaluation.features import Lite0Extractor, OwnExtractor, ShapesExtractor, open_features
+from prologue.errors import ConfigError, EvaluationError, MissingExtraError
+from prologue.evaluation.feature_networks import open_features
+from prologue.evaluation.features import Lite0Extractor, OwnExtractor, ShapesExtractor
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_shapes_by_name() -> None:
     assert isinstance(extractor, ShapesExtractor)
     with pytest.raises(EvaluationError, match="digits"):
         open_features("shapes", "digits")
-    with pytest.raises(EvaluationError, match="auto, lite0, shapes, plates, inception"):
+    with pytest.raises(ConfigError, match="auto, lite0, shapes, plates, inception"):
         open_features("incept", "shapes")
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prologue.errors import EvaluationError
+from prologue.errors import EvaluationError, PrologueError
 from prologue.evaluation.distances import measure_name
-from prologue.evaluation.features import open_features
-from prologue.evaluation.function_features import FunctionExtractor
+from prologue.evaluation.feature_networks import open_features
 
 SOURCE = """
 import torch
@@ -61,25 +60,27 @@ def test_takes_the_name_and_the_hash_of_the_function() -> None:
     assert (features.shape, features.dtype) == ((6, 3), torch.float32)
     with pytest.raises(EvaluationError, match="uint8"):
         extractor(IMAGES.float())
-    assert FunctionExtractor("own_features:rows").hash is None
+    rows, _ = open_features("own_features:rows", "photos")
+    assert rows.hash is None
 
 
 def test_other_forms_are_named() -> None:
     for where, named in (
-        ("own_features:gone", "no function 'gone'"),
-        ("own_features:number", "no function 'number'"),
+        ("own_features:gone", "no attribute 'gone'"),
+        ("own_features:number", "is int, and must be a function"),
         ("own_features:nothing", "returned NoneType"),
         ("own_features:inception", "rename the function"),
-        ("no_such_module:make", "no module 'no_such_module'"),
-        ("/tmp/features.py:make", "must be module:function"),
-        ("https://example.invalid/x:make", "must be module:function"),
-        ("own_features:", "must be module:function"),
+        ("no_such_module:make", "No module named 'no_such_module'"),
+        ("own_broken:make", "No module named 'nowhere_at_all'"),
+        ("/tmp/features.py:make", "cannot be imported"),
+        ("https://example.invalid/x:make", "cannot be imported"),
+        ("own_features:", "cannot be imported"),
     ):
-        with pytest.raises(EvaluationError, match=named):
-            FunctionExtractor(where)
-    with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"):
-        FunctionExtractor("own_broken:make")
+        with pytest.raises(PrologueError, match=named):
+            open_features(where, "photos")
+    halves, _ = open_features("own_features:halves", "photos")
     with pytest.raises(EvaluationError, match=r"\(6, d\), not \(3, 3\)"):
-        FunctionExtractor("own_features:halves")(IMAGES)
+        halves(IMAGES)
+    rows, _ = open_features("own_features:rows", "photos")
     with pytest.raises(EvaluationError, match="not list"):
-        FunctionExtractor("own_features:rows")(IMAGES)
+        rows(IMAGES)

@@ -8,6 +8,7 @@ import torch
 
 from prologue import Guidance, Pipeline
 from prologue.errors import EvaluationError, SamplingError
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import (
     draw_samples,
     evaluate_generation,
@@ -15,7 +16,6 @@ from prologue.evaluation.generation import (
     recognised_classes,
     uniform_classes,
 )
-from prologue.evaluation.runs import Features
 from prologue.sampling.recipe import Recipe
 
 GUIDED = Recipe(Guidance.overall("linear", 2), temperature=0.9)

@@ -14,9 +14,8 @@ import torch
 
 from prologue.errors import EvaluationError, MissingExtraError
 from prologue.evaluation.distances import Distances, measure_name
-from prologue.evaluation.features import open_features
+from prologue.evaluation.feature_networks import Features, open_features
 from prologue.evaluation.inception import InceptionExtractor
-from prologue.evaluation.runs import Features
 from prologue.models import published
 from prologue.models.published import PUBLISHED
 from prologue.models.weights import file_hash

@@ -12,9 +12,9 @@ from prologue.data.pictures import to_pil
 from prologue.data.shapes import open_shapes
 from prologue.errors import EvaluationError
 from prologue.evaluation import layout
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.layout import compare_prologues, differs, evaluate_layout
 from prologue.evaluation.likelihood import encode_images
-from prologue.evaluation.runs import Features
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 from prologue.utils.rng import torch_stream

@@ -13,11 +13,12 @@ import torch
 from prologue.data.source import Data
 from prologue.errors import EvaluationError
 from prologue.evaluation import memorisation
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import Samples
 from prologue.evaluation.memorisation import chance_of_near, compare_nearest, evaluate_memorisation
 from prologue.evaluation.metrics.coarse import coarse_pixels
+from prologue.evaluation.metrics.intervals import wilson_interval
 from prologue.evaluation.nearest import Described, NearestSearch, nearest_training
-from prologue.evaluation.runs import Features, wilson_interval
 from prologue.sampling.recipe import Recipe
 from prologue.utils.rng import numpy_stream
 

@@ -10,23 +10,15 @@ from prologue.config import DataConfig, RunConfig
 from prologue.data.source import Data
 from prologue.errors import CheckpointError, DataError, EvaluationError
 from prologue.evaluation import distances as distances_module
-from prologue.evaluation import runs
+from prologue.evaluation import feature_networks
 from prologue.evaluation.distances import Distances
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.metrics.frechet import GaussianStatistics, frechet_distance
+from prologue.evaluation.metrics.intervals import Interval, mean_interval, wilson_interval
 from prologue.evaluation.metrics.kid import kernel_distance
 from prologue.evaluation.metrics.pixels import psnr, ssim
 from prologue.evaluation.reconstruction import evaluate_reconstruction
-from prologue.evaluation.runs import (
-    Features,
-    Interval,
-    RunImages,
-    RunInfo,
-    Split,
-    choose_images,
-    evaluating,
-    mean_interval,
-    wilson_interval,
-)
+from prologue.evaluation.runs import RunImages, RunInfo, Split, choose_images, evaluating
 from prologue.models.tokenizer import to_model_range, to_uint8
 from prologue.sampling.manifest import Manifest
 from prologue.training import codebooks
@@ -146,7 +138,7 @@ def test_a_collapsed_codebook_is_said(tiny_models, monkeypatch: pytest.MonkeyPat
 def test_marked_where_the_run_trained_on_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = Means()
     extractor.name = "Lite0"
-    monkeypatch.setattr(runs, "open_features", lambda name, data, device, weights: (extractor, None))
+    monkeypatch.setattr(feature_networks, "open_features", lambda name, data, device, weights: (extractor, None))
     assert Features.open("auto", "shapes", "cpu", ("lite0",)).trained_on is True
     assert Features.open("auto", "shapes", "cpu", ("lpips",)).trained_on is False
     assert Distances(Features(extractor, None, True)).record(0)["trained_on_features"] is True

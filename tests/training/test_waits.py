@@ -20,7 +20,7 @@ from prologue.models.tokenizer import Tokenizer
 from prologue.training.context import Context
 from prologue.training.prior_stage import PriorStage
 from prologue.training.tokenizer_stage import TokenizerStage
-from prologue.training.transfer import fetch
+from prologue.utils.transfer import fetch
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from prologue._version import __version__
 from prologue.builtin import notes_folder
-from prologue.cli._options import plain, write_measurement
 from prologue.cli.kinds.base import Prepared
 from prologue.data.pictures import save_png
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record
 from prologue.evaluation.versions import versions_of
+from prologue.utils.measurements import plain, write_measurement
 from prologue.utils.serialization import load_json
 
 FOLDER = "evaluations"

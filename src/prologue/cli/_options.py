@@ -1,9 +1,9 @@
-"""What all commands share: options from argv, and the JSON file of a measurement.
+"""What all commands share: options from argv.
 
 Conventions: commands that draw take `--seed` (`SeedOption`), those that compute `--device` (`DeviceOption`), and those
-that measure `--json FILE` (`JsonOption`). A flag has dashes or underscores. A boolean is `--flag`,
-`--no-flag` or `--flag true|false`. `~` is expanded in `Path` options and in text options marked as a `LOCATION`. An
-option marked as an `OUTPUT_FILE` is an error before any work if the file cannot be written.
+that measure `--json FILE` (`JsonOption`). A flag has dashes or underscores. A boolean is `--flag`, `--no-flag` or
+`--flag true|false`. `~` is expanded in `Path` options and in text options marked as a `LOCATION`. A file of an option
+marked as an `OUTPUT_FILE` is checked before any work: an error if it cannot be written.
 """
 
 from __future__ import annotations
@@ -11,44 +11,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import math
 import os
-import platform
 import re
-import shlex
 import shutil
 import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from difflib import get_close_matches
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
-from prologue._version import __version__
-from prologue.errors import ConfigError, RunError
+from prologue.errors import ConfigError
 from prologue.utils.files import expand, is_stdout, require_writable
+from prologue.utils.options import LOCATION, OUTPUT_FILE
 from prologue.utils.rng import MOST_IMAGES, check_seeds
-from prologue.utils.serialization import save_json
-
-LOCATION = "location"
-"""Marks a text option that can be a path: `--data`, `RUN`."""
-OUTPUT_FILE = "output file"
-"""Marks an option that names a file to write."""
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"],
-    tyro.conf.arg(help="Device to compute on; auto is the first available of cuda, mps, cpu."),
-]
-SeedOption = Annotated[int, tyro.conf.arg(help="Seed of all random numbers, a signed 64-bit integer.")]
-JsonOption = Annotated[
-    Path | None,
-    tyro.conf.arg(metavar="FILE", help="JSON file for the results and their provenance."),
-    OUTPUT_FILE,
-]
 
 _NARROWEST = 60
 _NO_NUMBER = re.compile(
@@ -211,6 +190,7 @@ def _sentence(box: str, argv: Sequence[str], flags: Iterable[str]) -> str:
     union = _NO_UNION.match(sentence)
     if union is not None:
         return f"{union['flag']} must be {re.sub('[{}]', '', union['forms'])}, not {union['values']}"
+    sentence = sentence.removeprefix("Error parsing ")
     unknown = _UNKNOWN.match(sentence)
     if unknown is not None:
         sentence += _about_unknown(unknown["token"], argv, list(flags))
@@ -231,54 +211,3 @@ def _about_unknown(token: str, argv: Sequence[str], flags: Sequence[str]) -> str
     alike = [flag for flag in flags if flag.strip("-").rpartition(".")[2] in near] or flags
     nearest = get_close_matches(token, alike, n=1, cutoff=0.5)
     return f" (did you mean {nearest[0]}?)" if nearest else ""
-
-
-def write_measurement(path: Path, provenance: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
-    """Write `{"provenance": {…}, "records": [{…}]}` atomically; numbers that are not finite become null."""
-    save_json(path, plain({"provenance": dict(provenance), "records": list(records)}))
-
-
-def export_measurement(
-    path: Path | None, provenance: Mapping[str, Any], records: Iterable[Mapping[str, Any]], kept: str = "printed above"
-) -> None:
-    """Write the file of `--json`, if any, as the last step of a command.
-
-    Raises:
-        RunError: writing failed; the message says where the results are `kept`.
-    """
-    if path is None:
-        return
-    try:
-        write_measurement(path, provenance, records)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and is_stdout(path):  # main() exits quietly
-            raise
-        raise RunError(f"--json {path} cannot be written ({error.strerror}); the results are {kept}") from error
-
-
-def provenance(command: Sequence[str], **extra: Any) -> dict[str, Any]:
-    """Return the origin of a measurement: the command line, versions, machine, time (UTC) and `extra`."""
-    return {
-        "command": shlex.join(["prologue", *command]),
-        "prologue": __version__,
-        "torch": version("torch"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **extra,
-    }
-
-
-def plain(value: Any) -> Any:
-    """Convert to JSON values: paths to text, scalar arrays to numbers, tuples to lists."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):  # a numpy or torch scalar
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

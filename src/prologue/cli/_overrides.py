@@ -10,17 +10,20 @@ import ast
 import dataclasses
 import enum
 import inspect
+import json
 import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, Union
 
 from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
-from prologue.config import RunConfig
+from prologue.config import REGISTRY, RunConfig
 from prologue.errors import ConfigError, did_you_mean
 from prologue.presets import preset as named_preset
 from prologue.utils.files import expand
@@ -72,7 +75,7 @@ def given_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The parsed flags as nested JSON values, without groups of which no flag was given."""
     given: dict[str, Any] = {}
     for name, value in fields.items():
-        if isinstance(value, Mapping):
+        if _is_group(value):
             value = given_fields(value)
             if not value:
                 continue
@@ -84,8 +87,8 @@ def _flags(kind: type, defaults: Any) -> Any:
     """A `TypedDict` whose keys are the fields of a dataclass and may be absent."""
     hints, docs = typing.get_type_hints(kind), _docs(kind)
     keys: dict[str, Any] = {}
-    for name, hint in hints.items():
-        inner, optional = _without_none(hint)
+    for item in dataclasses.fields(kind):
+        name, (inner, optional) = item.name, _without_none(hints[item.name])
         value = getattr(defaults, name, None)
         if dataclasses.is_dataclass(inner):
             keys[name] = _flags(typing.cast(type, inner), value)
@@ -97,12 +100,40 @@ def _flags(kind: type, defaults: Any) -> Any:
             inner = _Null | inner
         elif typing.get_args(inner)[-1:] == (Ellipsis,):
             inner = _Empty | inner
+        elif REGISTRY in item.metadata:
+            inner = Annotated[inner, _component_argument(item.metadata[REGISTRY])]
         shown = arg(help=docs.get(name, ""), help_behavior_hint=f"(default: {_text(value)})")
         keys[name] = Annotated[inner, shown]
     return TypedDict(kind.__name__, keys, total=False)  # type: ignore[operator]
 
 
+def _component_argument(registry: str) -> PrimitiveConstructorSpec[dict[str, Any]]:
+    """How tyro reads a component of this registry (`module:name`): its name, or JSON with its options."""
+
+    def read(texts: list[str]) -> dict[str, Any]:
+        component: dict[str, Any] = {"name": texts[0]}
+        if texts[0].startswith("{"):
+            try:
+                component = json.loads(texts[0])
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{texts[0]!r} is neither a name nor JSON with a name and options: {error}") from error
+        if ":" in str(component.get("name")):  # the user typed this name, so its module may be imported
+            module, _, name = registry.partition(":")
+            getattr(import_module(module), name).import_named(component["name"])
+        return component
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar='NAME|{"name": NAME, …}',
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda component: [_text(component)],
+    )
+
+
 def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return str(value["name"]) if value.keys() == {"name"} else json.dumps(value)
     if isinstance(value, tuple) and value:
         return " ".join(map(_text, value))
     return "none" if value in (None, ()) else str(value).lower() if isinstance(value, bool) else str(value)
@@ -117,11 +148,16 @@ def _with_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     return expanded
 
 
+def _is_group(value: object) -> bool:
+    """Whether a value is a table of fields; a component has a name, and its options belong to that name."""
+    return isinstance(value, Mapping) and "name" not in value
+
+
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and _is_group(value) else value
     return merged
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 
 from prologue.cli._reported import Reported, Shown, example, is_known, kind_of, shown
 from prologue.cli.evaluate import KINDS
-from prologue.cli.kinds.recipes import recipe_words
 from prologue.errors import ConfigError
 from prologue.report.curves import EXPLAINED, Trained, training_curves
 from prologue.report.page import Block, Commands, Fold, Gallery, Picture, Points, Report, Section, Table, Text
+from prologue.sampling.flags import recipe_words
 from prologue.utils.files import in_shell
 
 ORDER = (

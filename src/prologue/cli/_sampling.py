@@ -4,68 +4,25 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from tyro.conf import arg
 
 from prologue._version import __version__
-from prologue.cli._options import DeviceOption, JsonOption, SeedOption, provenance
 from prologue.data.class_names import ClassLike, ClassNames
 from prologue.errors import ConfigError
-from prologue.pipeline import Pipeline, SamplingOptions
-from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
-from prologue.sampling.recipe import Recipe
+from prologue.pipeline import Pipeline
+from prologue.sampling.flags import RecipeFlags
 from prologue.training.models import Which
-
-GUIDANCE_HELP = """guidance:
-  none                        the class alone
-  overall:KIND:SCALE[:POWER]  one schedule over the whole sequence, for example overall:cosine:10:1.5
-  split:PROLOGUE,VISUAL       one for each segment, for example split:constant:0.7,cosine:3.75:0.2
-  KIND is constant, linear or cosine; POWER bends a cosine and is 1 where it is left out.
-
-Options left out come from the recipe stored in RUN; without one there is no guidance and the temperature is 1."""
+from prologue.utils.measurements import provenance
+from prologue.utils.options import DeviceOption, JsonOption, SeedOption
 
 NULL_NAME = "null"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeFlags:
-    """How tokens are drawn; what is left out comes from the stored recipe."""
-
-    guidance: Annotated[str | None, arg(metavar="GUIDANCE")] = None
-    """How strongly to lean on the class; the forms are listed below."""
-    temperature: float | None = None
-    """Divides the logits: below 1 safer, above 1 more varied."""
-    prologue_temperature: float | None = None
-    """The same for prologue tokens alone."""
-    top_k: int | Literal["off"] | None = None
-    """Draw among this many most likely ids; `off` drops a stored limit, 1 is greedy."""
-    top_p: float | Literal["off"] | None = None
-    """Draw among the most likely ids that hold this mass; `off` drops a stored limit."""
-
-    def check(self) -> None:
-        """Refuse what no run can do before anything is loaded."""
-        Recipe().replace(**self.sampling())
-
-    def sampling(self) -> SamplingOptions:
-        """The options that were given."""
-        given: dict[str, Any] = {
-            "guidance": None if self.guidance is None else parse_guidance(self.guidance),
-            "temperature": self.temperature,
-            "prologue_temperature": self.prologue_temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-        }
-        chosen = {name: value for name, value in given.items() if value is not None}
-        options: SamplingOptions = {name: None if value == "off" else value for name, value in chosen.items()}  # type: ignore[assignment]
-        return options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,37 +89,6 @@ def _say_compiled(what: str, seconds: float | None) -> None:
     print(f"compiling the {what} …" if seconds is None else f"compiled in {seconds:.0f} s", file=sys.stderr)
 
 
-def parse_guidance(text: str) -> Guidance:
-    """`none`, `overall:KIND:SCALE[:POWER]` or `split:PROLOGUE,VISUAL`, each segment as KIND:SCALE[:POWER].
-
-    Anything else is a `ConfigError` showing the forms, or the `SamplingError` of an unknown kind or impossible value.
-    """
-    form, _, rest = text.partition(":")
-    segments = [part.split(":") for part in rest.split(",")]
-    try:
-        if form == "none" and not rest:
-            return Guidance.none()
-        if form == "overall" and len(segments) == 1:
-            return Guidance.overall(*_schedule(segments[0]))
-        if form == "split" and len(segments) == 2:
-            return Guidance.split(prologue=_schedule(segments[0]), visual=_schedule(segments[1]))
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"--guidance {text!r} cannot be read: write none, overall:KIND:SCALE[:POWER] such as overall:cosine:10:1.5, "
-        "or split:PROLOGUE,VISUAL such as split:constant:0.7,cosine:3.75:0.2"
-    )
-
-
-def _schedule(parts: list[str]) -> SegmentSchedule:
-    """KIND:SCALE[:POWER]; a `ValueError` where it is not."""
-    if not 2 <= len(parts) <= 3:
-        raise ValueError(parts)
-    kind: ScheduleKind = parts[0]  # type: ignore[assignment]  # Schedule names the kinds there are
-    numbers = [float(part) for part in parts[1:]]
-    return (kind, numbers[0]) if len(numbers) == 1 else (kind, numbers[0], numbers[1])
-
-
 def parse_classes(text: str, pipeline: Pipeline) -> list[ClassLike]:
     """Names or ids between commas, `null` for the null class. A name wins over an id that is written the same."""
     names = ClassNames(pipeline.class_names)
@@ -177,12 +103,6 @@ def _parse_class(text: str, names: ClassNames) -> ClassLike:
     if text == NULL_NAME:
         return None
     return int(text) if text.isdecimal() else text
-
-
-def progress(steps: Sequence[int], what: str) -> Iterable[int]:
-    """The steps, with a bar on a terminal's standard error."""
-    quiet = len(steps) < 2 or not sys.stderr.isatty()
-    return track(steps, what, console=Console(stderr=True), transient=True, disable=quiet)
 
 
 @contextmanager

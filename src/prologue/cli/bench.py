@@ -13,15 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import arg
 
-from prologue.cli._options import (
-    DeviceOption,
-    JsonOption,
-    SeedOption,
-    export_measurement,
-    parse,
-    provenance,
-    write_measurement,
-)
+from prologue.cli._options import parse
 from prologue.errors import ConfigError
 from prologue.studies.bench.machine import machine
 from prologue.studies.bench.models import PRECISIONS, prior_options, tokenizer_config
@@ -36,6 +28,8 @@ from prologue.studies.bench.sampling import (
 )
 from prologue.utils.device import pick_device
 from prologue.utils.files import is_stream
+from prologue.utils.measurements import export_measurement, provenance, write_measurement
+from prologue.utils.options import DeviceOption, JsonOption, SeedOption
 
 WIDE = 240
 """Columns of the table where it is not cut: a terminal wraps it, a file keeps it whole."""

@@ -9,16 +9,10 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from prologue.cli._options import (
-    DeviceOption,
-    JsonOption,
-    SeedOption,
-    check_run_seed,
-    export_measurement,
-    parse,
-    provenance,
-)
+from prologue.cli._options import check_run_seed, parse
 from prologue.errors import ConfigError
+from prologue.utils.measurements import export_measurement, provenance
+from prologue.utils.options import DeviceOption, JsonOption, SeedOption
 
 DEFAULT_MINUTES = 10.0
 QUICK_MINUTES = 1.5

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from prologue.builtin import shown
 from prologue.cli._evaluations import Evaluation, keep, key_of, place
-from prologue.cli._options import export_measurement, plain, provenance
 from prologue.cli.kinds.base import Measurement, Prepared, last_sentences
 from prologue.errors import ConfigError, did_you_mean
 from prologue.evaluation.runs import Record
@@ -23,6 +22,7 @@ from prologue.evaluation.versions import versions_of
 from prologue.utils.files import is_stream
 from prologue.utils.launcher import launched
 from prologue.utils.locks import file_lock
+from prologue.utils.measurements import export_measurement, plain, provenance
 from prologue.utils.processes import main_decides
 
 KINDS: dict[str, str] = {

@@ -15,11 +15,14 @@ from tyro.conf import Positional, arg
 from prologue import builtin
 from prologue.bulk.drawing import Drawing, Job, Write
 from prologue.bulk.output import Output
-from prologue.cli._options import LOCATION, export_measurement, parse
-from prologue.cli._sampling import GUIDANCE_HELP, SamplingFlags, notes_on_stderr, parse_classes
+from prologue.cli._options import parse
+from prologue.cli._sampling import SamplingFlags, notes_on_stderr, parse_classes
 from prologue.data.names import counted
 from prologue.errors import ConfigError
 from prologue.pipeline import IN_TURN, Pipeline
+from prologue.sampling.flags import GUIDANCE_HELP
+from prologue.utils.measurements import export_measurement
+from prologue.utils.options import LOCATION
 from prologue.utils.processes import Processes
 from prologue.utils.rng import check_seeds
 
@@ -76,7 +79,7 @@ def run(argv: list[str]) -> int:
         rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # none where only the files were to be finished
         print(f"{images} ({made}) and grid.png are in {options.out}{rate}")
     origin = options.origin(["generate", *argv], options.run, pipeline, seconds)
-    export_measurement(options.json, origin, _records(drawing), f"with the images in {options.out}")
+    export_measurement(options.json, origin, _records(drawing), f"of the images in {options.out}")
     return 0
 
 

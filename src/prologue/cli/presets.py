@@ -12,8 +12,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from prologue import presets
-from prologue.cli._options import JsonOption, export_measurement, parse, provenance
+from prologue.cli._options import parse
 from prologue.config import RunConfig, TokenizerConfig, TransformerConfig
+from prologue.utils.measurements import export_measurement, provenance
+from prologue.utils.options import JsonOption
 from prologue.utils.serialization import to_dict
 
 _CAPTION = "tokens: prologue + visual; tokenizer, prior: parameters; steps: of the tokenizer, of the prior"

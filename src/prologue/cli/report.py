@@ -9,8 +9,10 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from prologue.builtin import locate, notes_folder
-from prologue.cli._options import OUTPUT_FILE, parse, provenance
+from prologue.cli._options import parse
 from prologue.errors import ConfigError
+from prologue.utils.measurements import provenance
+from prologue.utils.options import OUTPUT_FILE
 
 MAKER = "prologue report"
 """What marks a page as one that the next call may replace."""

@@ -9,17 +9,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from prologue.cli._options import (
-    LOCATION,
-    DeviceOption,
-    JsonOption,
-    SeedOption,
-    check_run_seed,
-    parse,
-    provenance,
-)
+from prologue.cli._options import check_run_seed, parse
 from prologue.errors import ConfigError
 from prologue.utils.launcher import launched
+from prologue.utils.measurements import provenance
+from prologue.utils.options import LOCATION, DeviceOption, JsonOption, SeedOption
 
 UNFINISHED = 3
 """Exit code of a call whose minutes were up: the same call continues."""

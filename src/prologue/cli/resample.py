@@ -17,14 +17,8 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from prologue.bulk.output import GRID, Output
-from prologue.cli._options import LOCATION, export_measurement, parse
-from prologue.cli._sampling import (
-    GUIDANCE_HELP,
-    SamplingFlags,
-    notes_on_stderr,
-    parse_classes,
-    progress,
-)
+from prologue.cli._options import parse
+from prologue.cli._sampling import SamplingFlags, notes_on_stderr, parse_classes
 from prologue.data.names import counted
 from prologue.data.pictures import (
     SampleArchive,
@@ -41,7 +35,11 @@ from prologue.data.pictures import (
 from prologue.errors import ConfigError, SamplingError
 from prologue.models.sequence import TokenIds
 from prologue.pipeline import Generated, Pipeline
+from prologue.sampling.flags import GUIDANCE_HELP
 from prologue.utils.locks import folder_lock
+from prologue.utils.measurements import export_measurement
+from prologue.utils.options import LOCATION
+from prologue.utils.progress import progress
 from prologue.utils.rng import check_seeds
 
 ARCHIVE = "samples.npz"
@@ -83,7 +81,7 @@ def run(argv: list[str]) -> int:
     made = f"{images}, {GRID} and {ARCHIVE} are in {folder}"
     print(made if drew else f"{folder} already holds {'this' if len(records) == 1 else 'these'} {images}")
     origin = options.origin(["resample", *argv], options.run, pipeline, seconds)
-    export_measurement(options.json, origin, records, f"with the images in {folder}")
+    export_measurement(options.json, origin, records, f"of the images in {folder}")
     return 0
 
 

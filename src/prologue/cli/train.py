@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from tyro.conf import Suppress, arg
 
 from prologue.builtin import locate
-from prologue.cli._options import LOCATION, DeviceOption, parse
+from prologue.cli._options import parse
 from prologue.cli._overrides import given_fields, resolve_run_config, with_fields
 from prologue.cli._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
@@ -24,6 +24,7 @@ from prologue.utils.allocator import keep_freed_memory
 from prologue.utils.device import pick_device
 from prologue.utils.files import in_shell
 from prologue.utils.launcher import launched
+from prologue.utils.options import LOCATION, DeviceOption
 from prologue.utils.serialization import to_dict
 
 DEFAULT_PRESET = "small-32"
@@ -62,7 +63,7 @@ def _named_preset(argv: list[str]) -> str:
 def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) -> None:
     """Refuse `--tokenizer.*` flags that a finished tokenizer cannot follow."""
     kept = to_dict(adopted_config(config.tokenizer, read_config(source / "tokenizer", TokenizerConfig)))
-    for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer)[key] for key in asked}}):
+    for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer).get(key) for key in asked}}):
         raise ConfigError(
             f"--tokenizer.{name.replace('_', '-')}: the tokenizer of {source} has {own!r}, and {wanted!r} was asked "
             "for: leave the flag out, or train another tokenizer"

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from prologue.cli._options import OUTPUT_FILE, parse
+from prologue.cli._options import parse
 from prologue.errors import CheckpointError, ConfigError
 from prologue.models.perceptual import ConvNeXtLogits, Lpips
 from prologue.models.published import PUBLISHED, Network, Source, fetch, place, read_published
 from prologue.models.weights import file_hash, load_exactly, read_tensors, write_tensors
 from prologue.utils.files import atomic_write
+from prologue.utils.options import OUTPUT_FILE
 
 Tensors = dict[str, Tensor]
 

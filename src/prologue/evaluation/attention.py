@@ -9,7 +9,8 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from prologue.errors import EvaluationError
-from prologue.evaluation.runs import ProgressCallback, Record, evaluating, mean_interval, unwatched
+from prologue.evaluation.metrics.intervals import mean_interval
+from prologue.evaluation.runs import ProgressCallback, Record, evaluating, unwatched
 from prologue.models.prior import Prior
 from prologue.models.rope import RopeTable, rotate
 from prologue.models.sequence import SequenceLayout, TokenIds

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prologue.errors import EvaluationError
 from prologue.evaluation.codes import CodedImages
-from prologue.evaluation.runs import Record, wilson_interval
+from prologue.evaluation.metrics.intervals import wilson_interval
+from prologue.evaluation.runs import Record
 from prologue.models.sequence import TokenIds
 from prologue.training.codebooks import Usage
 

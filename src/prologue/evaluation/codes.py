@@ -12,7 +12,7 @@ from torch import Tensor
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.runs import ProgressCallback, center_crops, evaluating, unwatched
-from prologue.models.quantizers import PrologueQuantizer
+from prologue.models.quantizers import Quantizer
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer, to_model_range
 
@@ -26,7 +26,7 @@ class CodedImages(NamedTuple):
     nearness: Float32[Tensor, "n P"]
 
 
-def require_prologue(tokenizer: Tokenizer) -> PrologueQuantizer:
+def require_prologue(tokenizer: Tokenizer) -> Quantizer:
     """The prologue's quantizer; an `EvaluationError` for a tokenizer without a prologue."""
     if tokenizer.prologue_quantizer is None:
         raise EvaluationError(
@@ -61,19 +61,19 @@ def _encode(tokenizer: Tokenizer, pictures: UInt8[Tensor, "b 3 H W"]) -> tuple[T
     quantizer = tokenizer.prologue_quantizer
     if quantizer is None or prologue is None:
         return TokenIds(ids[:, :0], ids), ids[:, :0].float()
-    own = quantizer.encode(prologue)
-    return TokenIds(own, ids), (quantizer.project(prologue) * quantizer.codes(own)).sum(-1)
+    own = quantizer(prologue)
+    return TokenIds(own.ids, ids), (own.z * quantizer.codes(own.ids)).sum(-1)
 
 
 @torch.no_grad()
 def prologue_vectors(tokenizer: Tokenizer, ids: Int[Tensor, "n P"]) -> Vectors:
     """The code vectors of prologue ids, on the CPU."""
     quantizer = require_prologue(tokenizer)
-    return quantizer.codes(ids.to(quantizer.codebook.device)).float().cpu()
+    return quantizer.codes(ids.to(next(quantizer.parameters()).device)).float().cpu()
 
 
 @torch.no_grad()
 def visual_vectors(tokenizer: Tokenizer, ids: Int[Tensor, "n N"]) -> Vectors:
     """The code vectors of visual ids, on the CPU."""
     quantizer = tokenizer.visual_quantizer
-    return quantizer.codes(ids.to(quantizer.codebook.device)).float().cpu()
+    return quantizer.codes(ids.to(next(quantizer.parameters()).device)).float().cpu()

@@ -13,15 +13,16 @@ from torch import Tensor
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ClassifierExtractor, FeatureExtractor
-from prologue.evaluation.inception import InceptionExtractor
 from prologue.evaluation.metrics.frechet import GaussianStatistics, Moments, frechet_from_moments
 from prologue.evaluation.metrics.inception_score import LEAST as ENOUGH
 from prologue.evaluation.metrics.inception_score import inception_score
+from prologue.evaluation.metrics.intervals import Interval
 from prologue.evaluation.metrics.kid import LEAST, kernel_distance
 from prologue.evaluation.metrics.precision_recall import NEIGHBOURS, precision_recall
 from prologue.evaluation.reference import Reference
-from prologue.evaluation.runs import Features, Interval, ProgressCallback, Record, unwatched
+from prologue.evaluation.runs import ProgressCallback, Record, unwatched
 from prologue.utils.processes import ALONE, Processes
 
 INDICATIVE = 10_000
@@ -36,7 +37,7 @@ def measure_name(what: str, extractor: FeatureExtractor | None) -> str | None:
     """What `FD`, `KID` or `IS` in these features is called: only those in Inception have the published names."""
     if extractor is None:
         return None
-    if isinstance(extractor, InceptionExtractor):
+    if extractor.name == "Inception":
         return "FID" if what == "FD" else what
     return f"{what}-{extractor.name}"
 

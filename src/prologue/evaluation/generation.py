@@ -14,17 +14,11 @@ from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import Distances
+from prologue.evaluation.feature_networks import Features
+from prologue.evaluation.metrics.intervals import wilson_interval
 from prologue.evaluation.recognition import Classifier, judge_facts
 from prologue.evaluation.reference import Reference
-from prologue.evaluation.runs import (
-    Features,
-    ProgressCallback,
-    Record,
-    choose_images,
-    evaluating,
-    unwatched,
-    wilson_interval,
-)
+from prologue.evaluation.runs import ProgressCallback, Record, choose_images, evaluating, unwatched
 from prologue.models.prior import Prior
 from prologue.models.tokenizer import Tokenizer, to_uint8
 from prologue.sampling.decode import sample_sequences

@@ -1,4 +1,4 @@
-"""Inception features as TensorFlow's original gives them, by torch-fidelity: only figures in them are called FID."""
+"""Inception features as TensorFlow's original computes them, by torch-fidelity; distances in them are called FID."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from prologue.models.weights import file_hash
 
 _MODULE = "torch_fidelity.feature_extractor_inceptionv3"
 _LAYERS = ["2048", "logits_unbiased"]
-"""Of FID and KID, and of the Inception Score, which leaves the bias of the last layer out."""
+"""The layers of FID and KID, and of the Inception Score (without the bias of the last layer)."""
 
 
 class InceptionExtractor(ClassifierExtractor):
     """Pooled features (2048) and logits of Inception-V3 of 2015; needs the extra [fid].
 
-    Weights come from the file `weights`, else from where `prologue weights inception` leaves it, else from torch's
-    cache, else they are downloaded into it. Their pickle may hold tensors only. Raises `MissingExtraError` without the
-    extra, `EvaluationError` for weights that are not there, damaged or unsafe.
+    The weights are the file `weights`, else the file of `prologue weights inception`, else the file in torch's cache,
+    which is downloaded if it is missing. Their pickle may contain tensors only.
+
+    Raises:
+        MissingExtraError: the extra is not installed.
+        EvaluationError: the weights are missing, damaged or unsafe.
     """
 
     name = "Inception"
@@ -37,13 +40,13 @@ class InceptionExtractor(ClassifierExtractor):
             raise MissingExtraError("Inception features (FID)", "fid") from error
         path = weights if weights is not None else _cached(module)
         _check(path)
-        # The package initialises the network before it loads it, which draws from the global generator.
+        # The package initialises the network before it loads the weights, with the global generator.
         with torch.random.fork_rng(devices=[]):
             try:
                 self._model: Any = module.FeatureExtractorInceptionV3(
                     "inception-v3-compat", list(_LAYERS), feature_extractor_weights_path=str(path)
                 )
-            except RuntimeError as error:  # other tensors than the network's
+            except RuntimeError as error:  # the tensors are not those of the network
                 reason = str(error).splitlines()[0]
                 raise EvaluationError(f"{path} does not hold the weights of Inception-V3: {reason}") from error
         super().__init__(self._model, device)
@@ -55,8 +58,7 @@ class InceptionExtractor(ClassifierExtractor):
 
 
 def _cached(module: Any) -> Path:
-    """The weight file of `prologue weights inception`; else the one in torch's cache, downloaded where it is not there,
-    whose name ends in its sha256's beginning."""
+    """The weight file of `prologue weights inception`, else the one in torch's cache, downloaded if it is missing."""
     if place("inception").is_file():
         return place("inception")
     url: str = module.URL_INCEPTION_V3
@@ -73,7 +75,7 @@ def _cached(module: Any) -> Path:
 
 
 def _check(path: Path) -> None:
-    """Refuse what the package, which reads any pickle, must not be given."""
+    """Refuse unsafe files: torch-fidelity reads any pickle."""
     if not path.is_file():
         raise EvaluationError(f"{path} is not a file: --inception-weights wants torch-fidelity's weight file (.pth)")
     try:

@@ -10,16 +10,9 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
 from prologue.errors import EvaluationError
+from prologue.evaluation.metrics.intervals import Interval, mean_interval, wilson_interval
 from prologue.evaluation.recognition import Classifier
-from prologue.evaluation.runs import (
-    Interval,
-    ProgressCallback,
-    Record,
-    evaluating,
-    mean_interval,
-    unwatched,
-    wilson_interval,
-)
+from prologue.evaluation.runs import ProgressCallback, Record, evaluating, unwatched
 from prologue.models.prior import Prior
 from prologue.models.tokenizer import Tokenizer, to_uint8
 from prologue.sampling.decode import sample_sequences

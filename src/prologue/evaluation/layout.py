@@ -13,10 +13,11 @@ from torch import Tensor
 from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.likelihood import encode_images
 from prologue.evaluation.metrics.coarse import SIDE, coarse_pixels
 from prologue.evaluation.recognition import Classifier
-from prologue.evaluation.runs import Features, ProgressCallback, Record, evaluating, unwatched
+from prologue.evaluation.runs import ProgressCallback, Record, evaluating, unwatched
 from prologue.models.prior import Prior
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer, to_uint8

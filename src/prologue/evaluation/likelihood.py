@@ -13,16 +13,8 @@ from torch import Tensor
 
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.runs import (
-    LIKELIHOOD_IMAGES,
-    Interval,
-    ProgressCallback,
-    Record,
-    center_crops,
-    evaluating,
-    mean_interval,
-    unwatched,
-)
+from prologue.evaluation.metrics.intervals import Interval, mean_interval
+from prologue.evaluation.runs import LIKELIHOOD_IMAGES, ProgressCallback, Record, center_crops, evaluating, unwatched
 from prologue.models.prior import Prior
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer, to_model_range

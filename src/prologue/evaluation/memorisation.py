@@ -18,22 +18,14 @@ from prologue.data.sampler import center_batch
 from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import INDICATIVE, measure_name, moments_of
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import FeatureExtractor
 from prologue.evaluation.generation import draw_samples, uniform_classes
 from prologue.evaluation.metrics.frechet import frechet_from_moments
+from prologue.evaluation.metrics.intervals import Interval, wilson_interval
 from prologue.evaluation.metrics.kid import LEAST, kernel_distance
 from prologue.evaluation.nearest import Described, Neighbours, nearest_training
-from prologue.evaluation.runs import (
-    Features,
-    Interval,
-    ProgressCallback,
-    Record,
-    center_crops,
-    choose_images,
-    evaluating,
-    unwatched,
-    wilson_interval,
-)
+from prologue.evaluation.runs import ProgressCallback, Record, center_crops, choose_images, evaluating, unwatched
 from prologue.models.prior import Prior
 from prologue.models.tokenizer import Tokenizer, to_model_range, to_uint8
 from prologue.sampling.recipe import Recipe

@@ -18,16 +18,9 @@ from prologue.config import TokenizerConfig
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.codes import prologue_vectors, visual_vectors
+from prologue.evaluation.metrics.intervals import mean_interval, wilson_interval
 from prologue.evaluation.metrics.linear import LinearClassifier, fit_linear
-from prologue.evaluation.runs import (
-    ProgressCallback,
-    Record,
-    center_crops,
-    evaluating,
-    mean_interval,
-    unwatched,
-    wilson_interval,
-)
+from prologue.evaluation.runs import ProgressCallback, Record, center_crops, evaluating, unwatched
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer, to_model_range
 from prologue.utils.rng import derive_seed, torch_stream

@@ -12,8 +12,9 @@ from torch import Tensor
 from prologue.data.source import Data
 from prologue.errors import EvaluationError
 from prologue.evaluation.features import FeatureExtractor, OwnExtractor, own_extractor
+from prologue.evaluation.metrics.intervals import wilson_interval
 from prologue.evaluation.metrics.linear import LinearClassifier, fit_linear
-from prologue.evaluation.runs import ProgressCallback, Record, choose_images, crop_features, unwatched, wilson_interval
+from prologue.evaluation.runs import ProgressCallback, Record, choose_images, crop_features, unwatched
 
 MOST_FITTED = 5000
 """Training images that a judge is fitted to, and held-out ones that it is tested on, at most."""

@@ -7,18 +7,11 @@ from torch import Tensor
 
 from prologue.data.sampler import center_batch
 from prologue.evaluation.distances import Distances
+from prologue.evaluation.feature_networks import Features
+from prologue.evaluation.metrics.intervals import mean_interval
 from prologue.evaluation.metrics.pixels import psnr, ssim
 from prologue.evaluation.reference import Reference
-from prologue.evaluation.runs import (
-    Features,
-    ProgressCallback,
-    Record,
-    Split,
-    choose_images,
-    evaluating,
-    mean_interval,
-    unwatched,
-)
+from prologue.evaluation.runs import ProgressCallback, Record, Split, choose_images, evaluating, unwatched
 from prologue.models.perceptual import PerceptualLoss
 from prologue.models.tokenizer import Tokenizer, to_model_range, to_uint8
 from prologue.training.codebooks import Usage, collapse_sentences

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
 from prologue.data.source import Data, ImageSet, fingerprint
 from prologue.errors import DataError, EvaluationError
-from prologue.evaluation.features import FeatureExtractor, open_features
+from prologue.evaluation.features import FeatureExtractor
 from prologue.models.weights import CONFIG, model_hashes
 from prologue.sampling.manifest import NAME as MANIFEST
 from prologue.sampling.manifest import Manifest
@@ -30,7 +30,6 @@ from prologue.utils.rng import numpy_stream
 
 LIKELIHOOD_IMAGES = 1024
 """Below, what a prior and a prologue are measured to carry is indicative (METHOD §1)."""
-NORMAL_95 = 1.959964
 
 ProgressCallback = Callable[[Sequence[int], str], Iterable[int]]
 """Gives the steps back one by one, and may show how far they are; the text names them."""
@@ -54,37 +53,6 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
-
-
-class Interval(NamedTuple):
-    """A figure and its 95 % interval; None where one image gives no interval."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    def fields(self, name: str, factor: float = 1.0) -> Record:
-        """`{name, name_low, name_high}`, each times `factor`."""
-        ends = [None if end is None else end * factor for end in (self.low, self.high)]
-        return {name: self.value * factor, f"{name}_low": ends[0], f"{name}_high": ends[1]}
-
-
-def mean_interval(values: Float[Tensor, " n"]) -> Interval:
-    """Mean over images with its normal 95 % interval, in float64."""
-    wide = values.double()
-    mean = float(wide.mean())
-    if len(wide) < 2:
-        return Interval(mean, None, None)
-    reach = NORMAL_95 * float(wide.std()) / len(wide) ** 0.5
-    return Interval(mean, mean - reach, mean + reach)
-
-
-def wilson_interval(hits: int, trials: int) -> Interval:
-    """A rate with its 95 % interval after Wilson, which stays inside [0, 1] and holds at rates of 0 and 1."""
-    rate, z2 = hits / trials, NORMAL_95**2
-    middle = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    reach = NORMAL_95 / (1 + z2 / trials) * (rate * (1 - rate) / trials + z2 / (4 * trials**2)) ** 0.5
-    return Interval(rate, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
 def choose_images(total: int, count: int | None, seed: int, name: str) -> Int64[np.ndarray, " n"]:
@@ -250,34 +218,3 @@ class RunInfo:
                 f"{self.path} does not say which images it was trained on (it was imported): give --data WHERE"
             )
         return source
-
-
-@dataclass(frozen=True)
-class Features:
-    """The features that distances are measured in, or the reason why there are none."""
-
-    extractor: FeatureExtractor | None = None
-    reason: str | None = "no features were asked for"
-    trained_on: bool = False
-    """A training loss used the same features, so that distances in them flatter the run."""
-
-    @classmethod
-    def open(
-        cls,
-        name: str,
-        data_name: str,
-        device: str | torch.device = "cpu",
-        trained_on: Sequence[str] = (),
-        inception_weights: Path | None = None,
-    ) -> Self:
-        """The features `name` for the images of `data_name`; see `open_features` for the names and errors.
-
-        `trained_on` names the features that the run's losses used, as its manifest does.
-        """
-        extractor, reason = open_features(name, data_name, device, inception_weights)
-        return cls(extractor, reason, extractor is not None and extractor.name.lower() in trained_on)
-
-    def facts(self) -> dict[str, str | None]:
-        """What figures in these features depend on."""
-        names = {"features": "name", "features_hash": "hash", "features_source": "source"}
-        return {fact: getattr(self.extractor, name, None) for fact, name in names.items()}

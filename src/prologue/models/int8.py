@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prologue.models.layers import Linear
+from prologue.utils.private_api import int8_product
 
 _WHOLE = 32
 """Inputs that the CPU's kernel takes at once: it reads beyond a row that is not a multiple."""
@@ -42,9 +43,7 @@ class Int8Linear(nn.Module):
         """Outputs `first:last` alone, without the bias."""
         weight, scale = self.weight[first:last], self.scale[first:last]
         if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % _WHOLE == 0:
-            # This kernel, and the one the compiler puts in its place, read the weights as they are stored.
-            y: Tensor = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), weight, scale)
-            return y.view(*x.shape[:-1], -1)
+            return int8_product(x.reshape(-1, x.shape[-1]), weight, scale).view(*x.shape[:-1], -1)
         scaled: Tensor = F.linear(x, weight.to(x.dtype)) * scale
         return scaled
 

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from prologue.config import TokenizerConfig, TransformerConfig, tokenizer_rope_axes
-from prologue.errors import DataError
+from prologue.errors import ConfigError, DataError
 from prologue.models.layers import NEAR_ZERO_STD, Linear, Queries, RMSNorm, head_in_fp32, initialise
-from prologue.models.quantizers import PrologueQuantizer, Quantized, VisualQuantizer
+from prologue.models.quantizers import Quantized, Quantizer, build_prologue_quantizer, build_quantizer
 from prologue.models.rope import Positions
 from prologue.models.sequence import TokenIds, check_ids
 from prologue.models.transformer import Transformer
@@ -128,9 +128,9 @@ class _Composition:
     def of(cls, config: TokenizerConfig) -> _Composition:
         patches = Positions.patches(config.grid)
         if config.variant == "1d":
-            index = Positions.indices(config.visual_tokens)
+            index = Positions.indices(config.patches)
             return cls(index, visual_from_queries=True, decoder_inputs=index, decoder_queries=patches)
-        prologue = Positions.indices(config.prologue_tokens) if config.variant == "prologue" else None
+        prologue = Positions.indices(config.prologue_queries) if config.variant == "prologue" else None
         return cls(prologue, visual_from_queries=False, decoder_inputs=patches, decoder_queries=None)
 
 
@@ -147,17 +147,15 @@ class Tokenizer(nn.Module):
         patches = Positions.patches(config.grid)
         width = config.encoder.width
         self.encoder = QueryTransformer(config.encoder, config.patch_dim, patches, self.composition.encoder_queries)
-        self.visual_quantizer = VisualQuantizer(width, config.code_dim, config.codebook_size)
+        self.visual_quantizer = build_quantizer(config, width)
         self.prologue_encoder: QueryTransformer | None = None
-        self.prologue_quantizer: PrologueQuantizer | None = None
+        self.prologue_quantizer: Quantizer | None = None
         if config.prologue_encoder is not None:
-            queries = Positions.indices(config.prologue_tokens)
+            queries = Positions.indices(config.prologue_queries)
             self.prologue_encoder = QueryTransformer(config.prologue_encoder, width, patches, queries)
             width = config.prologue_encoder.width
         if config.prologue_tokens:
-            self.prologue_quantizer = PrologueQuantizer(
-                width, config.code_dim, config.prologue_codebook_size, config.prologue_temperature
-            )
+            self.prologue_quantizer = build_prologue_quantizer(config, width)
         self.decoder = QueryTransformer(
             config.decoder, config.code_dim, self.composition.decoder_inputs, self.composition.decoder_queries
         )
@@ -191,7 +189,14 @@ class Tokenizer(nn.Module):
     def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Encoding:
         """Both quantizers' training outputs."""
         visual, prologue = self.features(images)
-        quantized = self.prologue_quantizer(prologue) if self.prologue_quantizer is not None else None
+        if self.prologue_quantizer is None:
+            return Encoding(self.visual_quantizer(visual), None)
+        quantized: Quantized = self.prologue_quantizer(prologue)
+        if quantized.one_hot is None:
+            raise ConfigError(
+                f"the prologue quantizer {self.config.prologue_quantizer['name']!r} gives no straight-through one-hot, "
+                "through which the prior trains the prologue"
+            )
         return Encoding(self.visual_quantizer(visual), quantized)
 
     def forward(

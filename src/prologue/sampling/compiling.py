@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from prologue.config import PriorConfig
 from prologue.sampling.graphs import Graph
+from prologue.utils.private_api import compiler_settings
 
 Report = Callable[[str, float | None], None]
 """Called with what is compiled: before it begins with None, then with the seconds it took."""
@@ -142,51 +140,10 @@ def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-_ONE_AT_A_TIME = threading.RLock()
-"""Compiling changes settings of the whole process for as long as it takes."""
-
-
 def _first(graph: Callable[..., Any], args: tuple[Any, ...], device: torch.device) -> Any:
     """The first call, which compiles: shapes that are not marked are fixed."""
-    import torch._inductor.config as inductor  # heavy, and only now needed
-
-    with (
-        _ONE_AT_A_TIME,
-        _quiet(),
-        # Not as the compiler's options: weights are frozen while the function is traced, before those count.
-        inductor.patch(_CPU if device.type == "cpu" else {}),
-        torch._dynamo.config.patch(automatic_dynamic_shapes=False),
-    ):
-        if device.type == "cuda":
-            _let_this_thread_record()
+    with compiler_settings(_CPU if device.type == "cpu" else {}, cuda_graphs=device.type == "cuda"):
         return graph(*args)
-
-
-def _let_this_thread_record() -> None:
-    """Older releases of torch let only the thread that imported it keep recorded graphs."""
-    import torch._inductor.cudagraph_trees as trees
-
-    if not hasattr(trees.local, "tree_manager_containers"):
-        trees.local.tree_manager_containers = {}
-        trees.local.tree_manager_locks = defaultdict(threading.Lock)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tables that choosing kernels prints, and the warnings that come from within the compiler."""
-    import torch._inductor.select_algorithm as choice
-
-    quiet: dict[str, Any] = {"PRINT_AUTOTUNE": False, "_log_autotune_choices_stats": lambda *_: None}
-    before = {name: getattr(choice, name) for name in quiet if hasattr(choice, name)}
-    try:
-        for name in before:
-            setattr(choice, name, quiet[name])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, value in before.items():
-            setattr(choice, name, value)
 
 
 _EAGER_STEP_SECONDS = 150e-6

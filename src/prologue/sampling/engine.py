@@ -16,6 +16,7 @@ from prologue.sampling.compiling import Compiler
 from prologue.sampling.draw import draw, gumbel_noise
 from prologue.sampling.graphs import Draw, Graph, Logits, Step
 from prologue.sampling.recipe import Recipe
+from prologue.utils.private_api import mark_dynamic
 
 _FEWEST_SLOTS = 2
 """Fewer slots than this would be a special case to the compiler."""
@@ -86,7 +87,7 @@ class Engine:
             # Only what is filled is read; the length is a variable of the graph. Where shapes are fixed the whole cache
             # is read, which lets the graph be recorded.
             past = cache[:, :, :, :, : max(_FEWEST_SLOTS, position)]
-            torch._dynamo.mark_dynamic(past, 4)
+            mark_dynamic(past, 4)
         # Laid out alike at every step: the graph is compiled for the strides that it saw first.
         hidden, new = graph(ids.clone(), torch.tensor([position], device=ids.device), past)
         cache[:, :, :, :, position : position + 1] = new

@@ -18,9 +18,9 @@ from prologue.models.layers import Dropout
 from prologue.training.learner import Learner
 from prologue.training.prefetch import Prefetcher
 from prologue.training.run import RunFolder
-from prologue.training.transfer import send
 from prologue.utils.cpu_threads import threads_for, user_count
 from prologue.utils.rng import torch_stream
+from prologue.utils.transfer import send
 
 
 @dataclass

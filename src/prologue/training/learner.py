@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from prologue.config import OptimizerConfig
 from prologue.errors import CheckpointError
 from prologue.training.schedule import ema_decay, learning_rate
+from prologue.utils.private_api import step_unless
 
 
 def stored(tensors: dict[str, Tensor], key: str, like: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ class Learner:
         )
         self.ema: nn.Module | None = None
         if ema_half_life is not None:
-            self.decay = ema_decay(ema_half_life)
+            self._average = get_ema_multi_avg_fn(ema_decay(ema_half_life))  # type: ignore[no-untyped-call]
             self.ema = copy.deepcopy(module).eval().requires_grad_(False)
 
     def no_sync(self, last: bool) -> AbstractContextManager[None]:
@@ -75,14 +78,14 @@ class Learner:
             group["lr"] = rate
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         if weight != 1.0:
-            torch._foreach_div_(gradients, weight)
+            for gradient in gradients:
+                gradient.div_(weight)
         norm = self._norm(gradients)
         skip = torch.isfinite(norm).logical_not()
         self.skips.add_(skip)
         self.skips[1].mul_(skip)
         if self.config.clip > 0:
-            scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, scale)
+            clip_grads_with_norm_(list(self.parameters.values()), self.config.clip, norm)
         self._step(skip)
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
@@ -92,9 +95,7 @@ class Learner:
     def _step(self, skip: Tensor) -> None:
         """The optimizer's step, unless `skip`: then weights, moments and their counts of steps stay as they are."""
         if self.device.type in ("cpu", "cuda"):
-            # The fused step reads this tensor on the device, as it does for a gradient scaler.
-            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
-            self.optimizer.step()
+            step_unless(self.optimizer, skip)
         elif not bool(skip):  # the fused step of other devices does not read it
             self.optimizer.step()
 
@@ -102,8 +103,7 @@ class Learner:
         """Of all gradients together; 0 before any loss reaches this network (its terms begin later)."""
         if not gradients:
             return torch.zeros((), device=self.device)
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        return norm
+        return get_total_norm(gradients)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -111,7 +111,7 @@ class Learner:
             return
         own = dict(self.ema.named_parameters())
         targets: list[Tensor] = [own[key] for key in self.parameters]
-        torch._foreach_lerp_(targets, [p.detach() for p in self.parameters.values()], 1 - self.decay)
+        self._average(targets, [p.detach() for p in self.parameters.values()], None)
         for target, source in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             target.copy_(source)
 

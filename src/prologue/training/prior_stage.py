@@ -20,8 +20,8 @@ from prologue.training.held_out import BestPrior
 from prologue.training.learner import Learner
 from prologue.training.loop import Metrics
 from prologue.training.microbatches import add_cross_entropy
-from prologue.training.transfer import send
 from prologue.utils.rng import derive_seed, numpy_stream
+from prologue.utils.transfer import send
 
 SNAPSHOT_CLASSES = 8
 SNAPSHOT_ROWS = 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,11 +16,11 @@ from prologue.data.source import ImageSet
 from prologue.errors import CheckpointError
 from prologue.models.perceptual import perceptual_loss
 from prologue.models.prior import Prior
-from prologue.models.quantizers import monitored_entropies
+from prologue.models.quantizers import CosineQuantizer, monitored_entropies
 from prologue.models.tokenizer import Encoding, Tokenizer, to_model_range, to_uint8
 from prologue.sampling.manifest import Manifest
 from prologue.training.adversary import Adversary
-from prologue.training.codebooks import Usage, collapse_sentences, replacement_rows, spherical_kmeans
+from prologue.training.codebooks import Usage, apply_rows, collapse_sentences
 from prologue.training.context import Context
 from prologue.training.held_out import encode_evenly
 from prologue.training.learner import Learner, stored
@@ -29,8 +28,8 @@ from prologue.training.loop import Metrics
 from prologue.training.microbatches import averaged, parts_of
 from prologue.training.schedule import ramp
 from prologue.training.stage_one_prior import StageOnePrior
-from prologue.training.transfer import fetch
 from prologue.utils.rng import derive_seed, torch_stream
+from prologue.utils.transfer import fetch
 
 KMEANS_POINTS = 64
 """Encoder outputs per centre for the start of the prologue codebook, at most."""
@@ -203,12 +202,9 @@ class TokenizerStage:
             pictures, _ = self.context.images(step + len(points), self.batch)
             prologue = self.model.features(to_model_range(pictures))[1]
             assert prologue is not None
-            points.append(self.context.gather(quantizer.project(prologue).flatten(0, 1)))
-        centres = spherical_kmeans(
-            torch.cat(points)[:wanted], quantizer.size, torch_stream(self.seed, "prologue k-means", step)
-        )
-        rows = torch.arange(quantizer.size, device=centres.device)
-        self.tokenizer.replace_rows("prologue_quantizer.codebook", rows, centres)
+            points.append(self.context.gather(quantizer(prologue).z.flatten(0, 1)))
+        rows = quantizer.start_from(torch.cat(points)[:wanted], torch_stream(self.seed, "prologue k-means", step))
+        apply_rows(self.tokenizer, "prologue_quantizer", rows)
 
     @torch.no_grad()
     def _watch(self, step: int, encoding: Encoding) -> Callable[[], Tensor] | None:
@@ -231,11 +227,10 @@ class TokenizerStage:
     @torch.no_grad()
     def _revive(self, step: int, encoding: Encoding, counts: Tensor) -> None:
         """Re-seed the visual codes that nothing used since the last time."""
-        unused = torch.from_numpy(np.flatnonzero(counts.numpy() == 0))
-        if len(unused):
+        if bool((counts == 0).any()):
             z = self.context.gather(encoding.visual.z.detach())
-            rows, values = replacement_rows(unused, z, torch_stream(self.seed, "revival", step))
-            self.tokenizer.replace_rows("visual_quantizer.codebook", rows, values)
+            rows = self.model.visual_quantizer.reset_unused(z, counts, torch_stream(self.seed, "revival", step))
+            apply_rows(self.tokenizer, "visual_quantizer", rows)
         self.revival_window.reset()
 
     def _entropies(self) -> Metrics:
@@ -246,7 +241,7 @@ class TokenizerStage:
         pairs = (("visual", self.model.visual_quantizer, self._last.visual),
                  ("prologue", self.model.prologue_quantizer, self._last.prologue))  # fmt: skip
         for name, quantizer, quantized in pairs:
-            if quantizer is not None and quantized is not None:
+            if isinstance(quantizer, CosineQuantizer) and quantized is not None:
                 z = self.context.gather(quantized.z.detach()).flatten(0, 1)[:ENTROPY_POSITIONS]
                 sample, batch = monitored_entropies(quantizer, z[None])
                 metrics |= {f"{name}_sample_entropy": sample, f"{name}_batch_entropy": batch}

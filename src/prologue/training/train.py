@@ -37,6 +37,7 @@ from prologue.training.tokens_stage import write_tokens
 from prologue.utils.device import pick_device
 from prologue.utils.launcher import environment_named, launched
 from prologue.utils.locks import folder_lock
+from prologue.utils.private_api import reset_accelerator_state
 
 StageName = Literal["tokenizer", "tokens", "prior", "all"]
 LONGEST_WAIT = timedelta(days=7)
@@ -321,12 +322,11 @@ _UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 def make_accelerator(precision: Precision, device: str) -> Any:
     """Accelerate's device, precision and process group for this process."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
 
     chosen = pick_device(device)
     # Accelerate keeps precision and device for the whole program; a second run in it may ask for others.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    reset_accelerator_state()
     with environment_named():
         accelerator = Accelerator(
             mixed_precision="bf16" if pick_precision(precision, chosen) == "bf16" else "no",
@@ -388,8 +388,8 @@ def adopted_config(asked: TokenizerConfig, given: TokenizerConfig) -> TokenizerC
         return given
     if given.variant != "2d":
         raise ConfigError(f"a post-hoc prologue reads a finished 2d tokenizer, not a {given.variant!r} one")
-    prologue = ("variant", "prologue_encoder", "prologue_tokens", "prologue_codebook_size", "prologue_temperature")
-    return dataclasses.replace(given, **{name: getattr(asked, name) for name in prologue})
+    own = [field.name for field in dataclasses.fields(asked) if field.name.startswith("prologue_")]
+    return dataclasses.replace(given, **{name: getattr(asked, name) for name in ("variant", *own)})
 
 
 def _trained_on_in(source: Path) -> list[str]:

@@ -8,7 +8,10 @@ and only the caller decides which code is imported.
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
@@ -72,19 +75,20 @@ class Registry(Generic[T]):
         return found
 
     def import_named(self, name: str) -> T:
-        """Like `get`, but import the module of `module:name` where it is not registered yet.
+        """Like `get`, but import the module of `module:name`, from the Python path or the working folder.
 
         Use this only for names that the user typed, never for names from a saved file.
 
         Raises:
             ConfigError: the name is unknown, or the module or the component does not exist.
         """
-        if name not in self._components and ":" in name:
+        if ":" in name:
             try:
-                component: T = _imported(name)
-            except (ImportError, AttributeError) as error:
-                raise ConfigError(f"the {self.kind} {name!r} cannot be imported: {error}") from error
-            self._components.setdefault(name, component)
+                with _working_folder_on_path():
+                    self._components[name] = _imported(name)
+            except (ImportError, AttributeError, TypeError, ValueError) as error:
+                if name not in self._components:
+                    raise ConfigError(f"the {self.kind} {name!r} cannot be imported: {error}") from error
         return self.get(name)
 
     def build(self, name: str, options: Mapping[str, Any], **context: Any) -> Any:
@@ -119,6 +123,20 @@ def check_options(
         hint = did_you_mean(unknown, known) if unknown else ""
         listed = f"its options are {', '.join(known)}" if known else "it has no options"
         raise ConfigError(f"{what}: {error}; {hint}{listed}") from error
+
+
+@contextmanager
+def _working_folder_on_path() -> Iterator[None]:
+    """Let modules of the working folder be imported, as `python -m` does."""
+    folder = os.getcwd()
+    added = folder not in sys.path and "" not in sys.path
+    if added:
+        sys.path.append(folder)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(folder)
 
 
 def _imported(name: str) -> Any:

@@ -15,11 +15,30 @@ from prologue.utils.files import write_whole
 
 T = TypeVar("T")
 
+OMIT_DEFAULT = "omit_default"
+"""Key of a field's metadata: the field is not written while it has its default value. Files of versions without the
+field stay equal to new ones."""
+
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values; tuples become lists."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    """A dataclass as plain JSON values; tuples become lists. `OMIT_DEFAULT` leaves fields at their default out."""
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=_written_fields))
     return plain
+
+
+def _written_fields(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that its JSON holds."""
+    values = {}
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if each.metadata.get(OMIT_DEFAULT) and value == _default(each):
+            continue
+        values[each.name] = value
+    return values
+
+
+def _default(each: dataclasses.Field[Any]) -> Any:
+    return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
 
 
 def from_dict(kind: type[T], data: Mapping[str, Any], where: str = "", base: T | None = None) -> T:
@@ -65,6 +84,10 @@ def _convert(hint: Any, value: Any, where: str, current: Any) -> Any:
         return value
     if origin is tuple:
         return _convert_tuple(hint, value, where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, not {value!r}")
+        return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

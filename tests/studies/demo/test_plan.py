@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prologue.config import RunConfig, TransformerConfig, Variant
+from prologue.config import Variant
 from prologue.errors import ConfigError, RunError
 from prologue.studies.demo import recipe
-from prologue.studies.demo.flops import prior_step_flops, tokenizer_step_flops, transformer_flops
 from prologue.studies.demo.plan import MARGIN, Plan, Timings, make_plan
 from prologue.studies.demo.recipe import demo_config
 from prologue.utils.serialization import to_dict
@@ -114,31 +113,3 @@ def test_the_baseline_differs_in_the_prologue_alone() -> None:
     assert dataclasses.replace(ours.tokenizer, variant="2d", prologue_tokens=0) == theirs.tokenizer
     assert (ours.data, ours.prior, ours.prior_training) == (theirs.data, theirs.prior, theirs.prior_training)
     assert ours.tokenizer_training.autoencoder == theirs.tokenizer_training.autoencoder
-
-
-def test_flops_are_those_of_the_products() -> None:
-    # Width 8, hidden 24: q, k, v, proj are 4·64, the feed-forward 3·8·24 multiply-adds a token; attention 2·5·5·8.
-    config = TransformerConfig(width=8, depth=2, heads=1, mlp_ratio="3")
-    assert transformer_flops(config, 5) == 2 * 2 * (5 * (4 * 64 + 3 * 8 * 24) + 2 * 5 * 5 * 8)
-    ours, theirs = demo_config(100, 100, 10), demo_config(100, 100, 10, variant="2d")
-    assert tokenizer_step_flops(ours) > tokenizer_step_flops(theirs) > 0
-    assert prior_step_flops(ours) > prior_step_flops(theirs) > 0
-
-
-def test_flops_agree_with_what_torch_counts() -> None:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from prologue.config import PriorConfig
-    from prologue.models.prior import Prior
-    from prologue.models.sequence import SequenceLayout
-
-    config: RunConfig = demo_config(10, 10, 1)
-    layout = SequenceLayout.of(config.tokenizer)
-    prior = Prior(PriorConfig(layout.config, 8, config.prior.transformer))
-    with FlopCounterMode(display=False) as counter:
-        prior(torch.randint(0, 512, (2, layout.length)), torch.tensor([0, 1]))
-    forward = 2 * prior_step_flops(config) / config.prior_training.batch / 3
-    # What torch does not count on a CPU: the products with queries and keys, and with weights and values.
-    attention = 2 * config.prior.depth * 4 * layout.length**2 * config.prior.width
-    assert counter.get_total_flops() in (round(forward), round(forward - attention))

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from prologue.cli._options import parse
-from prologue.cli._sampling import progress
 from prologue.cli.kinds.base import (
     HeldOutOptions,
     Measurement,
@@ -29,6 +28,7 @@ from prologue.evaluation.likelihood import encode_images, true_classes
 from prologue.evaluation.runs import Record, RunInfo, choose_images
 from prologue.pipeline import Pipeline
 from prologue.report.figures_maps import grid_maps, heat_map
+from prologue.utils.progress import progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from prologue import builtin
-from prologue.cli._options import LOCATION, DeviceOption, JsonOption, SeedOption
 from prologue.config import RunConfig
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record, RunImages, RunInfo
 from prologue.training.models import Which
 from prologue.utils.launcher import launched
+from prologue.utils.options import LOCATION, DeviceOption, JsonOption, SeedOption
 
 Row = tuple[str, str, str]
 """A measure, its figure, its 95 % interval."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from tyro.conf import arg
 
 from prologue.cli._options import parse
-from prologue.cli._sampling import progress
 from prologue.cli.kinds.base import (
     HeldOutOptions,
     Measurement,
@@ -36,6 +35,7 @@ from prologue.evaluation.runs import Record, RunInfo, choose_images
 from prologue.models.precision import pick_dtype
 from prologue.report.figures_codes import code_sheet, entropy_chart, position_sheet, usage_chart
 from prologue.utils.device import pick_device
+from prologue.utils.progress import progress
 
 _SHOWN = 16
 _CODES, _EACH = 6, 8

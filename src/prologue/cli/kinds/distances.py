@@ -13,8 +13,9 @@ from tyro.conf import arg
 from prologue.cli.kinds.base import FeaturesOption, InceptionOption, Options, Row, StatedBy, Told, row
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.distances import INDICATIVE, PUBLISHED
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.reference import Reference, open_reference
-from prologue.evaluation.runs import Features, Record, RunInfo
+from prologue.evaluation.runs import Record, RunInfo
 
 
 @dataclass(frozen=True, kw_only=True)

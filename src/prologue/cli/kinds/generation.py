@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from tyro.conf import arg
 
-from prologue.cli._options import OUTPUT_FILE, parse
-from prologue.cli._sampling import GUIDANCE_HELP, RecipeFlags, progress
+from prologue.cli._options import parse
 from prologue.cli.kinds.base import (
     SPLIT_WORDS,
     Measurement,
@@ -33,7 +32,6 @@ from prologue.cli.kinds.distances import (
     reference_notes,
 )
 from prologue.cli.kinds.nearness import verdict
-from prologue.cli.kinds.recipes import recipe_words
 from prologue.data.pictures import SampleArchive
 from prologue.errors import ConfigError, DataError, EvaluationError
 from prologue.evaluation.generation import Samples, evaluate_generation, possible_recipe
@@ -44,8 +42,11 @@ from prologue.evaluation.recognition import Classifier, fit_judge, shipped_class
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import Record, RunImages, RunInfo
 from prologue.pipeline import Pipeline
+from prologue.sampling.flags import GUIDANCE_HELP, RecipeFlags, recipe_words
 from prologue.utils.files import is_stream
+from prologue.utils.options import OUTPUT_FILE
 from prologue.utils.processes import Processes
+from prologue.utils.progress import progress
 
 _DEFAULT_SAMPLES = 2048
 Keep = Callable[[Samples], None]

@@ -11,7 +11,6 @@ from jaxtyping import Int64
 from PIL import Image
 
 from prologue.cli._options import parse
-from prologue.cli._sampling import GUIDANCE_HELP, RecipeFlags, progress
 from prologue.cli.kinds.base import (
     SPLIT_WORDS,
     Measurement,
@@ -23,7 +22,6 @@ from prologue.cli.kinds.base import (
     row,
     with_notes,
 )
-from prologue.cli.kinds.recipes import recipe_words
 from prologue.data.pictures import thumbnails, to_pil
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.generation import possible_recipe
@@ -33,7 +31,9 @@ from prologue.evaluation.recognition import shipped_classifier
 from prologue.evaluation.runs import Record, RunInfo
 from prologue.pipeline import Pipeline
 from prologue.report.figures_intervention import change_map, effect_chart, example_sheet
+from prologue.sampling.flags import GUIDANCE_HELP, RecipeFlags, recipe_words
 from prologue.sampling.guidance import Guidance
+from prologue.utils.progress import progress
 from prologue.utils.rng import numpy_stream
 
 _EXAMPLES, _STRONGEST = 4, 5

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from PIL import Image
 
 from prologue.cli._options import parse
-from prologue.cli._sampling import progress
 from prologue.cli.kinds.base import (
     FeaturesOption,
     Measurement,
@@ -21,16 +20,18 @@ from prologue.cli.kinds.base import (
     row,
     with_notes,
 )
-from prologue.cli.kinds.recipes import recipe_words
 from prologue.data.pictures import labelled_grid, to_pil
 from prologue.errors import ConfigError, EvaluationError
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import possible_recipe
 from prologue.evaluation.layout import Shown, evaluate_layout
 from prologue.evaluation.likelihood import true_classes
 from prologue.evaluation.recognition import shipped_classifier
-from prologue.evaluation.runs import Features, Record, RunInfo, choose_images
+from prologue.evaluation.runs import Record, RunInfo, choose_images
 from prologue.pipeline import Pipeline
 from prologue.report.figures_maps import Ratio, ratio_chart
+from prologue.sampling.flags import recipe_words
+from prologue.utils.progress import progress
 
 _SHOWN_SAMPLES = 6
 

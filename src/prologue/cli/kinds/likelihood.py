@@ -12,7 +12,6 @@ from tyro.conf import arg
 
 from prologue import builtin
 from prologue.cli._options import parse
-from prologue.cli._sampling import progress
 from prologue.cli.kinds.base import (
     HeldOutOptions,
     Measurement,
@@ -34,6 +33,7 @@ from prologue.models.prior import Prior
 from prologue.models.weights import WEIGHTS, file_hash
 from prologue.pipeline import Pipeline
 from prologue.report.figures_likelihood import bits_chart, bits_maps
+from prologue.utils.progress import progress
 
 
 @dataclass(frozen=True, kw_only=True)

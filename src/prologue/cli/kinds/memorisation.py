@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from prologue.cli._options import parse
-from prologue.cli._sampling import progress
 from prologue.cli.kinds.base import (
     FeaturesOption,
     Measurement,
@@ -23,15 +22,17 @@ from prologue.cli.kinds.base import (
     with_notes,
 )
 from prologue.cli.kinds.nearness import verdict
-from prologue.cli.kinds.recipes import recipe_words
 from prologue.data.pictures import labelled_grid, to_pil
 from prologue.errors import EvaluationError
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import possible_recipe
 from prologue.evaluation.memorisation import Closest, Pair, evaluate_memorisation
 from prologue.evaluation.metrics.coarse import SIDE
-from prologue.evaluation.runs import Features, Record, RunInfo
+from prologue.evaluation.runs import Record, RunInfo
 from prologue.pipeline import Pipeline
 from prologue.report.figures_maps import Step, cumulative_chart
+from prologue.sampling.flags import recipe_words
+from prologue.utils.progress import progress
 
 _DEFAULT_SAMPLES = 1024
 

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from prologue.cli._options import parse
-from prologue.cli._sampling import progress
 from prologue.cli.kinds.base import (
     SPLIT_WORDS,
     HeldOutOptions,
@@ -30,6 +29,7 @@ from prologue.evaluation.runs import Record, RunImages, RunInfo, choose_images
 from prologue.models.precision import pick_dtype
 from prologue.report.figures_probe import INPUT_NAMES, accuracy_chart, factor_map, probed
 from prologue.utils.device import pick_device
+from prologue.utils.progress import progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from prologue.cli._options import parse
-from prologue.cli._sampling import progress
 from prologue.cli.kinds.base import (
     HeldOutOptions,
     Measurement,
@@ -39,6 +38,7 @@ from prologue.models.precision import pick_dtype
 from prologue.models.published import place
 from prologue.models.weights import file_hash
 from prologue.utils.processes import Processes
+from prologue.utils.progress import progress
 
 _LPIPS_SIDE = 16
 

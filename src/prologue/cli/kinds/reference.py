@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from tyro.conf import arg
 
-from prologue.cli._options import OUTPUT_FILE, parse
-from prologue.cli._sampling import progress
+from prologue.cli._options import parse
 from prologue.cli.kinds.base import (
     SPLIT_WORDS,
     FeaturesOption,
@@ -28,11 +27,14 @@ from prologue.config import TokenizerConfig
 from prologue.data.source import ImageSet
 from prologue.errors import ConfigError, EvaluationError
 from prologue.evaluation.distances import statistics_of
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.reference import card_path, write_reference
-from prologue.evaluation.runs import Features, Record, RunInfo, choose_images
+from prologue.evaluation.runs import Record, RunInfo, choose_images
 from prologue.models.weights import read_config
 from prologue.utils.files import in_shell, is_stream
+from prologue.utils.options import OUTPUT_FILE
 from prologue.utils.processes import Processes
+from prologue.utils.progress import progress
 
 
 @dataclass(frozen=True, kw_only=True)

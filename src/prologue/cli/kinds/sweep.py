@@ -15,8 +15,7 @@ from tyro.conf import arg
 
 from prologue.builtin import is_builtin, shown
 from prologue.cli._evaluations import key_of, place
-from prologue.cli._options import parse, plain
-from prologue.cli._sampling import GUIDANCE_HELP, parse_guidance, progress
+from prologue.cli._options import parse
 from prologue.cli.kinds.base import (
     FeaturesOption,
     Measurement,
@@ -28,11 +27,11 @@ from prologue.cli.kinds.base import (
     facts,
     with_notes,
 )
-from prologue.cli.kinds.recipes import recipe_words
 from prologue.errors import ConfigError, EvaluationError, RunError
 from prologue.evaluation.distances import INDICATIVE
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import possible_recipe
-from prologue.evaluation.runs import Features, Record, RunInfo
+from prologue.evaluation.runs import Record, RunInfo
 from prologue.evaluation.sweep import (
     Axes,
     Method,
@@ -46,9 +45,12 @@ from prologue.evaluation.sweep import (
 )
 from prologue.pipeline import Pipeline
 from prologue.report.figures_sweep import Marks, Panel, sweep_chart
+from prologue.sampling.flags import GUIDANCE_HELP, parse_guidance, recipe_words
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
 from prologue.utils.locks import folder_lock
+from prologue.utils.measurements import plain
+from prologue.utils.progress import progress
 
 T = TypeVar("T")
 EXAMPLE = "--temperature 0.8,0.9,1"

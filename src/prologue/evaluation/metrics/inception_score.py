@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prologue.errors import EvaluationError
-from prologue.evaluation.runs import NORMAL_95, Interval
+from prologue.evaluation.metrics.intervals import NORMAL_95, Interval
 
 LEAST = 2
 SPLIT = 5000

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from prologue.errors import EvaluationError
-from prologue.evaluation.runs import NORMAL_95
+from prologue.evaluation.metrics.intervals import NORMAL_95
 from prologue.utils.rng import numpy_stream
 
 LEAST = 3

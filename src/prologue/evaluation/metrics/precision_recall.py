@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from prologue.errors import EvaluationError
-from prologue.evaluation.runs import Interval, wilson_interval
+from prologue.evaluation.metrics.intervals import Interval, wilson_interval
 
 NEIGHBOURS = 3
 _ROWS, _COLUMNS = 1024, 4096

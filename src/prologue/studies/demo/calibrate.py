@@ -17,10 +17,11 @@ from prologue.data.opening import open_data
 from prologue.data.sampler import center_batch
 from prologue.data.source import Data
 from prologue.data.store import TokenStore
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.reconstruction import evaluate_reconstruction
-from prologue.evaluation.runs import Features, Split
+from prologue.evaluation.runs import Split
 from prologue.models.tokenizer import to_model_range
 from prologue.report.figures import Curve, line_chart
 from prologue.sampling.recipe import Recipe

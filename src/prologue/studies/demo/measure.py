@@ -12,12 +12,13 @@ from torch import Tensor
 
 from prologue.data.sampler import center_batch
 from prologue.data.source import Data
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import evaluate_generation, recognised_classes
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.recognition import Classifier
 from prologue.evaluation.reconstruction import evaluate_reconstruction
-from prologue.evaluation.runs import Features, ProgressCallback, Record, Split, evaluating, unwatched
+from prologue.evaluation.runs import ProgressCallback, Record, Split, evaluating, unwatched
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer, to_uint8
 from prologue.models.weights import WEIGHTS, file_hash

@@ -15,7 +15,8 @@ from prologue import builtin
 from prologue.data.pictures import labelled_grid, to_pil
 from prologue.data.sampler import center_batch
 from prologue.data.source import Data
-from prologue.evaluation.runs import Record, mean_interval
+from prologue.evaluation.metrics.intervals import mean_interval
+from prologue.evaluation.runs import Record
 from prologue.models.tokenizer import to_model_range
 from prologue.pipeline import Pipeline
 from prologue.sampling.recipe import Recipe

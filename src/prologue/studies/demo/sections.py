@@ -16,9 +16,9 @@ from prologue.report.curves import EXPLAINED, Trained, training_curves
 from prologue.report.figures import Bars, bar_chart
 from prologue.report.page import Block, Commands, Gallery, Picture, Report, Section, Table, Text
 from prologue.studies.demo import verdict
-from prologue.studies.demo.flops import prior_step_flops, tokenizer_step_flops
 from prologue.studies.demo.measure import Measures
 from prologue.studies.demo.plan import Plan
+from prologue.training.flops import prior_step_flops, tokenizer_step_flops
 from prologue.utils.files import in_shell
 
 IDEA = (

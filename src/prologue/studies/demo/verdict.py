@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prologue.evaluation.runs import NORMAL_95, Record
+from prologue.evaluation.metrics.intervals import NORMAL_95
+from prologue.evaluation.runs import Record
 from prologue.sampling.recipe import Recipe
 from prologue.studies.demo.measure import Measures
 from prologue.studies.demo.plan import Plan

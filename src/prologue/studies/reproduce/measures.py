@@ -18,25 +18,19 @@ from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.codes import prologue_vectors, visual_vectors
 from prologue.evaluation.distances import measure_name
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import FeatureExtractor, OwnExtractor
 from prologue.evaluation.generation import Samples, evaluate_generation
 from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.memorisation import compare_samples
+from prologue.evaluation.metrics.intervals import wilson_interval
 from prologue.evaluation.metrics.linear import fit_linear
 from prologue.evaluation.nearest import Described
 from prologue.evaluation.probe import check_classes
 from prologue.evaluation.recognition import Classifier, fit_judge, shipped_classifier
 from prologue.evaluation.reconstruction import evaluate_reconstruction
-from prologue.evaluation.runs import (
-    Features,
-    ProgressCallback,
-    Record,
-    Split,
-    choose_images,
-    unwatched,
-    wilson_interval,
-)
+from prologue.evaluation.runs import ProgressCallback, Record, Split, choose_images, unwatched
 from prologue.evaluation.sweep import Request, measure_recipe, reference_features, run_sweep
 from prologue.models.prior import Prior
 from prologue.models.sequence import TokenIds

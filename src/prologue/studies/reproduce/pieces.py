@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prologue.errors import ConfigError, RunError
-from prologue.studies.demo.flops import prior_step_flops, tokenizer_step_flops
 from prologue.studies.reproduce.scales import VARIANTS, Name, Scale, plain_config, run_config
+from prologue.training.flops import prior_step_flops, tokenizer_step_flops
 from prologue.utils.serialization import load_json
 
 RESULT_FORMAT = 1

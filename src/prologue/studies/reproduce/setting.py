@@ -11,8 +11,8 @@ from prologue.config import FILE_RULE, RunConfig
 from prologue.data.opening import open_data
 from prologue.data.options import ENDLESS, embedded_name
 from prologue.errors import EvaluationError, MissingExtraError, RunError
+from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.metrics.kid import LEAST
-from prologue.evaluation.runs import Features
 from prologue.evaluation.versions import VERSIONS, completed
 from prologue.models.precision import pick_precision
 from prologue.studies.reproduce import state

@@ -1,0 +1,106 @@
+"""Sampling recipes on the command line: the flags of a recipe, and a recipe in the words of its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from prologue.errors import ConfigError
+from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
+from prologue.sampling.recipe import Recipe
+
+GUIDANCE_HELP = """guidance:
+  none                        no guidance
+  overall:KIND:SCALE[:POWER]  one schedule for the whole sequence, for example overall:cosine:10:1.5
+  split:PROLOGUE,VISUAL       one schedule for each segment, for example split:constant:0.7,cosine:3.75:0.2
+  KIND is constant, linear or cosine; POWER is the exponent of a cosine schedule, 1 by default.
+
+The default of each sampling option is that of the recipe stored in RUN; without a stored recipe there is no guidance
+and the temperature is 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFlags:
+    """Sampling options. Options that are not given have the values of the stored recipe."""
+
+    guidance: Annotated[str | None, arg(metavar="GUIDANCE")] = None
+    """Classifier-free guidance, in one of the forms listed below."""
+    temperature: float | None = None
+    """Sampling temperature, by which logits are divided."""
+    prologue_temperature: float | None = None
+    """Sampling temperature of prologue tokens."""
+    top_k: int | Literal["off"] | None = None
+    """Number of most likely ids to sample from; 1 is greedy, `off` removes a stored limit."""
+    top_p: float | Literal["off"] | None = None
+    """Probability mass of the most likely ids to sample from; `off` removes a stored limit."""
+
+    def check(self) -> None:
+        """Refuse invalid values before a model is loaded."""
+        Recipe().replace(**self.sampling())
+
+    def sampling(self) -> Any:
+        """The options that were given, as fields of `Recipe`."""
+        given: dict[str, Any] = {
+            "guidance": None if self.guidance is None else parse_guidance(self.guidance),
+            "temperature": self.temperature,
+            "prologue_temperature": self.prologue_temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return {name: None if value == "off" else value for name, value in chosen.items()}
+
+
+def parse_guidance(text: str) -> Guidance:
+    """Parse `none`, `overall:KIND:SCALE[:POWER]` or `split:PROLOGUE,VISUAL` with KIND:SCALE[:POWER] for each segment.
+
+    Raises:
+        ConfigError: the text has another form; the message shows the forms.
+        SamplingError: a kind is unknown or a value is invalid.
+    """
+    form, _, rest = text.partition(":")
+    segments = [part.split(":") for part in rest.split(",")]
+    try:
+        if form == "none" and not rest:
+            return Guidance.none()
+        if form == "overall" and len(segments) == 1:
+            return Guidance.overall(*_schedule(segments[0]))
+        if form == "split" and len(segments) == 2:
+            return Guidance.split(prologue=_schedule(segments[0]), visual=_schedule(segments[1]))
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"--guidance {text!r} cannot be read: write none, overall:KIND:SCALE[:POWER] such as overall:cosine:10:1.5, "
+        "or split:PROLOGUE,VISUAL such as split:constant:0.7,cosine:3.75:0.2"
+    )
+
+
+def _schedule(parts: list[str]) -> SegmentSchedule:
+    """Parse KIND:SCALE[:POWER]; other forms are a `ValueError`."""
+    if not 2 <= len(parts) <= 3:
+        raise ValueError(parts)
+    kind: ScheduleKind = parts[0]  # type: ignore[assignment]  # Schedule checks the kind
+    numbers = [float(part) for part in parts[1:]]
+    return (kind, numbers[0]) if len(numbers) == 1 else (kind, numbers[0], numbers[1])
+
+
+def recipe_words(recipe: Mapping[str, Any]) -> str:
+    """The options of a recipe (`Recipe.to_dict`) that are set, in the words of the flags."""
+    guidance = recipe["guidance"]
+    if guidance["whole"] is not None:
+        words = [f"guidance overall:{_schedule_words(guidance['whole'])}"]
+    elif guidance["prologue"] is not None and guidance["visual"] is not None:
+        segments = (_schedule_words(guidance[segment]) for segment in ("prologue", "visual"))
+        words = [f"guidance split:{','.join(segments)}"]
+    else:
+        words = ["no guidance"]
+    names = ("temperature", "prologue_temperature", "top_k", "top_p")
+    words += [f"{name.replace('_', '-')} {recipe[name]:g}" for name in names if recipe[name] is not None]
+    return ", ".join(words)
+
+
+def _schedule_words(schedule: Mapping[str, Any]) -> str:
+    return f"{schedule['kind']}:{schedule['scale']:g}:{schedule['power']:g}"

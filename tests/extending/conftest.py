@@ -1,0 +1,41 @@
+"""Code outside the package: the code blocks of docs/extending, as modules that a user could have written."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prologue.cli.main import IMPORTED
+from prologue.models.quantizers import PROLOGUE_QUANTIZERS, QUANTIZERS
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def outside_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Save the block of the docs that begins with `# NAME.py` in a folder of `sys.path`.
+
+    What it registers is forgotten after the test. Calling again also forgets it, as a new process would.
+    """
+    for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS):
+        monkeypatch.setattr(registry, "_components", dict(registry._components))
+    known = {registry: dict(registry._components) for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS)}
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv(IMPORTED, "")
+
+    def make(name: str) -> None:
+        text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md")))
+        (block,) = re.findall(rf"```python\n(# {name}\.py\n.*?)```", text, re.DOTALL)
+        (folder / f"{name}.py").write_text(block, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setenv(IMPORTED, "")
+        for registry, components in known.items():
+            registry._components = dict(components)
+
+    return make
