@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 def _options_of_all_commands() -> list[type]:
     """The options dataclass of each command and kind of evaluation: the last one that its module defines."""
-    names = [f"prologue.cli.{module}" for module, _ in COMMANDS.values()]
+    names = [COMMANDS.get(name).__module__ for name in COMMANDS]
     names += [f"prologue.cli.kinds.{kind}" for kind in evaluate.KINDS]
     found = []
     for module in map(import_module, names):
@@ -157,7 +157,7 @@ def test_a_home_folder_is_known_in_every_path(tmp_path: Path, monkeypatch: pytes
 def test_every_option_with_a_path_is_known_as_one() -> None:
     """Text options that name places carry the mark; so do those that name files to write."""
     kinds = _options_of_all_commands()
-    assert len(kinds) >= len(COMMANDS) + len(evaluate.KINDS) - 1
+    assert len(kinds) >= len(list(COMMANDS)) + len(evaluate.KINDS) - 1
     places = outputs = 0
     for kind in kinds:
         hints = typing.get_type_hints(kind, include_extras=True)

@@ -6,11 +6,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from prologue.cli.main import IMPORTED
+from prologue.cli.main import COMMANDS, IMPORTED
 from prologue.models.quantizers import PROLOGUE_QUANTIZERS, QUANTIZERS
+from prologue.utils.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -21,9 +23,10 @@ def outside_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
     What it registers is forgotten after the test. Calling again also forgets it, as a new process would.
     """
-    for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS):
+    registries: tuple[Registry[Any], ...] = (QUANTIZERS, PROLOGUE_QUANTIZERS, COMMANDS)
+    known = {registry: dict(registry._components) for registry in registries}
+    for registry in registries:
         monkeypatch.setattr(registry, "_components", dict(registry._components))
-    known = {registry: dict(registry._components) for registry in (QUANTIZERS, PROLOGUE_QUANTIZERS)}
     folder = tmp_path / "outside"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
