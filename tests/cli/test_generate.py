@@ -222,7 +222,7 @@ def test_mistakes_are_named(
         (["resample", run_folder, str(tmp_path / "gone.png"), *out], "gone.png is not a file"),
         (["resample", run_folder, str(damaged), *out], "damaged.png cannot be read"),
         (["resample", run_folder, str(picture), "--count", "0", *out], "--count"),
-        (["resample", run_folder, str(picture), "--classes", "ring,7", *out], "one class, or one each"),
+        (["resample", run_folder, str(picture), "--classes", "ring,7", *out], "one class, or one per image"),
         (["resample", str(plain), str(picture), *out], "tokenizer works without"),
     ):
         refused(argv, named, capsys)

@@ -109,10 +109,10 @@ def test_downloads_and_makes_what_the_training_finds(
     for file in standins.folder.iterdir():
         file.unlink()
     assert main(["weights", network]) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     place(network).write_bytes(b"cut off")
     assert main(["weights", network]) == 0  # from torch's cache, which the first call filled
-    assert "is made again" in capsys.readouterr().err
+    assert "making it again" in capsys.readouterr().err
     assert read_tensors(place(network)).keys() == wanted.keys()
     left = [file.name for file in tmp_path.rglob("*") if file.is_file() and file.name.endswith(("tmp", "partial"))]
     assert left == []
@@ -132,7 +132,7 @@ def test_inception_stays_the_published_file(standins: Standins, capsys: pytest.C
     assert main(["weights", "inception", file]) == 0
     assert place("inception").read_bytes() == Path(file).read_bytes()
     assert main(["weights", "inception"]) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 def test_without_a_network_the_file_to_fetch_is_named(standins: Standins, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +152,7 @@ def test_damaged_and_other_files_are_refused(
     whole = file.read_bytes()
     cut = tmp_path / file.name
     cut.write_bytes(whole[:-100])
-    refused(["convnext", str(cut)], "none of the files", "cut off", file.name, capsys=capsys)
+    refused(["convnext", str(cut)], "none of the published files", "truncated", file.name, capsys=capsys)
     refused(["convnext", str(tmp_path / "gone.pth")], "gone.pth is not a file", capsys=capsys)
     file.write_bytes(whole[:-100])  # what a server may send, too
     refused(["convnext"], "cannot be downloaded", "invalid hash", capsys=capsys)

@@ -1,4 +1,4 @@
-"""`prologue train`: a tokenizer with prologue tokens and its prior, on any images."""
+"""`prologue train`: train a tokenizer with prologue tokens and its prior."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ DEFAULT_PRESET = "small-32"
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     data: Annotated[str, arg(metavar="WHERE"), LOCATION]
-    """Images: a folder, a zip, or the embedded `shapes`, `digits` or `plates`."""
+    """Training images: a folder, a zip, or the embedded `shapes`, `digits` or `plates`."""
     out: Annotated[Path, arg(metavar="RUN")]
-    """Run folder. The same command on the same folder continues the run."""
-    preset: str = DEFAULT_PRESET
-    """A named configuration: `prologue presets` lists them."""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """JSON with fields that differ from the preset's."""
+    """Run folder; the same command continues an interrupted run."""
+    preset: Annotated[str, arg(metavar="PRESET")] = DEFAULT_PRESET
+    """Named configuration; `prologue presets` lists them."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """JSON file with fields that override the preset's."""
     stage: StageName = "all"
-    """The stage to run; finished ones are skipped."""
-    tokenizer: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Take a finished run's tokenizer instead of training one; a post-hoc prologue reads it frozen."""
+    """Stage to run; finished stages are skipped."""
+    tokenizer: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """Run whose finished tokenizer is used instead of training one; a post-hoc prologue keeps it frozen."""
     device: DeviceOption = "auto"
     extend: bool = False
-    """Continue a run, also a finished one, to more steps than it was begun with; its learning rates may change too."""
+    """Continue a run, also a finished one, with more steps; its learning rates can change too."""
     fields: Suppress[dict[str, Any]] = field(default_factory=dict)
 
 
 def _named_preset(argv: list[str]) -> str:
-    """The preset that a command line names, for its help."""
+    """The preset of a command line, whose values the help shows."""
     for flag, value in pairwise([*argv, ""]):
         if flag == "--preset" and value:
             return value
@@ -61,7 +61,7 @@ def _named_preset(argv: list[str]) -> str:
 
 
 def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) -> None:
-    """Refuse `--tokenizer.*` flags that a finished tokenizer cannot follow."""
+    """Raise `ConfigError` for `--tokenizer.*` flags that differ from the finished tokenizer."""
     kept = to_dict(adopted_config(config.tokenizer, read_config(source / "tokenizer", TokenizerConfig)))
     for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer).get(key) for key in asked}}):
         raise ConfigError(
@@ -71,7 +71,7 @@ def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) ->
 
 
 def run(argv: list[str]) -> int:
-    """Train, or continue, a run."""
+    """Train or continue a run."""
     kind = with_fields(TrainOptions, _named_preset(argv))
     options = parse(kind, argv, "prologue train", "Train a tokenizer and its prior.")
     config = resolve_run_config(options.preset, options.config, options.fields)
@@ -89,7 +89,7 @@ def run(argv: list[str]) -> int:
     )
     if pick_device(options.device).type == "cpu":
         keep_freed_memory()
-    # Launchers (torchrun, accelerate) number the processes of a group: one of them speaks.
+    # Of several processes (torchrun, accelerate) only the main one prints.
     progress: Progress = Terminal() if launched().main else Silent()
     with stops(progress):
         finished = train(request, progress)
