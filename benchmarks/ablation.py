@@ -27,8 +27,7 @@ from typing import Any
 import torch
 
 from prologue.config import RunConfig
-from prologue.data.opening import open_data
-from prologue.data.source import Data
+from prologue.data.source import Data, open_data
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.layout import evaluate_layout

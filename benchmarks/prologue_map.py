@@ -31,8 +31,7 @@ from typing import Any
 import torch
 
 from prologue.config import RunConfig
-from prologue.data.opening import open_data
-from prologue.data.options import embedded_name
+from prologue.data.source import embedded_name, open_data
 from prologue.evaluation.classifier import kind_of
 from prologue.evaluation.factors import known_factors
 from prologue.evaluation.feature_networks import Features

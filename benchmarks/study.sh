@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# All that docs/study.md shows: about fifteen hours on two CPU cores. Every part continues where it was; with an empty
-# WORK what is in benchmarks/results counts as done, but for icons (to make it anew, use a checkout without these files).
+# All results in docs/study.md: about fifteen hours on two CPU cores. The same command continues a part. The results in
+# benchmarks/results count as done, except for icons. To repeat them, use a checkout without these files.
 #
-#   bash benchmarks/study.sh WORK [shapes] [digits] [ablation] [icons]      all parts where none is named
+#   bash benchmarks/study.sh WORK [shapes] [digits] [ablation] [icons]      all parts by default
 #
-# WORK is a folder of its own. icons takes the network (npm). Then put the results into the page:
+# WORK is a new folder, or one of an earlier call. icons needs a network connection (npm). To update the page:
 #   python benchmarks/study_page.py shapes=WORK/shapes digits=WORK/digits \
 #     ablation=WORK/ablation/ablation.md icons=WORK/icons
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-work=${1:?a folder to work in}
+work=${1:?name a folder for the results}
 shift
 python=${PYTHON:-python}
-export OMP_NUM_THREADS=1 # as many runs at a time as there are cores, each on one
+export OMP_NUM_THREADS=1 # one core per run
 mkdir -p "$work" && cd "$work"
 
-# taken NAME: begin the study from its kept results.
+# taken NAME: begin the study with its results in benchmarks/results.
 taken() {
     if [ ! -e "$1" ] && [ -d "$here/results/study-$1" ]; then
         rm -rf "$1.part" && cp -r "$here/results/study-$1" "$1.part" && mv "$1.part" "$1"
@@ -25,10 +25,8 @@ taken() {
 shapes() {
     taken shapes
     "$python" -m prologue reproduce --scale hours --seed 20 --seeds 3 --out shapes --jobs 2
-    # One further seed of the two that the first claim is about, which the others must have predicted.
-    "$python" -m prologue reproduce --scale hours --seed 23 --seeds 1 --variants 2d prologue --out shapes --jobs 2
-    # The five more of them that were planned.
-    "$python" -m prologue reproduce --scale hours --seed 24 --seeds 5 --variants 2d prologue --out shapes --jobs 2
+    # Six more seeds of the two variants that the first claim is about.
+    "$python" -m prologue reproduce --scale hours --seed 23 --seeds 6 --variants 2d prologue --out shapes --jobs 2
 }
 
 digits() {

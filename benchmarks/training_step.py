@@ -21,7 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from prologue.config import Precision, RunConfig
-from prologue.data.opening import open_data
+from prologue.data.source import open_data
 from prologue.presets import preset
 from prologue.training.context import Context
 from prologue.training.run import RunFolder

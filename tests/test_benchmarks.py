@@ -16,7 +16,7 @@ import torch
 
 from prologue import builtin
 from prologue.config import RunConfig
-from prologue.data.opening import open_data
+from prologue.data.source import open_data
 from prologue.models.tokenizer import Tokenizer
 from prologue.models.weights import WEIGHTS, file_hash
 from prologue.presets import preset

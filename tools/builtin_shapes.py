@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from prologue import builtin
-from prologue.data.opening import open_data
+from prologue.data.source import open_data
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.layout import evaluate_layout
@@ -103,7 +103,7 @@ def card(run: RunFolder, folder: Path, records: dict[str, Record], facts: dict[s
         {
             "name": f"{builtin.SCHEME}{DATA}",
             "licence": "Apache-2.0",
-            "data": "the scenes that `prologue.data.shapes` draws; no other images",
+            "data": "the scenes that `prologue.data.embedded.shapes` draws; no other images",
             "data_fingerprint": run.record["facts"]["data_fingerprint"],
             "command": "python tools/builtin_shapes.py",
             "preset": PRESET,

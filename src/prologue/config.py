@@ -5,6 +5,7 @@ This module imports neither torch nor any other heavy package, so that the comma
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing
 from dataclasses import dataclass, field
@@ -29,7 +30,31 @@ FILE_RULE = 2
 MAX_PIXELS = 179_000_000
 """Larger pictures are refused unless `data.max_pixels` allows them: a small file may expand to fill the memory."""
 
-_VARIANTS = typing.get_args(Variant)
+
+@dataclass(frozen=True)
+class VariantTraits:
+    """What tells a tokenizer variant from the others (METHOD §4)."""
+
+    has_prologue: bool = False
+    """It has prologue tokens, which the prior trains."""
+    frozen: Variant | None = None
+    """A finished tokenizer of this variant is its visual path and stays frozen; a second encoder gives the prologue."""
+    visual_queries: bool = False
+    """Visual codes come from queries instead of patches, so that they have no place in the image."""
+
+    @property
+    def post_hoc(self) -> bool:
+        """It trains a prologue for a finished tokenizer, and not its visual path."""
+        return self.frozen is not None
+
+
+VARIANTS: dict[Variant, VariantTraits] = {
+    "2d": VariantTraits(),
+    "1d": VariantTraits(visual_queries=True),
+    "prologue": VariantTraits(has_prologue=True),
+    "prologue-post": VariantTraits(has_prologue=True, frozen="2d"),
+}
+"""The one place that tells the variants apart: other code asks `TokenizerConfig.traits`."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -184,7 +209,7 @@ class TokenizerConfig:
         _plain_component(self, "quantizer", "prologue_quantizer")
         _ids_per_position(self.quantizer)
         _require(
-            self.variant in _VARIANTS, f"unknown tokenizer variant {self.variant!r}: choose one of {list(_VARIANTS)}"
+            self.variant in VARIANTS, f"unknown tokenizer variant {self.variant!r}: choose one of {list(VARIANTS)}"
         )
         _positive(self, "patch_size", "code_dim", "codebook_size")
         _require(
@@ -197,7 +222,7 @@ class TokenizerConfig:
                 f"image {axis} {size} is not divisible by the patch size {self.patch_size}: "
                 f"choose {max(1, round(size / self.patch_size)) * self.patch_size} or another patch",
             )
-        if self.variant in ("prologue", "prologue-post"):
+        if self.traits.has_prologue:
             _positive(self, "prologue_tokens", "prologue_codebook_size", "prologue_temperature")
             each = _ids_per_position(self.prologue_quantizer)
             _require(
@@ -208,9 +233,32 @@ class TokenizerConfig:
         else:
             _require(self.prologue_tokens == 0, f"variant {self.variant!r} has no prologue: set prologue_tokens to 0")
         _require(
-            (self.prologue_encoder is not None) == (self.variant == "prologue-post"),
-            "prologue_encoder belongs to the variant 'prologue-post', and only to it",
+            (self.prologue_encoder is not None) == self.traits.post_hoc,
+            f"the variant {self.variant!r} {'needs' if self.traits.post_hoc else 'has no'} prologue_encoder, "
+            "the second encoder of a post-hoc prologue",
         )
+
+    @property
+    def traits(self) -> VariantTraits:
+        return VARIANTS[self.variant]
+
+    def on_top_of(self, given: TokenizerConfig) -> TokenizerConfig:
+        """This post-hoc prologue on the visual path of a finished tokenizer.
+
+        Raises:
+            ConfigError: the finished tokenizer is of another variant than this one needs.
+        """
+        _require(
+            given.variant == self.traits.frozen,
+            f"a post-hoc prologue reads a finished {self.traits.frozen} tokenizer, not a {given.variant!r} one",
+        )
+        own = [item.name for item in dataclasses.fields(self) if item.name.startswith("prologue_")]
+        return dataclasses.replace(given, variant=self.variant, **{name: getattr(self, name) for name in own})
+
+    @property
+    def visual_tokens_on_grid(self) -> bool:
+        """Whether each visual token belongs to one patch, so that values of tokens make a picture."""
+        return not self.traits.visual_queries and self.visual_tokens == self.patches
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Final, Literal, Self, TypedDict, Unpack
+from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
 import torch
 from jaxtyping import Int, UInt8
@@ -26,25 +26,34 @@ from prologue.models.precision import check_dtype, convert
 from prologue.models.prior import Prior
 from prologue.models.sequence import SequenceLayout, TokenIds
 from prologue.models.tokenizer import Tokenizer
-from prologue.sampling.arguments import Images, check_options, folder_path, image_tensor, seeds_of, whole_number
+from prologue.sampling.arguments import (
+    Images,
+    check_options,
+    folder_path,
+    image_tensor,
+    recipes_of,
+    seeds_of,
+    whole_number,
+)
 from prologue.sampling.compiling import Compiler, Report, worth_compiling
 from prologue.sampling.decode import sample_sequences
 from prologue.sampling.engine import Engine
 from prologue.sampling.graphs import Pixels
 from prologue.sampling.guidance import Guidance
+from prologue.sampling.known import Known
 from prologue.sampling.manifest import Manifest
-from prologue.sampling.recipe import Recipe, check_recipe
+from prologue.sampling.recipe import Recipe
 from prologue.training.models import RunModels, Which
 from prologue.utils.cpu_threads import cpu_threads, threads_for
 from prologue.utils.device import pick_device
 from prologue.utils.rng import MOST_IMAGES
 
 _RECIPE = tuple(field.name for field in fields(Recipe))
-_OPTIONS = (*_RECIPE, "count", "seed", "batch")
+_OPTIONS = (*_RECIPE, "count", "seed", "batch", "known")
 
 
 class InTurn(Enum):
-    """Says that no class was given, which is not the same as None, the null class."""
+    """The default of `classes`. It differs from None, which is the null class."""
 
     IN_TURN = "the classes in turn"
 
@@ -53,21 +62,22 @@ IN_TURN: Final = InTurn.IN_TURN
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How tokens are drawn; what is left out comes from the stored recipe.
+    """How tokens are drawn; options that are left out come from the stored recipe.
 
-    `prologue_temperature=None` means `temperature`; `top_k` and `top_p` None keep all ids.
+    Each option is one value for all images, or a sequence with one for each image. `prologue_temperature=None` means
+    `temperature`; `top_k` and `top_p` None keep all ids.
     """
 
-    guidance: Guidance
-    temperature: float
-    prologue_temperature: float | None
-    top_k: int | None
-    top_p: float | None
+    guidance: Guidance | Sequence[Guidance]
+    temperature: float | Sequence[float]
+    prologue_temperature: float | Sequence[float | None] | None
+    top_k: int | Sequence[int | None] | None
+    top_p: float | Sequence[float | None] | None
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Images with what they were made from; entry `i` of each belongs to image `i`."""
+    """Images and what they were made from; entry `i` of each field belongs to image `i`."""
 
     images: list[Image.Image]
     tokens: TokenIds
@@ -77,7 +87,7 @@ class Generated:
 
 
 class _Shared:
-    """What the calls of a pipeline share. One thread at a time uses it; a copy of a pipeline begins with its own."""
+    """State that the calls of one pipeline share, one thread at a time. A copy of a pipeline has its own."""
 
     def __init__(self) -> None:
         self.turn = threading.RLock()
@@ -90,13 +100,13 @@ class _Shared:
 
 
 class Pipeline:
-    """A tokenizer and a prior that fit together, and what a folder says beside them.
+    """A tokenizer and a prior that fit together, with their class names and default recipe.
 
-    An image depends on its class, its seed and the options alone, not on the images computed with it. Its bytes are
-    the same wherever it is computed in a chunk of the same size. Several threads may call one pipeline: they take
-    turns, chunk by chunk, and get what each would have got alone.
+    An image depends on its own class, seed, options and known tokens, not on the other images of the call. `chunk`
+    gives the same bytes for it in every chunk of the same size. Several threads may call one pipeline: they take turns,
+    chunk by chunk, and each gets the same result as it would alone.
 
-    `compile`: run the sampling step through `torch.compile`; `auto` does where a call has enough work for it to pay.
+    `compile`: compile the sampling step with `torch.compile`; `auto` compiles where the call has enough work.
     """
 
     def __init__(
@@ -124,9 +134,9 @@ class Pipeline:
         self.manifest = manifest
         self.compile = compile
         self.on_compile: Report | None = None
-        """Told what is being compiled, and how long it took."""
+        """Called before and after each compilation."""
         self.source: RunModels | None = None
-        """Where the models were read from, where they were read."""
+        """The folder that the models were read from, if any."""
         self._numbers = tuple(str(index) for index in range(prior.num_classes))
         self._shared = _Shared()
 
@@ -141,12 +151,14 @@ class Pipeline:
 
     @property
     def recipe(self) -> Recipe:
-        """The stored recipe: what options come from that a call leaves out. Set it to have it saved."""
+        """The stored recipe, which gives the options that a call leaves out. `save_pretrained` saves it."""
         return self.manifest.recipe or Recipe()
 
     @recipe.setter
     def recipe(self, recipe: Recipe) -> None:
-        check_recipe(recipe)
+        given: Any = recipe
+        if not isinstance(given, Recipe):
+            raise SamplingError(f"a recipe is a Recipe, such as Recipe(temperature=0.9), not {given!r}")
         self.manifest = self.manifest.replace(recipe=recipe)
 
     @property
@@ -166,12 +178,13 @@ class Pipeline:
         compile: bool | Literal["auto"] = "auto",
         checkpoint: Which = "finished",
     ) -> Self:
-        """Open a finished run's folder, an exported one, or `builtin:NAME`, which comes with the package.
+        """Open the folder of a finished run, an exported folder, or `builtin:NAME`, which the package contains.
 
-        `checkpoint="newest"` opens a run that is still training, with the EMA of its newest checkpoint.
+        `checkpoint="newest"` opens a run that is still training, with the EMA weights of its newest checkpoint.
 
-        Anything missing or damaged in it is a `CheckpointError` naming the file; a device or number format that is
-        not there is a `ConfigError`.
+        Raises:
+            CheckpointError: a file is missing or damaged; the message names it.
+            ConfigError: the device or number format is unknown or not available.
         """
         where = pick_device(device)
         check_dtype(dtype, where)
@@ -185,7 +198,7 @@ class Pipeline:
         return pipeline
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write a folder that `from_pretrained` opens; weights keep the number format they have now."""
+        """Write a folder that `from_pretrained` opens; the weights keep their number format."""
         folder = Path(folder_path(path))
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file: give a folder")
@@ -196,10 +209,10 @@ class Pipeline:
             )
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.prior.save_pretrained(folder / "prior")
-        self.manifest.save(folder)  # last: without it the folder does not pass for a whole one
+        self.manifest.save(folder)  # last: a folder without it counts as incomplete
 
     def class_id(self, value: ClassLike) -> int:
-        """The id of a name, an id or None. An unknown one is a `SamplingError` with the nearest name and the list."""
+        """The id of a name, an id or None; an unknown class is a `SamplingError` that names the nearest."""
         return self._classes.id(value)
 
     def class_name(self, class_id: int) -> str:
@@ -224,18 +237,22 @@ class Pipeline:
         count: int | None = None,
         seed: int | Sequence[int] = 0,
         batch: int = 64,
+        known: Known | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Generated:
-        """Images of `classes`; without them, of all classes in turn (of the null class where there are none).
+        """Images of `classes`; by default of all classes in turn, or of the null class where there are no classes.
 
-        `count` images in all are dealt to the classes in turn; left out, one for each class given. `seed` `s` means
-        `s, s+1, …` for the images in order; a list gives one for each. `batch` bounds the memory, not the result.
-        Raises `SamplingError` for unknown classes, and for options that are unknown or cannot be satisfied.
+        Args:
+            count: images in all, dealt to the classes in turn; by default one for each class given.
+            seed: `s` means `s, s+1, …` for the images in order; a sequence has one for each.
+            batch: images computed at once. It bounds the memory and does not change the result.
+            known: tokens that are kept instead of drawn, for each image or for all. Without `count`, their number is
+                that of the images.
+
+        Raises:
+            SamplingError: an unknown class or option, or one that cannot be satisfied.
         """
-        check_options(options, _OPTIONS)
-        ids = self.deal(classes, count)
-        seeds = seeds_of(seed, len(ids))
-        tokens = self._draw(self._ids(ids), seeds, None, batch, False, options)
+        tokens, seeds, ids = self._sample(classes, count, seed, batch, known, options)
         return Generated(self.decode(tokens.visual, batch), tokens, seeds, ids)
 
     def sample(
@@ -245,12 +262,28 @@ class Pipeline:
         count: int | None = None,
         seed: int | Sequence[int] = 0,
         batch: int = 64,
+        known: Known | None = None,
         **options: Unpack[SamplingOptions],
     ) -> TokenIds:
-        """The tokens that `generate` with the same arguments makes its images from."""
+        """The tokens of the images that `generate` with the same arguments makes."""
+        return self._sample(classes, count, seed, batch, known, options)[0]
+
+    def _sample(
+        self,
+        classes: Classes | Literal[InTurn.IN_TURN],
+        count: int | None,
+        seed: int | Sequence[int],
+        batch: int,
+        known: Known | None,
+        options: SamplingOptions,
+    ) -> tuple[TokenIds, list[int], list[int]]:
+        """Tokens, seeds and class ids of the images."""
         check_options(options, _OPTIONS)
+        if count is None and known is not None and len(known) > 1:
+            count = len(known)
         ids = self.deal(classes, count)
-        return self._draw(self._ids(ids), seeds_of(seed, len(ids)), None, batch, False, options)
+        seeds = seeds_of(seed, len(ids))
+        return self._draw(ids, seeds, options, batch, known), seeds, ids
 
     def resample(
         self,
@@ -262,29 +295,30 @@ class Pipeline:
         batch: int = 64,
         **options: Unpack[SamplingOptions],
     ) -> Generated:
-        """`count` new images for each of the source's, with its prologue and newly drawn visual tokens.
+        """`count` new images for each source image, with its prologue and newly drawn visual tokens.
 
-        Results of the first source image come first. `classes` is one class for all, or one for each source image.
-        Raises `SamplingError` where tokenizer or prior have no prologue.
+        The results of the first source image come first. `classes` is one class for all, or one for each source image.
+
+        Raises:
+            SamplingError: the tokenizer or the prior has no prologue, or as for `generate`.
         """
         check_options(options, _OPTIONS)
         self.check_resamples()
-        layout = self.prior.layout
         count = whole_number("count", count, MOST_IMAGES)
         tokens = source if isinstance(source, TokenIds) else self.encode(source, batch)
-        layout.check(tokens)
+        self.prior.layout.check(tokens)
         ids = self._classes.ids(classes)
         if len(ids) not in (1, len(tokens)):
             raise SamplingError(f"{len(tokens)} images take one class, or one each, not {len(ids)}")
         each = ids * len(tokens) if len(ids) == 1 else ids
         ids = [class_id for class_id in each for _ in range(count)]
         seeds = seeds_of(seed, len(ids))
-        given = layout.pack_prologue(tokens.prologue.repeat_interleave(count, 0).to(self.device))
-        drawn = self._draw(self._ids(ids), seeds, given, batch, False, options)
+        sources = torch.arange(len(tokens), device=tokens.visual.device).repeat_interleave(count)
+        drawn = self._draw(ids, seeds, options, batch, Known(tokens[sources]))
         return Generated(self.decode(drawn.visual, batch), drawn, seeds, ids)
 
     def check_resamples(self) -> None:
-        """Raise `SamplingError` where there is no prologue to keep."""
+        """Raise `SamplingError` if the tokenizer or the prior has no prologue."""
         if not self.prior.layout.has_prologue:
             lacking = "prior was trained" if self.tokenizer.config.prologue_tokens else "tokenizer works"
             raise SamplingError(
@@ -293,9 +327,10 @@ class Pipeline:
             )
 
     def encode(self, images: Images, batch: int = 64) -> TokenIds:
-        """Tokens of pictures of any size: those of another size than the model's are covered and center-cropped.
+        """Tokens of pictures; those that do not have the model's size are resized to cover it and center-cropped.
 
-        What is no image, and tensors that are not finite or lie beyond ±2, are a `DataError`.
+        Raises:
+            DataError: a value is no image, or a tensor has values that are not finite or lie outside ±2.
         """
         batch = whole_number("batch", batch)
         x = image_tensor(images, self.tokenizer.config.image_size, self.manifest.background)
@@ -306,7 +341,7 @@ class Pipeline:
         return TokenIds.cat(parts)
 
     def decode(self, visual: Int[Tensor, "B N"], batch: int = 64) -> list[Image.Image]:
-        """Pictures of visual ids; ids of another number or from outside the codebook are a `SamplingError`."""
+        """Pictures of visual ids; a wrong number of ids, or one outside the codebook, is a `SamplingError`."""
         batch = whole_number("batch", batch)
         self.tokenizer.check_visual(visual)
         return to_pil(self._decode(visual.to(self.device), min(batch, len(visual)))) if len(visual) else []
@@ -317,33 +352,37 @@ class Pipeline:
         seeds: Sequence[int],
         rows: int,
         *,
+        known: Known | None = None,
         compiled: bool | None = None,
         threads: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> tuple[TokenIds, UInt8[Tensor, "n 3 H W"]]:
-        """Tokens and images of at most `rows` images, computed as `rows` of them whatever their number.
+        """Tokens and images of at most `rows` images, computed in batches that are filled up to `rows`.
 
-        An image's bytes then depend on its chunk alone: the same for any number of processes, and after any kill.
-        `compiled` is what `compiles` said of all the chunks together, `threads` what `threads` says of `rows`; left
-        out, each chunk decides for itself.
+        The bytes of an image then depend on `rows` and on its own class, seed, options and known tokens, not on the
+        other images of the chunk. Images without guidance, and those with another known or guided segment, are batches
+        of their own.
+
+        `compiled` is the answer of `compiles` for all chunks together, `threads` that of `threads`; by default each
+        chunk decides for itself.
         """
-        check_options(options, _RECIPE)
+        check_options(options, (*_RECIPE, "known"))
         ids, rows = self._classes.ids(class_ids), whole_number("rows", rows)
         if not 0 < len(ids) <= rows:
             raise SamplingError(f"a chunk of {rows} rows takes 1…{rows} images, not {len(ids)}")
         found = seeds_of(list(seeds), len(ids))
-        tokens = self._draw(self._ids(ids), found, None, rows, True, options, compiled, threads)
+        tokens = self._draw(ids, found, options, rows, known, True, compiled, threads)
         return tokens, self._decode(tokens.visual, rows, compiled, threads).cpu()
 
     def threads(self, rows: int) -> int:
-        """How many CPU threads compute so many images at once: what their bytes depend on beside the build.
+        """The number of CPU threads that compute `rows` images at once; their bytes depend on it.
 
-        The decode loop decides, also for encoding and decoding, which take a small part of its time.
+        The work of the decode loop decides, also for encoding and decoding, which take a small part of its time.
         """
         return threads_for(2 * rows, self.prior.config.transformer.width)
 
     def compiles(self, images: int, batch: int) -> bool:
-        """Whether so many images are drawn with compiled steps: as the pipeline was opened, else where it pays."""
+        """Whether this many images are drawn with compiled steps: as `compile` says, with `auto` where it pays."""
         if self.compile != "auto":
             return bool(self.compile)
         size = sum(tensor.nbytes for tensor in self.prior.parameters()) + sum(t.nbytes for t in self.prior.buffers())
@@ -351,14 +390,11 @@ class Pipeline:
 
     @contextmanager
     def _turn(self, threads: int) -> Iterator[None]:
-        """Everything that runs a model goes through here: caches and recorded graphs serve one caller at a time."""
+        """Every call of a model takes a turn, because caches and recorded graphs serve one caller at a time."""
         with self._shared.turn, cpu_threads(threads) if self.device.type == "cpu" else nullcontext():
             yield
-            if self.device.type == "cuda":  # the next thread may queue its work on another stream
+            if self.device.type == "cuda":  # the next thread may use another stream
                 torch.cuda.current_stream(self.device).synchronize()
-
-    def _ids(self, class_ids: Sequence[int]) -> Int[Tensor, " B"]:
-        return torch.tensor(list(class_ids), dtype=torch.int64, device=self.device)
 
     def _engine(self, compiled: bool) -> Engine:
         engines = self._shared.engines
@@ -370,18 +406,18 @@ class Pipeline:
     def _decode(
         self, visual: Int[Tensor, "B N"], rows: int, compiled: bool | None = None, threads: int | None = None
     ) -> UInt8[Tensor, "B 3 H W"]:
-        """Images of visual ids, known to be right, in chunks of `rows`, the last one filled up; on the device."""
+        """Images of checked visual ids, on the device, in chunks of `rows`; the last chunk is filled up."""
         compiled = self.compiles(len(visual), rows) if compiled is None else compiled
         parts = []
         for part in torch.split(visual.long(), rows):
             full = part[_filled(len(part), rows, part.device)]
             with self._turn(threads or self.threads(len(full))):
                 decoder = self._decoder(rows, self._engine(compiled).compiler)
-                parts.append(decoder(full)[: len(part)].clone())  # what a graph returns, its next call overwrites
+                parts.append(decoder(full)[: len(part)].clone())  # the graph's next call overwrites its result
         return torch.cat(parts)
 
     def _decoder(self, rows: int, compiler: Compiler | None) -> Callable[[Tensor], Tensor]:
-        """Visual ids → uint8 images, compiled where that is of use."""
+        """A function from visual ids to uint8 images, compiled where that pays."""
         if compiler is None or not compiler.takes(Pixels):
             return Pixels(self.tokenizer)
         compiler.begin()
@@ -392,53 +428,77 @@ class Pipeline:
 
     def _draw(
         self,
-        class_ids: Int[Tensor, " B"],
+        class_ids: list[int],
         seeds: list[int],
-        given: Tensor | None,
-        batch: int,
-        fill: bool,
         options: SamplingOptions,
+        batch: int,
+        known: Known | None = None,
+        fill: bool = False,
         compiled: bool | None = None,
         threads: int | None = None,
     ) -> TokenIds:
-        """Tokens of every image, in chunks of `batch`; with `fill`, or behind a full chunk, the last is filled up."""
-        batch = whole_number("batch", batch)
-        compiled = self.compiles(len(class_ids), batch) if compiled is None else compiled
-        out = torch.empty(len(class_ids), self.prior.layout.length, dtype=torch.int64, device=self.device)
-        for rows, recipe in self._groups(class_ids, options):
-            # Compiled graphs are kept for few sizes; eager steps take what there is.
+        """Tokens of every image, in chunks of `batch`. The last is filled up with `fill`, or after a full chunk."""
+        batch, count = whole_number("batch", batch), len(class_ids)
+        recipes = self._recipes(class_ids, options)
+        if known is not None and len(known) not in (1, count):
+            raise SamplingError(f"{count} images take known tokens for one image, or for each, not for {len(known)}")
+        if known is not None and len(known) < count:
+            known = known[torch.zeros(count, dtype=torch.int64, device=known.visual.device)]
+        compiled = self.compiles(count, batch) if compiled is None else compiled
+        ids = torch.tensor(class_ids, dtype=torch.int64, device=self.device)
+        out = torch.empty(count, self.prior.layout.length, dtype=torch.int64, device=self.device)
+        for rows in self._groups(recipes, known):
+            # Compiled graphs are kept for few sizes; eager steps take any.
             size = batch if fill or len(rows) > batch else _bucket(len(rows), batch) if compiled else len(rows)
             for part in torch.split(rows, batch):
                 full = part[_filled(len(part), size, part.device)]
-                chosen = [seeds[row] for row in full.tolist()]
-                prefix = None if given is None else given[full]
+                chosen, own = [recipes[row] for row in full.tolist()], [seeds[row] for row in full.tolist()]
+                kept = None if known is None else known[full.to(known.visual.device)]
                 with self._turn(threads or self.threads(len(full))):
                     engine = self._engine(compiled)
-                    drawn = sample_sequences(self.prior, class_ids[full], recipe, chosen, prefix, engine)
+                    drawn = sample_sequences(self.prior, ids[full], chosen, own, kept, engine, fill)
                     out[part] = drawn[: len(part)]
         return self.prior.layout.unpack(out)
 
-    def _groups(self, class_ids: Int[Tensor, " B"], options: SamplingOptions) -> list[tuple[Tensor, Recipe]]:
-        """Image numbers and the recipe they share: stored guidance is left out for the null class, and only there."""
-        recipe = self.recipe.replace(**options)
-        null = class_ids == self.prior.null_class
-        if not recipe.guidance.active or "guidance" in options or not bool(null.any()):
-            return [(torch.arange(len(class_ids), device=self.device), recipe)]
+    def _recipes(self, class_ids: Sequence[int], options: SamplingOptions) -> list[Recipe]:
+        """The recipe of each image. Stored guidance is left out for the null class."""
+        recipes = recipes_of(self.recipe, options, len(class_ids))
+        left_out = {
+            number
+            for number, (class_id, recipe) in enumerate(zip(class_ids, recipes, strict=True))
+            if "guidance" not in options and class_id == self.prior.null_class and recipe.guidance.active
+        }
+        if not left_out:
+            return recipes
         with self._shared.turn:
             said, self._shared.said_unguided = self._shared.said_unguided, True
         if not said:
             warnings.warn(
-                "the stored guidance leans on a class, so it is left out for images of the null class", stacklevel=4
+                "the stored guidance needs a class, so it is left out for images of the null class", stacklevel=4
             )
-        groups = [(~null, recipe), (null, recipe.replace(guidance=Guidance.none()))]
-        return [(mask.nonzero()[:, 0], chosen) for mask, chosen in groups if bool(mask.any())]
+        return [
+            recipe.replace(guidance=Guidance.none()) if number in left_out else recipe
+            for number, recipe in enumerate(recipes)
+        ]
+
+    def _groups(self, recipes: Sequence[Recipe], known: Known | None) -> list[Int[Tensor, " n"]]:
+        """The numbers of the images whose passes have the same shapes: the same segments are guided, and known."""
+        layout = self.prior.layout
+        guided = {guidance: guidance.guided_segments(layout) for guidance in {recipe.guidance for recipe in recipes}}
+        whole: list[Any] = [None] * len(recipes)
+        if known is not None:
+            whole = torch.stack([known.prologue.all(1), known.visual.all(1)], dim=1).tolist()
+        groups: dict[Any, list[int]] = {}
+        for number, (recipe, segments) in enumerate(zip(recipes, whole, strict=True)):
+            groups.setdefault((guided[recipe.guidance], str(segments)), []).append(number)
+        return [torch.tensor(numbers, device=self.device) for numbers in groups.values()]
 
 
 def _filled(count: int, rows: int, device: torch.device) -> Int[Tensor, " rows"]:
-    """The numbers below `count`, the last of them repeated up to `rows`."""
+    """The numbers below `count`; the last one is repeated up to `rows` entries."""
     return torch.arange(rows, device=device).clamp_max(count - 1)
 
 
 def _bucket(count: int, most: int) -> int:
-    """The next power of two, but no more than `most`."""
+    """The next power of two, at most `most`."""
     return min(most, 1 << (count - 1).bit_length())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from prologue.config import (
+    VARIANTS,
     DataConfig,
     OptimizerConfig,
     Perceptual,
@@ -194,8 +195,7 @@ def small(
     are small, since updates decide: at equal images seen, 8 a step gave 23.8 dB where 16 gave 19.9 and 32 gave 19.3
     (32 px, 19,200 images).
     """
-    has_prologue = variant in ("prologue", "prologue-post")
-    frozen_visual = variant == "prologue-post"
+    has_prologue, frozen_visual = VARIANTS[variant].has_prologue, VARIANTS[variant].post_hoc
     stack = TransformerConfig(width, depth, width // 32)
     tokenizer = TokenizerConfig(
         variant=variant,

@@ -17,7 +17,7 @@ from PIL import Image
 from prologue import Guidance, Pipeline
 from prologue.cli.main import main
 from prologue.config import DataConfig, RunConfig
-from prologue.data.shapes import CLASS_NAMES
+from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.evaluation import feature_networks
 from prologue.models.weights import file_hash
 from prologue.sampling.manifest import Manifest

@@ -20,7 +20,7 @@ from prologue.cli import evaluate
 from prologue.cli._options import parse
 from prologue.cli.kinds import generation, reconstruction
 from prologue.cli.main import main
-from prologue.data.shapes import CLASS_NAMES
+from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.evaluation.distances import moments_of
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.metrics.frechet import frechet_from_moments

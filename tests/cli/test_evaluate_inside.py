@@ -16,7 +16,7 @@ from PIL import Image
 from prologue import Guidance, Pipeline
 from prologue.cli.kinds import attention, layout, memorisation
 from prologue.cli.main import main
-from prologue.data.shapes import CLASS_NAMES
+from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.evaluation import feature_networks
 from prologue.evaluation.memorisation import CHANCE
 from prologue.sampling.manifest import Manifest

@@ -15,7 +15,7 @@ from prologue import Guidance, Pipeline
 from prologue.cli.kinds import intervention, probe
 from prologue.cli.kinds.intervention import choose_pairs
 from prologue.cli.main import main
-from prologue.data.shapes import CLASS_NAMES
+from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.errors import EvaluationError
 from prologue.evaluation.probe import INPUTS
 from prologue.evaluation.runs import RunImages
@@ -117,7 +117,7 @@ def test_probe_of_other_images(saved: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_sides_of_a_probe_share_no_image(photos: Path) -> None:
     from prologue.config import DataConfig
-    from prologue.data.opening import open_data
+    from prologue.data.source import open_data
 
     data = open_data(str(photos / "photos"), DataConfig(validation_fraction=0.0), (16, 16))
     images = RunImages("photos", data, own=True)

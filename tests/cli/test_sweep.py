@@ -12,7 +12,7 @@ import pytest
 from prologue import Pipeline
 from prologue.cli.kinds import sweep
 from prologue.cli.main import main
-from prologue.data.shapes import CLASS_NAMES
+from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe

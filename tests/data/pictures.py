@@ -1,16 +1,18 @@
-"""Folders of small pictures, and what was opened of them."""
+"""Folders of small pictures, and what is opened of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from prologue.config import DataConfig
-from prologue.data.folder import FolderSet, open_folder
-from prologue.data.source import Data
+from prologue.data.source import Data, open_data
+from prologue.data.views import CroppedSet
 from prologue.utils.rng import numpy_stream
 
 CONFIG = DataConfig(validation_fraction=0.25)
@@ -42,9 +44,9 @@ def pack(root: Path, archive: Path, wrapper: str = "", method: int = zipfile.ZIP
 
 
 def names(data: Data) -> tuple[list[str], list[str]]:
-    assert isinstance(data.train, FolderSet)
-    assert isinstance(data.validation, FolderSet)
-    return list(data.train.names), list(data.validation.names)
+    assert isinstance(data.train, CroppedSet)
+    assert isinstance(data.validation, CroppedSet)
+    return list(data.train.keys), list(data.validation.keys)
 
 
 def labelled(data: Data) -> dict[str, str]:
@@ -66,5 +68,6 @@ def same(one: Data, other: Data) -> None:
             np.testing.assert_array_equal(a.center_view(0), b.center_view(0))
 
 
-def opened(root: Path, config: DataConfig = CONFIG) -> Data:
-    return open_folder(str(root), config, SIZE)
+def opened(where: Path, size: tuple[int, int] = SIZE, **options: Any) -> Data:
+    """A folder or zip, opened with `CONFIG` and these options."""
+    return open_data(str(where), dataclasses.replace(CONFIG, **options), size)

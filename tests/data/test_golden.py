@@ -13,10 +13,9 @@ import torch
 from tests.data.pictures import fill
 
 from prologue.config import DataConfig
-from prologue.data.opening import open_data
-from prologue.data.sampler import batch_indices, train_batch
-from prologue.data.source import Data
-from prologue.data.store import TokenStoreWriter
+from prologue.data.order import batch_indices, train_batch
+from prologue.data.source import Data, open_data
+from prologue.data.token_store import TokenStoreWriter
 from prologue.models.sequence import TokenIds
 
 ONE_PLATFORM = pytest.mark.skipif(

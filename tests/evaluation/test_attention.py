@@ -37,7 +37,7 @@ def test_weights_times_values_are_the_blocks_own_output(tiny_models, dtype: torc
         v = attention.qkv(normed).unflatten(-1, (3, 2, -1))[:, :, 2].transpose(1, 2)
         mixed = (weights @ v.float()).to(dtype).transpose(1, 2).flatten(2)
         rounding = 1e-5 if dtype == torch.float32 else 0.03
-        own = attention(normed, rope, True, None, 0)
+        own = attention(normed, rope, True, None)
         torch.testing.assert_close(attention.proj(mixed), own, atol=rounding, rtol=rounding)
         torch.testing.assert_close(attention_weights(attention, normed, rope, first=4), weights[:, :, 4:])
         x = block(x, rope, causal=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prologue.data import shapes
+from prologue.data.embedded import shapes
 from prologue.evaluation import classifier
 from prologue.evaluation.classifier import KINDS, SHAPES, Kind, accuracy, classifier_card, kind_of, load_classifier
 from prologue.evaluation.distort import distort

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prologue.config import DataConfig
-from prologue.data.shapes import ShapesSet
+from prologue.data.embedded.shapes import ShapesSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.codebook import (
     check_code,

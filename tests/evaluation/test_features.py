@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from prologue.data.shapes import CLASS_NAMES, render, scene
+from prologue.data.embedded.drawing import draw
+from prologue.data.embedded.shapes import CLASS_NAMES, scene
 from prologue.errors import ConfigError, EvaluationError, MissingExtraError
 from prologue.evaluation.feature_networks import open_features
 from prologue.evaluation.features import Lite0Extractor, OwnExtractor, ShapesExtractor
@@ -16,7 +17,7 @@ def without_lite0(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pictures(count: int = 8, size: int = 32) -> torch.Tensor:
-    return torch.from_numpy(np.stack([render(scene("validation", i), size, size) for i in range(count)]))
+    return torch.from_numpy(np.stack([draw(scene("validation", i), size, size) for i in range(count)]))
 
 
 @pytest.mark.usefixtures("without_lite0")

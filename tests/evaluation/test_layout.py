@@ -8,8 +8,8 @@ import torch
 
 from prologue import Pipeline
 from prologue.config import DataConfig
+from prologue.data.embedded.shapes import Shapes
 from prologue.data.pictures import to_pil
-from prologue.data.shapes import open_shapes
 from prologue.errors import EvaluationError
 from prologue.evaluation import layout
 from prologue.evaluation.feature_networks import Features
@@ -19,7 +19,7 @@ from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 from prologue.utils.rng import torch_stream
 
-IMAGES = open_shapes(DataConfig(shapes_images=4, shapes_validation=40), (8, 12)).validation
+IMAGES = Shapes().open(DataConfig(shapes_images=4, shapes_validation=40), (8, 12)).validation
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from prologue.config import DataConfig
-from prologue.data.options import PlatesOptions
-from prologue.data.plates import HUES, PlatesSet
-from prologue.data.shapes import CLASS_NAMES, ShapesSet
+from prologue.data.embedded.plates import HUES, Plates, PlatesSet
+from prologue.data.embedded.shapes import CLASS_NAMES, ShapesSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.factors import known_factors
 from prologue.evaluation.probe import (
@@ -181,7 +180,7 @@ def test_factors_of_scenes() -> None:
 
 
 def test_factors_of_plates_are_known_and_other_images_have_none() -> None:
-    options = PlatesOptions(figures="kinds")
+    options = Plates(figures="kinds")
     sides = [PlatesSet(split, 64, (40, 40), DataConfig(), options) for split in ("train", "validation")]
     factors = {factor.name: factor for factor in known_factors(sides[0], np.arange(64), sides[1], np.arange(8, 40))}
     assert {name: factor.values for name, factor in factors.items()} == {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prologue.config import DataConfig
-from prologue.data.shapes import open_shapes
+from prologue.data.embedded.shapes import Shapes
 from prologue.data.source import Data
 from prologue.errors import EvaluationError
 from prologue.evaluation.features import ShapesExtractor
@@ -18,7 +18,7 @@ from prologue.evaluation.recognition import fit_judge, judge_facts
 
 @pytest.fixture(scope="module")
 def shapes() -> Data:
-    return open_shapes(DataConfig(shapes_images=320, shapes_validation=96), (32, 32))
+    return Shapes().open(DataConfig(shapes_images=320, shapes_validation=96), (32, 32))
 
 
 class Blind:

@@ -52,7 +52,7 @@ def break_cross_entropy(patch: pytest.MonkeyPatch, parity: ModuleType) -> None:
     right = parity.cross_entropy_terms
 
     def wrong(logits, sequence, layout):  # type: ignore[no-untyped-def]
-        return right(logits, sequence, SimpleNamespace(segments=layout.segments, length=layout.visual_tokens))
+        return right(logits, sequence, SimpleNamespace(by_segment=layout.by_segment, length=layout.visual_tokens))
 
     patch.setattr(parity, "cross_entropy_terms", wrong)
 

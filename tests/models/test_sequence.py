@@ -66,6 +66,21 @@ def test_visual_dropout_replaces_visual_inputs_by_eos() -> None:
     assert torch.equal(PLAIN.inputs(sequence[:, 3:], torch.tensor([True, True])), sequence[:, 3:-1])
 
 
+@pytest.mark.parametrize(("layout", "split"), [(LAYOUT, [[0], [1, 2], [3], [4, 5]]), (PLAIN, [[0], [], [], [1, 2]])])
+def test_positions_are_asked_for(layout: SequenceLayout, split: list[list[int]]) -> None:
+    sequence = layout.pack(layout.kept(TokenIds.cat([TOKENS, TOKENS])))
+    values = torch.arange(2.0 * layout.length).view(2, -1)
+    assert [part.tolist() for part in layout.split_inputs(values[0])] == split
+    sums = layout.by_segment(values, sequence)
+    assert list(sums) == ["prologue", "eos", "visual"]
+    assert [total.tolist() for total in sums.values()] == (
+        [[1, 13], [2, 8], [12, 30]] if layout.has_prologue else [[0, 0], [0, 0], [3, 12]]
+    )
+    vectors = torch.zeros(2, layout.length - 1, 4)
+    placed = layout.place_prologue(vectors, torch.ones(2, layout.prologue_tokens, 4))
+    assert placed.sum(2)[0].tolist() == ([4, 4, 0, 0, 0] if layout.has_prologue else [0, 0])
+
+
 @pytest.mark.parametrize(
     ("prologue", "visual", "named"),
     [

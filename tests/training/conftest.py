@@ -24,7 +24,7 @@ from prologue.config import (
     TokenizerTraining,
     TransformerConfig,
 )
-from prologue.data.opening import open_data
+from prologue.data.source import open_data
 from prologue.training.context import Context
 from prologue.training.progress import Silent
 from prologue.training.run import RunFolder

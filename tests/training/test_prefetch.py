@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prologue.data.sampler import train_batch
+from prologue.data.order import train_batch
 from prologue.errors import DataError
 from prologue.training import prefetch
 from prologue.training.prefetch import Prefetcher

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import prologue.data.store as store_module
+import prologue.data.token_store as store_module
 import prologue.training.checkpoint as checkpoint_module
 import prologue.training.tokens_stage as tokens_module
 from prologue.errors import CheckpointError, RunError

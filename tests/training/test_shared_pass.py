@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prologue.config import PriorOptions, RunConfig, TokenizerTraining
-from prologue.data.opening import open_data
+from prologue.data.source import open_data
 from prologue.errors import ConfigError
 from prologue.presets import small
 from prologue.training.context import Context

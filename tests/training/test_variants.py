@@ -184,7 +184,7 @@ def test_without_classes_and_with_one(classes: int, kit: SimpleNamespace, tmp_pa
 
 def test_the_null_class_is_learned_by_dropping_labels(kit: SimpleNamespace, tmp_path: Path) -> None:
     """Drop 1 trains the null row alone, drop 0 every row but that."""
-    from prologue.data.store import TokenStore
+    from prologue.data.token_store import TokenStore
 
     run = kit.run_training(tmp_path / "run", kit.tiny_config(), stage="tokenizer")
     kit.run_training(run.path, kit.tiny_config(), stage="tokens")
@@ -204,7 +204,7 @@ def test_the_null_class_is_learned_by_dropping_labels(kit: SimpleNamespace, tmp_
 
 
 def test_the_prior_sees_every_view(kit: SimpleNamespace, uninterrupted: Path, tmp_path: Path) -> None:
-    from prologue.data.store import TokenStore
+    from prologue.data.token_store import TokenStore
 
     store = TokenStore(uninterrupted / "tokens")
     seen: list[tuple[int, int]] = []

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import prologue.training.tokenizer_stage as stage_module
 from prologue.config import OptimizerConfig, PriorOptions
-from prologue.data.store import TokenStore
+from prologue.data.token_store import TokenStore
 from prologue.models.tokenizer import Tokenizer
 from prologue.training.context import Context
 from prologue.training.prior_stage import PriorStage

@@ -1,4 +1,4 @@
-"""`prologue reproduce`: the paper's tables in small, from one command that continues where it was."""
+"""`prologue reproduce`: a small version of the tables of the paper. The same command continues a study."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from prologue.utils.measurements import provenance
 from prologue.utils.options import LOCATION, DeviceOption, JsonOption, SeedOption
 
 UNFINISHED = 3
-"""Exit code of a call whose minutes were up: the same call continues."""
+"""Exit code of a call that ran out of its minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceOptions:
     out: Annotated[Path, arg(metavar="DIR")]
-    """Folder of the study. The same command on the same folder continues it; more seeds and variants may be added."""
+    """Folder of the study. The same command continues it. Seeds and variants may be added."""
     data: Annotated[str, arg(metavar="WHERE"), LOCATION] = "shapes"
-    """Images: the embedded `shapes`, `digits` or `plates`, a folder or a zip."""
+    """Images: the embedded `shapes`, `digits` or `plates`, a folder, or a zip file."""
     scale: Literal["minutes", "hours", "gpu"] = "minutes"
-    """minutes shows that everything runs; hours makes the tables on two CPU cores; gpu on one GPU."""
+    """Size of the study: minutes is a smoke test, hours is for two CPU cores, gpu is for one GPU."""
     seeds: int | None = None
-    """How many seeds. Left out: as many as the scale has (minutes 2, hours 4, gpu 3)."""
+    """Number of seeds. Default: minutes 2, hours 4, gpu 3."""
     seed: SeedOption = 0
     variants: tuple[str, ...] = ()
-    """Some of 2d, 1d, prologue, prologue-post, one-stage. Left out: all."""
+    """Variants to train, of 2d, 1d, prologue, prologue-post and one-stage. Default: all."""
     features: Annotated[str, arg(metavar="FEATURES")] = "auto"
-    """Features of the distances, which no loss uses: auto takes the classifier of embedded shapes and plates, elsewhere
-    lite0 (extra [lite0])."""
+    """Features of the distances. auto is the classifier of the embedded shapes and plates, and lite0 (extra [lite0])
+    for other images. No loss uses these features."""
     minutes: float | None = None
-    """Stop cleanly after so many minutes, with exit code 3: the same command continues."""
+    """Stop cleanly after this number of minutes, with exit code 3."""
     jobs: int | None = None
-    """Runs at a time, each in a process of its own. Left out: one for each core of a CPU, one on a GPU."""
+    """Runs at a time, each in its own process. Default: one per CPU core, one on a GPU."""
     device: DeviceOption = "auto"
     json: JsonOption = None
 
 
 def run(argv: list[str]) -> int:
-    """Do, or continue, a study."""
+    """Begin or continue a study."""
     began = time.monotonic()
-    description = "Train all variants under equal budgets over several seeds, and judge the paper's claims."
+    description = "Train all variants with equal budgets and several seeds, and judge the claims of the paper."
     if launched().world > 1:
         raise ConfigError("`prologue reproduce` works in one process: start it without a launcher")
     options = parse(ReproduceOptions, argv, "prologue reproduce", description)
@@ -54,6 +54,7 @@ def run(argv: list[str]) -> int:
     import torch
 
     from prologue.cli._stopping import stops
+    from prologue.data.source import import_source
     from prologue.studies.reproduce.pieces import checked_variants
     from prologue.studies.reproduce.request import StudyRequest
     from prologue.studies.reproduce.scales import VARIANTS, scale_named
@@ -64,11 +65,10 @@ def run(argv: list[str]) -> int:
     from prologue.utils.device import pick_device
     from prologue.utils.serialization import load_json, save_json
 
+    import_source(options.data)
     scale = scale_named(options.scale, options.data)
     on_cpu = pick_device(options.device).type == "cpu"
-    jobs = options.jobs if options.jobs is not None else torch.get_num_threads() if on_cpu and not scale.packed else 1
-    if jobs > 1 and scale.packed:
-        raise ConfigError(f"--jobs {jobs}: --scale {options.scale} makes one run at a time")
+    jobs = options.jobs if options.jobs is not None else torch.get_num_threads() if on_cpu else 1
     request = StudyRequest(
         out=options.out,
         data=options.data,
@@ -102,7 +102,7 @@ def run(argv: list[str]) -> int:
 
 
 def _seeds(options: ReproduceOptions) -> int | None:
-    """The number of seeds that was asked for; impossible numbers are a `ConfigError`."""
+    """The value of `--seeds`. Raises `ConfigError` for numbers out of range."""
     if options.seeds is not None and options.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, not {options.seeds}")
     if options.jobs is not None and options.jobs < 1:

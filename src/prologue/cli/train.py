@@ -15,6 +15,7 @@ from prologue.cli._options import parse
 from prologue.cli._overrides import given_fields, resolve_run_config, with_fields
 from prologue.cli._stopping import stops
 from prologue.config import RunConfig, TokenizerConfig
+from prologue.data.source import import_source
 from prologue.errors import ConfigError
 from prologue.models.weights import WEIGHTS, read_config
 from prologue.training.progress import Progress, Silent, Terminal
@@ -33,7 +34,7 @@ DEFAULT_PRESET = "small-32"
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     data: Annotated[str, arg(metavar="WHERE"), LOCATION]
-    """Training images: a folder, a zip, or the embedded `shapes`, `digits` or `plates`."""
+    """Images: a folder, a zip, the embedded `shapes`, `digits` or `plates`, or `module:Name` of your own source."""
     out: Annotated[Path, arg(metavar="RUN")]
     """Run folder; the same command continues an interrupted run."""
     preset: Annotated[str, arg(metavar="PRESET")] = DEFAULT_PRESET
@@ -78,6 +79,7 @@ def run(argv: list[str]) -> int:
     tokenizer_from = None if options.tokenizer is None else locate(options.tokenizer)
     if tokenizer_from is not None:
         _check_adopted(config, tokenizer_from, given_fields(options.fields).get("tokenizer", {}))
+    import_source(options.data)
     request = TrainRequest(
         config=config,
         data=options.data,

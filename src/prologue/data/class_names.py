@@ -22,13 +22,12 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class ClassNames:
-    """`names` in the order of their ids. The id of the null class is their number."""
+    """`names` in the order of their ids. The null class has the id `len(names)`."""
 
     names: tuple[str, ...]
 
     def find(self, name: str) -> int | None:
-        """The id of a name, also where its accents are spelled as letters of their own (macOS) or its bytes are not
-        UTF-8; None where there is none."""
+        """The id of a name, or None. Both spellings of accents are found, and bytes that are not UTF-8."""
         if name in self.names:
             return self.names.index(name)
         spelled = [same_letters(each) for each in self.names]
@@ -36,7 +35,7 @@ class ClassNames:
         return spelled.index(wanted) if spelled.count(wanted) == 1 else None
 
     def id(self, value: ClassLike) -> int:
-        """The id of a name, an id or None. An unknown one is a `SamplingError` with the nearest name and the list."""
+        """The id of a name, an id or None. Raises `SamplingError` with the nearest name and the list."""
         if value is None:
             return len(self.names)
         if isinstance(value, str):
@@ -61,13 +60,13 @@ class ClassNames:
         return [self.id(value) for value in classes]
 
     def name(self, class_id: int) -> str:
-        """The name of an id; `null` for the null class. An unknown id is a `SamplingError`."""
+        """The name of an id; `null` for the null class. Raises `SamplingError` for an unknown id."""
         known = self.id(class_id)
         return "null" if known == len(self.names) else self.names[known]
 
     def _known(self) -> str:
         names = self.names
         if not names:
-            return "this model has no classes; leave the class out, or give None"
+            return "this model has no classes: leave the class out, or give None"
         rest = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
         return f"classes are {', '.join(names[:_SHOWN])}{rest}, their ids 0…{len(names) - 1}, or None"

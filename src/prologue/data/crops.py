@@ -1,7 +1,7 @@
-"""Crops of METHOD §2, for any target (rows, columns): ADM center crop, random crop, ten-crop.
+"""Crops of METHOD §2 to any target size (rows, columns): ADM center crop, random crop, ten-crop.
 
-A square target gives METHOD's crops exactly. A rectangle generalises "short side" by covering: the picture is
-resized by the one factor with which it just covers the target, and then cut.
+A square target gives METHOD's crops exactly. For a rectangle, "short side" becomes "cover": the picture is resized by
+the smallest factor at which it covers the target, and then cut.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from PIL import Image
 
 Pixels = UInt8[np.ndarray, "3 H W"]
 
-_SMALLEST_PART = 0.8
-"""The random crop shows at least this part of the short side."""
+_LEAST_SHOWN = 0.8
+"""Least part of the short side that the random crop shows."""
 _TEN_CROP = 1.1
 _LARGEST_EXCESS = 16
-"""Above this many times the target's area, a resized picture is computed only where the crop needs it."""
+"""Largest area of a resized picture, in areas of the target; above it only the window of the crop is computed."""
 
 
 def pixels(image: Image.Image) -> Pixels:
@@ -27,20 +27,19 @@ def pixels(image: Image.Image) -> Pixels:
 
 
 def largest_random(size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of the target at the random crop's strongest zoom: short side ceil(size / 0.8)."""
-    short = min(size)
-    return _scaled(size, math.ceil(short / _SMALLEST_PART))
+    """(rows, columns) that the random crop covers at most: the target with short side ceil(size / 0.8)."""
+    return _scaled(size, math.ceil(min(size) / _LEAST_SHOWN))
 
 
 def ten_crop_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of the center crop from which ten-crop cuts: int(1.1 · size)."""
+    """(rows, columns) of the center crop that ten-crop cuts: int(1.1 · size)."""
     return int(_TEN_CROP * size[0]), int(_TEN_CROP * size[1])
 
 
 def random_size(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-    """The target's (rows, columns) scaled so that its short side is uniform in [size, ceil(size / 0.8)]."""
+    """The target (rows, columns) scaled so that its short side is uniform in [size, ceil(size / 0.8)]."""
     short = min(size)
-    return _scaled(size, int(rng.integers(short, math.ceil(short / _SMALLEST_PART) + 1)))
+    return _scaled(size, int(rng.integers(short, math.ceil(short / _LEAST_SHOWN) + 1)))
 
 
 def _scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
@@ -51,8 +50,8 @@ def _scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
 def halve(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """2× box downsampling while the picture covers `size` (rows, columns) at least twice.
 
-    Halving for a larger target is the beginning of halving for a smaller one, so that a picture halved for
-    `largest_random(size)` gives every crop below the same pixels as the whole picture.
+    A picture halved for `largest_random(size)` gives every crop of this module the same pixels as the whole picture,
+    since each crop begins with the same halvings.
     """
     while image.height >= 2 * size[0] and image.width >= 2 * size[1]:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
@@ -60,7 +59,7 @@ def halve(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def covering(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) after the resize by which `image` just covers `size`."""
+    """(rows, columns) of `image` after the resize by which it just covers `size`."""
     scale = max(size[0] / image.height, size[1] / image.width)
     return max(size[0], round(image.height * scale)), max(size[1], round(image.width * scale))
 
@@ -72,7 +71,7 @@ def _resize_and_cut(
     if resized[0] * resized[1] <= _LARGEST_EXCESS * size[0] * size[1]:
         whole = image.resize((resized[1], resized[0]), resample=Image.Resampling.BICUBIC)
         return whole.crop((left, top, left + size[1], top + size[0]))
-    # A sliver (1 × 10,000 pixels, say) covers the target only at an absurd size; the same window, computed alone.
+    # A sliver, for example 1 × 10,000 pixels, covers the target only at a huge size.
     down, across = image.height / resized[0], image.width / resized[1]
     right, bottom = min((left + size[1]) * across, image.width), min((top + size[0]) * down, image.height)
     box = (left * across, top * down, right, bottom)
@@ -80,7 +79,7 @@ def _resize_and_cut(
 
 
 def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The ADM crop to `size` (rows, columns): box halvings, bicubic to covering, center. METHOD §2."""
+    """The ADM crop to `size` (rows, columns): box halvings, bicubic resize, center window. METHOD §2."""
     image = halve(image, size)
     resized = covering(image, size)
     top, left = (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2
@@ -88,7 +87,7 @@ def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def random_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Short side to a length uniform in [size, ceil(size / 0.8)], then a window anywhere. METHOD §2."""
+    """Short side resized to a length uniform in [size, ceil(size / 0.8)], then a random window. METHOD §2."""
     covered = random_size(size, rng)
     image = halve(image, covered)
     resized = covering(image, covered)
@@ -98,14 +97,14 @@ def random_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Genera
 
 
 def cut_random(picture: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
-    """A window of `size` (rows, columns) anywhere in `picture`."""
+    """A random window of `size` (rows, columns)."""
     top = int(rng.integers(picture.shape[1] - size[0] + 1))
     left = int(rng.integers(picture.shape[2] - size[1] + 1))
     return np.ascontiguousarray(picture[:, top : top + size[0], left : left + size[1]])
 
 
 def flip_maybe(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    """The picture or its mirror image, each with chance 1/2."""
+    """The picture or its mirror image, each with probability 1/2."""
     return np.ascontiguousarray(picture[:, :, ::-1]) if rng.random() < 0.5 else picture
 
 
@@ -115,12 +114,7 @@ def with_flips(views: UInt8[np.ndarray, "V 3 H W"]) -> UInt8[np.ndarray, "2*V 3 
 
 
 def five_windows(picture: Pixels, size: tuple[int, int]) -> UInt8[np.ndarray, "5 3 H W"]:
-    """Top left, top right, bottom left, bottom right and center windows of `picture`, each of `size`."""
+    """The windows of `size` at top left, top right, bottom left, bottom right and center."""
     down, across = picture.shape[1] - size[0], picture.shape[2] - size[1]
     corners = ((0, 0), (0, across), (down, 0), (down, across), (down // 2, across // 2))
     return np.stack([picture[:, top : top + size[0], left : left + size[1]] for top, left in corners])
-
-
-def token_view_count(ten_crop: bool, flip: bool) -> int:
-    """Views per image in the token store: 5 or 1, twice as many with flips."""
-    return (5 if ten_crop else 1) * (2 if flip else 1)

@@ -1,4 +1,4 @@
-"""File names as they are compared, ordered, hashed and shown, whatever bytes they are made of."""
+"""File names of any bytes: how they are compared, ordered, hashed and printed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _CONTROLS = ("Cc", "Zl", "Zp")
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts img2 before img10, and upper and lower case together."""
+    """Sort key: img2 comes before img10, and upper and lower case come together."""
     parts: list[str | int] = [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name.casefold())]
     return parts, name
 
 
 def name_bytes(name: str) -> bytes:
-    """UTF-8, and of a name that is not valid UTF-8 the bytes that it has on the disk."""
+    """The name in UTF-8; a name that is not valid UTF-8 gives its bytes on the disk."""
     try:
         return name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a surrogate pair, which only Windows allows
@@ -24,33 +24,33 @@ def name_bytes(name: str) -> bytes:
 
 
 def valid_text(name: str) -> str:
-    r"""The name as text that can be encoded: bytes that are not UTF-8 as `\xe9`."""
+    r"""The name as text that can be encoded; a byte that is not UTF-8 becomes `\xe9`."""
     return name_bytes(name).decode("utf-8", "backslashreplace")
 
 
 def readable(name: str) -> str:
-    r"""The name as text on one line, for messages: as `valid_text`, and control characters as `\n`."""
-    return "".join(_shown(character) for character in valid_text(name))
-
-
-def _shown(character: str) -> str:
-    escaped = unicodedata.category(character) in _CONTROLS
-    return character.encode("unicode_escape").decode("ascii") if escaped else character
+    r"""The name for messages: as `valid_text`, on one line, with control characters as `\n`."""
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in _CONTROLS
+        else character
+        for character in valid_text(name)
+    )
 
 
 def same_letters(name: str) -> str:
-    """One spelling of a name whose accents may be letters of their own (macOS stores such names)."""
+    """The name in one spelling of its accents; macOS stores them as letters of their own."""
     return unicodedata.normalize("NFC", name)
 
 
 def some(items: Iterable[str], most: int = 5) -> str:
-    """The items in natural order, of many the first few."""
+    """The first few items in natural order, and how many there are more."""
     ordered = sorted(items, key=natural_key)
     return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
 def parents(name: str) -> Iterator[str]:
-    """The folders that a file lies in, from the innermost."""
+    """The folders of a file, from the innermost."""
     while "/" in name:
         name = name.rpartition("/")[0]
         yield name

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from prologue.config import MAX_PIXELS
 from prologue.data.crops import center_crop, pixels
-from prologue.data.decode import to_rgb, upright_rgb
-from prologue.data.pillow import OpenPicture
+from prologue.data.decode import OpenPicture, upright_rgb
 from prologue.errors import DataError
 from prologue.utils.files import atomic_write
 
@@ -55,7 +54,7 @@ def _decoded(path: Path, background: tuple[int, int, int]) -> Image.Image:
         with Image.open(path) as image:
             return upright_rgb(image, background)
     with picture.image:
-        return picture.upright(to_rgb(picture.load(), background))
+        return picture.load(background)
 
 
 def fit(image: Image.Image, size: tuple[int, int], background: tuple[int, int, int] = _WHITE) -> UInt8[Tensor, "3 H W"]:

@@ -85,9 +85,7 @@ def evaluate_attention(
             rows = slice(start, start + batch)
             blocks = visual_attention(prior, tokens[rows].to(device), class_ids[rows].to(device))
             for number, weights in enumerate(blocks):
-                # Inputs are BOS, then the targets but the last: the prologue stands one place behind its targets.
-                sizes = [1, count, 1, layout.visual_tokens - 1]
-                bos, prologue, eos, visual = torch.split(weights.cpu().double(), sizes, dim=-1)
+                bos, prologue, eos, visual = layout.split_inputs(weights.cpu().double())
                 groups = [bos, prologue, eos, visual.sum(-1, keepdim=True)]
                 shares[rows] += torch.cat(groups, dim=-1).mean((1, 2)) / size.depth
                 heads[rows, number] = prologue.sum(-1).mean(2)

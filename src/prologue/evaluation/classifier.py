@@ -22,10 +22,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from prologue.config import DataConfig
-from prologue.data import plates, shapes
-from prologue.data.opening import open_data
-from prologue.data.options import PlatesOptions, ShapesOptions, embedded_name
-from prologue.data.rendered import RenderedSet
+from prologue.data.embedded import plates, shapes
+from prologue.data.source import embedded_name, open_data, source_of
+from prologue.data.views import RenderedSet
 from prologue.evaluation.distort import distort
 from prologue.models.tokenizer import to_model_range
 from prologue.models.weights import load_exactly, read_tensors, write_tensors
@@ -125,12 +124,10 @@ SHAPES = KINDS["shapes"]
 
 def kind_of(where: str) -> Kind | None:
     """The kind of the images that `where` names, if a classifier of them comes with the package."""
-    name = embedded_name(where)
-    if name == "shapes":
-        return KINDS["grain" if ShapesOptions.parse(where).grain else "shapes"]
-    if name == "plates":
-        return KINDS[f"plates-{PlatesOptions.parse(where).figures}"]
-    return None
+    source = source_of(where) if embedded_name(where) is not None else None
+    if isinstance(source, shapes.Shapes):
+        return KINDS["grain" if source.grain else "shapes"]
+    return KINDS[f"plates-{source.figures}"] if isinstance(source, plates.Plates) else None
 
 
 class ImageClassifier(nn.Module):

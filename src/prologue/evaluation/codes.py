@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 
+from prologue.config import VARIANTS
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.runs import ProgressCallback, center_crops, evaluating, unwatched
@@ -31,7 +32,7 @@ def require_prologue(tokenizer: Tokenizer) -> Quantizer:
     if tokenizer.prologue_quantizer is None:
         raise EvaluationError(
             f"this run's tokenizer ({tokenizer.config.variant}) has no prologue: "
-            "measure a run of the variant prologue or prologue-post"
+            f"measure a run of the variant {' or '.join(name for name, each in VARIANTS.items() if each.has_prologue)}"
         )
     return tokenizer.prologue_quantizer
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from prologue.data.plates import PlatesSet
-from prologue.data.shapes import ShapesSet
+from prologue.data.embedded.plates import PlatesSet
+from prologue.data.embedded.shapes import ShapesSet
 from prologue.data.source import ImageSet
 from prologue.evaluation.classifier import KINDS
 from prologue.evaluation.probe import Factor

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from prologue.data.options import ENDLESS, embedded_name
+from prologue.data.source import ENDLESS, embedded_name
 from prologue.errors import EvaluationError, MissingExtraError
 from prologue.evaluation.features import FeatureExtractor, Pixels, checked_pixels, own_extractor
 from prologue.models.lite0 import lite0_installed

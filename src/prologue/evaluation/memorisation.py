@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
+from prologue.data.order import center_batch
 from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.distances import INDICATIVE, measure_name, moments_of

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
+from prologue.data.order import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import EvaluationError
 from prologue.evaluation.features import FeatureExtractor

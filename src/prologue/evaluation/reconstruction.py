@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
+from prologue.data.order import center_batch
+from prologue.data.source import ImageSet
 from prologue.evaluation.distances import Distances
 from prologue.evaluation.feature_networks import Features
+from prologue.evaluation.generation import recognised_classes
 from prologue.evaluation.metrics.intervals import mean_interval
 from prologue.evaluation.metrics.pixels import psnr, ssim
+from prologue.evaluation.recognition import Classifier
 from prologue.evaluation.reference import Reference
 from prologue.evaluation.runs import ProgressCallback, Record, Split, choose_images, evaluating, unwatched
 from prologue.models.perceptual import PerceptualLoss
@@ -79,3 +86,32 @@ def _lpips(network: PerceptualLoss, reconstructions: Tensor, originals: Tensor) 
     """One value for each image; the network itself averages over a batch."""
     pairs = zip(to_model_range(reconstructions)[:, None], to_model_range(originals)[:, None], strict=True)
     return torch.stack([network(*pair) for pair in pairs])
+
+
+def recognise_reconstructions(
+    tokenizer: Tokenizer,
+    images: ImageSet,
+    indices: Int64[np.ndarray, " n"],
+    classifier: Classifier,
+    class_names: Sequence[str] = (),
+    *,
+    batch: int = 64,
+) -> Record:
+    """How often the classifier recognises the class of the reconstructions of held-out images.
+
+    `originals_rate` is the same rate for the images themselves.
+    """
+    device = next(tokenizer.parameters()).device
+    seen: list[Tensor] = []
+    seen_originals: list[Tensor] = []
+    with evaluating(tokenizer):
+        for start in range(0, len(indices), batch):
+            originals = center_batch(images, indices[start : start + batch]).images
+            visual = tokenizer.encode(to_model_range(originals.to(device))).visual
+            seen.append(classifier.classify(to_uint8(tokenizer.decode(visual)).cpu()))
+            seen_originals.append(classifier.classify(originals))
+    labels = torch.from_numpy(images.labels[indices].astype(np.int64))
+    record = recognised_classes(labels, torch.cat(seen), class_names)
+    originals_rate = recognised_classes(labels, torch.cat(seen_originals))["rate"]
+    name = "recognition of reconstructions"
+    return {"kind": name, "split": "validation", **record, "originals_rate": originals_rate}

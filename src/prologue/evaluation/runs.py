@@ -14,11 +14,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from prologue.config import DataConfig, RunConfig
-from prologue.data.inventory import changed_files
-from prologue.data.joined import JoinedSet
-from prologue.data.opening import open_data
-from prologue.data.sampler import center_batch
-from prologue.data.source import Data, ImageSet, fingerprint
+from prologue.data.folder.inventory import changed_files
+from prologue.data.order import center_batch
+from prologue.data.source import Data, ImageSet, fingerprint, open_data
 from prologue.errors import DataError, EvaluationError
 from prologue.evaluation.features import FeatureExtractor
 from prologue.models.weights import CONFIG, model_hashes
@@ -120,7 +118,7 @@ class RunImages:
         """The images held out of the training; the trained ones, with a note, where there are none. Others whole."""
         data = self.data
         if not self.own:
-            return Split("given", _whole(data))
+            return Split("given", data.whole())
         if len(data.validation):
             return Split("validation", data.validation)
         note = "no images are held out, so these figures are of training images: they flatter a model that memorises"
@@ -128,11 +126,7 @@ class RunImages:
 
     def reference(self) -> ImageSet:
         """What samples are compared with: the training images, or all of others."""
-        return self.data.train if self.own else _whole(self.data)
-
-
-def _whole(data: Data) -> ImageSet:
-    return JoinedSet((data.train, data.validation)) if len(data.validation) else data.train
+        return self.data.train if self.own else self.data.whole()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prologue.config import LayoutConfig, PriorConfig, TokenizerConfig, TransformerConfig
+from prologue.config import VARIANTS, LayoutConfig, PriorConfig, TokenizerConfig, TransformerConfig, Variant
 from prologue.errors import CheckpointError, ConfigError
 from prologue.models.prior import Prior
 from prologue.models.tokenizer import Tokenizer
@@ -255,22 +255,22 @@ def _tokenizer_config(encoder: _Reader, decoder: _Reader, options: ImportOptions
     _agree(decoder.path, "patch_size", patch, declared)
     size = declared.get("image_size", 256)
     image_size = options.image_size or ((size, size) if isinstance(size, int) else tuple(size))
-    prologue = variant.startswith("prologue")
-    query = {"prologue": "enc.learnable_query", "prologue-post": "semantic_enc.learnable_query"}.get(variant)
+    traits = VARIANTS[variant]
+    network = "semantic_enc" if traits.post_hoc else "enc"
     config = TokenizerConfig(
-        variant=variant,  # type: ignore[arg-type]
+        variant=variant,
         image_size=image_size,
         patch_size=patch,
         encoder=_transformer_config(encoder, "enc", "8/3", declared.get("encoder")),
         decoder=_transformer_config(decoder, "dec", "8/3", declared.get("decoder")),
         prologue_encoder=_transformer_config(encoder, "semantic_enc", "11/4", declared.get("prologue_encoder"))
-        if variant == "prologue-post"
+        if traits.post_hoc
         else None,
         code_dim=encoder.size("quantizer.proj_in.weight", 0, 2),
         codebook_size=encoder.size("quantizer.embedding.weight", 0, 2),
-        prologue_tokens=encoder.size(query, 1, 3) if query else 0,
-        prologue_codebook_size=encoder.size("semantic_quantizer.embedding.weight", 0, 2) if prologue else 0,
-        prologue_temperature=(declared.get("prologue_temperature") or _CODE_TEMPERATURE) if prologue else 0.1,
+        prologue_tokens=encoder.size(f"{network}.learnable_query", 1, 3) if traits.has_prologue else 0,
+        prologue_codebook_size=encoder.size("semantic_quantizer.embedding.weight", 0, 2) if traits.has_prologue else 0,
+        prologue_temperature=(traits.has_prologue and declared.get("prologue_temperature")) or _CODE_TEMPERATURE,
     )
     for name in ("visual_tokens", "code_dim", "codebook_size", "prologue_tokens", "prologue_codebook_size"):
         _agree(encoder.path, name, getattr(config, name), declared)
@@ -278,18 +278,22 @@ def _tokenizer_config(encoder: _Reader, decoder: _Reader, options: ImportOptions
     return config
 
 
-def _recognise_variant(encoder: _Reader, decoder: _Reader) -> str:
-    if any(key.startswith("semantic_enc.") for key in encoder.tensors):
-        return "prologue-post"
-    if "semantic_quantizer.embedding.weight" in encoder:
-        return "prologue"
-    return "1d" if "dec.learnable_query" in decoder else "2d"
+def _recognise_variant(encoder: _Reader, decoder: _Reader) -> Variant:
+    """The variant whose tensors these are."""
+    post_hoc = any(key.startswith("semantic_enc.") for key in encoder.tensors)
+    has_prologue = post_hoc or "semantic_quantizer.embedding.weight" in encoder
+    found = has_prologue, post_hoc, not has_prologue and "dec.learnable_query" in decoder
+    return next(
+        name
+        for name, traits in VARIANTS.items()
+        if (traits.has_prologue, traits.post_hoc, traits.visual_queries) == found
+    )
 
 
 def _check_grid(encoder: _Reader, config: TokenizerConfig) -> None:
     """The number of visual tokens, which only `1d` queries and the authors' position masks know."""
     counts = []
-    if config.variant == "1d":
+    if config.traits.visual_queries:
         counts.append(encoder.size("enc.learnable_query", 1, 3))
     mask = encoder.dropped_shapes.get("quantizer.pos_select_mask", ())
     if len(mask) == 2:

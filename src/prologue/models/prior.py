@@ -16,7 +16,7 @@ from prologue.models.int8 import has_int8
 from prologue.models.layers import Dropout, Embedding, Linear, RMSNorm, head_in_fp32, initialise
 from prologue.models.rope import Positions
 from prologue.models.sequence import SequenceLayout
-from prologue.models.transformer import LayerCache, Transformer
+from prologue.models.transformer import Cache, Transformer
 from prologue.models.weights import WEIGHTS, load_exactly, read_config, read_tensors, save_model
 from prologue.utils.rng import torch_stream
 from prologue.utils.serialization import to_dict
@@ -71,7 +71,7 @@ class Prior(nn.Module):
         x = self.embed(self.layout.inputs(sequence, visual_dropout))
         if prologue_one_hot is not None:
             rows = self.token_embedding.weight[self.layout.prologue_offset : self.layout.eos_id]
-            x = torch.cat([prologue_one_hot.to(rows.dtype) @ rows, x[:, self.layout.prologue_tokens :]], dim=1)
+            x = self.layout.place_prologue(x, prologue_one_hot.to(rows.dtype) @ rows)
         return self.logits(self.hidden(torch.cat([self.begin(class_ids), x], dim=1)))
 
     def _check_kinds(self, sequence: Any, class_ids: Any) -> None:
@@ -97,10 +97,13 @@ class Prior(nn.Module):
         return out
 
     def hidden(
-        self, x: Float[Tensor, "B L D"], caches: Sequence[LayerCache] | None = None, start: int = 0
+        self,
+        x: Float[Tensor, "B L D"],
+        caches: Sequence[Cache] | None = None,
+        positions: slice | Int[Tensor, " L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Block outputs at input positions `start…start+L`, earlier ones read from `caches`."""
-        out: Tensor = self.transformer(self.drop(x), caches, start)
+        """Block outputs at these input positions, by default the first L; `caches` hold the earlier ones."""
+        out: Tensor = self.transformer(self.drop(x), caches, positions)
         return out
 
     def logits(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prologue.config import LayoutConfig, TokenizerConfig
@@ -154,6 +154,21 @@ class SequenceLayout:
             return inputs
         dropped = visual_dropout[:, None] & (torch.arange(self.length - 1, device=inputs.device) >= self.visual_start)
         return inputs.masked_fill(dropped, self.eos_id)
+
+    def place_prologue(self, inputs: Float[Tensor, "B L D"], prologue: Float[Tensor, "B P D"]) -> Tensor:
+        """The vectors behind BOS with those of the prologue replaced."""
+        return torch.cat([prologue, inputs[:, self.prologue_tokens :]], dim=1)
+
+    def split_inputs(self, values: Float[Tensor, "... T"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Values of all inputs, BOS first, as those of BOS, the prologue, EOS and the visual inputs."""
+        sizes = [1, self.prologue_tokens, int(self.has_prologue), self.visual_tokens - 1]
+        bos, prologue, eos, visual = torch.split(values, sizes, dim=-1)
+        return bos, prologue, eos, visual
+
+    def by_segment(self, values: Float[Tensor, "B T"], sequence: Int[Tensor, "B T"]) -> dict[str, Tensor]:
+        """Sums (B,) of one value per target over `prologue`, `eos` and `visual`; 0 for a segment that is absent."""
+        sums = {segment.name: values[:, segment.start : segment.stop].sum(1) for segment in self.segments}
+        return {name: sums.get(name, values.new_zeros(len(sequence))) for name in ("prologue", "eos", "visual")}
 
     def check(self, tokens: TokenIds) -> None:
         """Raise `SamplingError` unless counts and ids fit this layout."""

@@ -117,21 +117,24 @@ class Encoding:
 
 @dataclass(frozen=True)
 class _Composition:
-    """How a variant wires its parts; the only place that tells variants apart."""
+    """How a variant wires its parts."""
 
+    visual_queries: int
+    """Queries of the encoder whose outputs become visual codes; 0 where the patches' outputs do."""
     encoder_queries: Positions | None
-    visual_from_queries: bool
+    """The visual queries, then those of the prologue."""
     decoder_inputs: Positions
     decoder_queries: Positions | None
 
     @classmethod
     def of(cls, config: TokenizerConfig) -> _Composition:
-        patches = Positions.patches(config.grid)
-        if config.variant == "1d":
-            index = Positions.indices(config.patches)
-            return cls(index, visual_from_queries=True, decoder_inputs=index, decoder_queries=patches)
-        prologue = Positions.indices(config.prologue_queries) if config.variant == "prologue" else None
-        return cls(prologue, visual_from_queries=False, decoder_inputs=patches, decoder_queries=None)
+        traits, patches = config.traits, Positions.patches(config.grid)
+        visual = config.patches if traits.visual_queries else 0
+        prologue = config.prologue_queries if traits.has_prologue and not traits.post_hoc else 0
+        queries = Positions.indices(visual + prologue) if visual + prologue else None
+        if traits.visual_queries:
+            return cls(visual, queries, decoder_inputs=Positions.indices(visual), decoder_queries=patches)
+        return cls(visual, queries, decoder_inputs=patches, decoder_queries=None)
 
 
 class Tokenizer(nn.Module):
@@ -180,11 +183,12 @@ class Tokenizer(nn.Module):
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """What enters the visual (B, N, D) and the prologue quantizer (B, P, D')."""
         patches, queries = self.encoder(self.patchify(images).to(self.encoder.input.weight.dtype))
-        visual = queries if self.composition.visual_from_queries else patches
+        count = self.composition.visual_queries
+        visual = queries[:, :count] if count else patches
         if self.prologue_encoder is not None:
             # The post-hoc prologue reads a finished visual path and must not disturb it (METHOD §4).
             return visual, self.prologue_encoder(patches.detach())[1]
-        return visual, queries if self.prologue_quantizer is not None else None
+        return visual, queries[:, count:] if self.prologue_quantizer is not None else None
 
     def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Encoding:
         """Both quantizers' training outputs."""

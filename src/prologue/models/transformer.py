@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from prologue.config import TransformerConfig
@@ -17,32 +17,33 @@ from prologue.models.rope import RopeTable, rotate
 
 
 class Cache(Protocol):
-    """What one block remembers of earlier positions."""
+    """Keys and values of one block at the positions before those of the pass."""
 
     def attend(
-        self, q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H L d"], v: Float[Tensor, "B H L d"], start: int
+        self, q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H L d"], v: Float[Tensor, "B H L d"]
     ) -> Float[Tensor, "B H L d"]:
-        """Causal attention of positions `start…start+L` over themselves and all before them."""
+        """Causal attention of the pass's positions over themselves and all earlier ones."""
         ...
 
 
 @dataclass
 class LayerCache:
-    """Keys and values of one block for a fixed number of positions, written in place: (B, H, T, d)."""
+    """Keys and values of one block, (B, H, T, d); a pass that begins at position `start` writes its own in place."""
 
     k: Tensor
     v: Tensor
+    start: int
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
-        """Store positions `start…`, then attend to everything up to each of them."""
-        stop = start + k.shape[2]
-        self.k[:, :, start:stop] = k
-        self.v[:, :, start:stop] = v
-        return attend(q, self.k[:, :, :stop], self.v[:, :, :stop], q.shape[2] > 1, start)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store the new keys and values, then attend to every position up to each query's."""
+        stop = self.start + k.shape[2]
+        self.k[:, :, self.start : stop] = k
+        self.v[:, :, self.start : stop] = v
+        return attend(q, self.k[:, :, :stop], self.v[:, :, :stop], causal=True)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with QK-norm before the rotation; q, k, v have no bias."""
+    """Multi-head attention with QK-norm before the rotation; q, k and v have no bias."""
 
     def __init__(self, config: TransformerConfig, bias: bool) -> None:
         super().__init__()
@@ -52,40 +53,39 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim)
         self.proj = Linear(config.width, config.width, bias=bias, std=NEAR_ZERO_STD)
 
-    def forward(self, x: Tensor, rope: RopeTable, causal: bool, cache: Cache | None, start: int) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTable, causal: bool, cache: Cache | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q = rotate(self.q_norm(q), *rope).transpose(1, 2)
         k = rotate(self.k_norm(k), *rope).transpose(1, 2)
         v = v.transpose(1, 2)
-        y = attend(q, k, v, causal and q.shape[2] > 1, 0) if cache is None else cache.attend(q, k, v, start)
+        y = attend(q, k, v, causal) if cache is None else cache.attend(q, k, v)
         out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
         return out
 
 
 SHORT = 512
-"""Keys up to which the plain product is the faster attention in half precision on a CPU."""
+"""Largest number of keys for which two products replace the fused kernel, in half precision on a CPU."""
 
 
 def attend(
-    q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H S d"], v: Float[Tensor, "B H S d"], causal: bool, start: int
+    q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H S d"], v: Float[Tensor, "B H S d"], causal: bool
 ) -> Float[Tensor, "B H L d"]:
-    """Attention with scale `d^-½`; causal: query `i` sees the keys up to `start + i`."""
-    if q.device.type == "cpu" and q.dtype != torch.float32 and q.shape[2] == 1:
-        # A step of the decode loop: one pass in fp32 takes half the time of two products in half precision.
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    """Attention with scale `d^-½`; with `causal`, the queries are the last L of the S positions."""
+    length, start = q.shape[2], k.shape[2] - q.shape[2]
+    causal = causal and length > 1
     if q.device.type == "cpu" and q.dtype != torch.float32 and k.shape[2] <= SHORT:
-        # The fused CPU kernel converts tile by tile, which costs several times the products of so short a sequence.
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if causal:
-            scores = scores.masked_fill(~_visible(q, k, start), -torch.inf)
+            scores = scores.masked_fill(~_visible(q, k), -torch.inf)
         out: Tensor = scores.softmax(-1) @ v
         return out
-    mask = _visible(q, k, start) if causal and start > 0 else None
+    mask = _visible(q, k) if causal and start > 0 else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and start == 0)
 
 
-def _visible(q: Tensor, k: Tensor, start: int) -> Bool[Tensor, "L S"]:
-    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(start)
+def _visible(q: Tensor, k: Tensor) -> Bool[Tensor, "L S"]:
+    length, total = q.shape[2], k.shape[2]
+    return torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)
 
 
 class FeedForward(nn.Module):
@@ -113,10 +113,8 @@ class Block(nn.Module):
         self.ffn = FeedForward(config, bias)
         self.drop = Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, rope: RopeTable, causal: bool = False, cache: Cache | None = None, start: int = 0
-    ) -> Tensor:
-        x = x + self.drop(self.attn(self.norm1(x), rope, causal, cache, start))
+    def forward(self, x: Tensor, rope: RopeTable, causal: bool = False, cache: Cache | None = None) -> Tensor:
+        x = x + self.drop(self.attn(self.norm1(x), rope, causal, cache))
         out: Tensor = x + self.drop(self.ffn(self.norm2(x)))
         return out
 
@@ -134,12 +132,12 @@ class Transformer(nn.Module):
         self.config = config
         self.causal = causal
         self.blocks = nn.ModuleList(Block(config, bias, dropout) for _ in range(config.depth))
-        # Tables stay fp32 in half-precision models: they are no parameters and `to(dtype)` must not round them.
+        # The tables stay fp32 in half-precision models, see `_apply`.
         self.register_buffer("cos", table[0], persistent=False)
         self.register_buffer("sin", table[1], persistent=False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        """Move the rotary tables with the module, but keep them fp32."""
+        """Move the rotary tables to the module's device, but keep them fp32."""
         cos, sin = self.cos, self.sin
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.cos = cos.to(self.cos.device)
@@ -147,13 +145,16 @@ class Transformer(nn.Module):
         return self
 
     def forward(
-        self, x: Float[Tensor, "B L D"], caches: Sequence[Cache] | None = None, start: int = 0
+        self,
+        x: Float[Tensor, "B L D"],
+        caches: Sequence[Cache] | None = None,
+        positions: slice | Int[Tensor, " L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Positions `start…start+L`; with `caches` earlier positions are attended to as well."""
+        """Block outputs at `positions`, by default the first L; `caches` hold the keys and values of earlier ones."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.float()  # the residual stream stays fp32 under autocast
-        stop = start + x.shape[1]
-        rope = (self.cos[start:stop], self.sin[start:stop])
+        positions = slice(x.shape[1]) if positions is None else positions
+        rope = (self.cos[positions], self.sin[positions])
         for index, block in enumerate(self.blocks):
-            x = block(x, rope, self.causal, caches[index] if caches is not None else None, start)
+            x = block(x, rope, self.causal, caches[index] if caches is not None else None)
         return x

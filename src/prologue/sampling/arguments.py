@@ -1,10 +1,10 @@
-"""What callers of the public interface give: whole numbers, seeds, options and images, checked in one place."""
+"""Checks of what callers of `Pipeline` pass: whole numbers, seeds, options and images."""
 
 from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from prologue.data.pictures import fit, to_pil
 from prologue.errors import ConfigError, DataError, SamplingError, UnknownOptionError, did_you_mean
 from prologue.models.tokenizer import check_image_tensor, check_model_range, to_model_range, to_uint8
+from prologue.sampling.recipe import Recipe
 from prologue.utils.rng import check_seeds
 
 Images = Image.Image | Sequence[Image.Image] | Tensor
@@ -24,7 +25,7 @@ Images = Image.Image | Sequence[Image.Image] | Tensor
 
 
 def whole_number(name: str, value: Any, most: int | None = None) -> int:
-    """A count of at least 1 and, where that is given, at most `most`; anything else is a `SamplingError` naming it."""
+    """A whole number from 1 to `most`; anything else is a `SamplingError` with its name."""
     try:
         number = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -37,11 +38,12 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int:
 
 
 def seeds_of(seed: Any, count: int) -> list[int]:
-    """One seed for each of `count` images; of a single one, it and those that follow.
+    """A seed for each of `count` images; a single seed `s` means `s, s+1, …`.
 
-    Anything else than whole numbers of 64 bits with a sign, or a wrong number of them, is a `SamplingError`.
+    Raises:
+        SamplingError: a seed is no whole number of 64 bits with a sign, or their number is wrong.
     """
-    given = seed.tolist() if isinstance(seed, Tensor | np.ndarray) else seed
+    given = _plain(seed)
     try:
         if not isinstance(given, Sequence):
             first = operator.index(given)
@@ -57,8 +59,32 @@ def seeds_of(seed: Any, count: int) -> list[int]:
     return seeds
 
 
+def recipes_of(stored: Recipe, options: Mapping[str, Any], count: int) -> list[Recipe]:
+    """The recipe of each of `count` images: `stored`, changed by options with one value, or one for each image.
+
+    Raises:
+        SamplingError: a value is impossible, or the number of values is wrong.
+    """
+    given = {name: _plain(value) for name, value in options.items()}
+    each = {name for name, value in given.items() if isinstance(value, Sequence) and not isinstance(value, str)}
+    for name in each:
+        if len(given[name]) != count:
+            raise SamplingError(f"{count} images take one {name}, or one each, not {len(given[name])}")
+    if not each:
+        return [stored.replace(**given)] * count
+    return [
+        stored.replace(**{name: value[number] if name in each else value for name, value in given.items()})
+        for number in range(count)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays as numbers or lists."""
+    return value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+
+
 def check_options(given: Collection[str], known: Sequence[str]) -> None:
-    """Raise `UnknownOptionError` for the first option that is not known, with the nearest one and the list."""
+    """Raise `UnknownOptionError` for the first unknown option; the message has the nearest one and the list."""
     for name in given:
         if name not in known:
             hint = did_you_mean(name, known)
@@ -66,7 +92,7 @@ def check_options(given: Collection[str], known: Sequence[str]) -> None:
 
 
 def folder_path(path: Any) -> str | Path:
-    """A path as text or `Path`; anything else is a `ConfigError`."""
+    """A str or `Path`; anything that is no path is a `ConfigError`."""
     if isinstance(path, str | Path):
         return path
     if isinstance(path, os.PathLike):
@@ -75,9 +101,10 @@ def folder_path(path: Any) -> str | Path:
 
 
 def image_tensor(images: Images, size: tuple[int, int], background: tuple[int, int, int]) -> Float[Tensor, "B 3 H W"]:
-    """Images as a tokenizer of this size (rows, columns) takes them; others are covered and center-cropped.
+    """Images as the model's tensors of `size` (rows, columns); others are resized to cover it and center-cropped.
 
-    What is no picture and no tensor, values that are not finite and values beyond ±2 are a `DataError`.
+    Raises:
+        DataError: a value is no picture and no tensor, is not finite, or lies outside ±2.
     """
     if isinstance(images, Tensor):
         x = images[None] if images.ndim == 3 else images

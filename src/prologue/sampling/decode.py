@@ -1,15 +1,19 @@
-"""The one decode loop: prefill what is given, then decode with a static key-value cache (METHOD §9)."""
+"""The decode loop: prefill what is known, then decode with a static key-value cache (METHOD §9)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prologue.errors import SamplingError
 from prologue.models.prior import Prior
-from prologue.sampling.draw import image_keys
+from prologue.models.sequence import SequenceLayout
+from prologue.sampling.draw import DrawRule, image_keys
 from prologue.sampling.engine import Engine
+from prologue.sampling.known import Known
 from prologue.sampling.recipe import Recipe
 
 
@@ -17,62 +21,88 @@ from prologue.sampling.recipe import Recipe
 def sample_sequences(
     prior: Prior,
     class_ids: Int[Tensor, " B"],
-    recipe: Recipe,
+    recipe: Recipe | Sequence[Recipe],
     seeds: list[int],
-    given: Int[Tensor, "B G"] | None = None,
+    given: Int[Tensor, "B G"] | Known | None = None,
     engine: Engine | None = None,
+    one_shape: bool = False,
 ) -> Int[Tensor, "B T"]:
     """Sequences of target ids as the prior counts them, EOS included.
 
-    `given` holds the first G target ids of each image; they are prefilled, not sampled. The ids of an image depend
-    on its class, its seed, what is given and the recipe alone, not on the batch it is in. `engine` runs the prior;
-    without one it runs eagerly. Raises `SamplingError` for guidance on the null class, classes that do not exist,
-    more given ids than positions, ids outside their segment, or logits that are not finite.
+    The ids of an image depend on its class, its seed, its recipe and its known tokens, not on the rest of the batch.
+
+    Args:
+        recipe: one for all images, or one for each.
+        given: the first G target ids of each image, or known tokens at any positions. They are not drawn.
+        engine: runs the prior; without one it runs eagerly.
+        one_shape: make the shapes of all passes a function of the batch size, of the segments that are guided, and of
+            those that are known in every row. Else equal rows are prefilled once, and a position that is known in every
+            row gets no pass of its own.
+
+    Raises:
+        SamplingError: guidance on the null class, a class that does not exist, given ids that do not fit, or logits
+            that are not finite.
     """
     layout = prior.layout
-    scales = recipe.guidance.scales(layout)
-    given = class_ids.new_zeros(len(class_ids), 0) if given is None else given
-    _check(prior, class_ids, recipe, seeds, given)
-    rows = _Rows(engine or Engine(prior), class_ids, [scale != 1.0 for scale in scales])
+    recipes = [recipe] * len(class_ids) if isinstance(recipe, Recipe) else list(recipe)
+    _check(prior, class_ids, recipes, seeds)
+    targets, known = _start(layout, given, class_ids)
+    some, every = known.any(0).tolist(), known.all(0).tolist()
+    drawn = [step for step in range(layout.length) if not every[step]]
+    steps = [step for step in range(drawn[-1] + 1) if not _known(layout, every, step)] if drawn and one_shape else drawn
+    names = {name for guidance in {each.guidance for each in recipes} for name in guidance.guided_segments(layout)}
+    guided = {step for step in steps if layout.segment(step).name in names}
+    rows = _Rows(engine or Engine(prior), class_ids, guided, one_shape)
+    weights = _weights(layout, recipes, class_ids.device)
+    rules = {segment.name: DrawRule.of(recipes, segment.name, class_ids.device) for segment in layout.segments}
     keys = image_keys(seeds, class_ids.device)
-    targets = torch.empty(len(class_ids), layout.length, dtype=torch.int64, device=class_ids.device)
-    targets[:, : given.shape[1]] = given
     finite = []
-    for step in range(given.shape[1], layout.length):
+    for step in steps:
         segment = layout.segment(step)
-        if segment.forced:
-            targets[:, step] = segment.first_id  # one id is allowed: its input joins the next prefill
-            continue
         hidden = rows.advance(targets, step)
-        guided = len(hidden) > len(class_ids)
-        logits, whole = rows.engine.logits(hidden, segment, scales[step] if guided else None)
-        finite.append((step, whole))
-        targets[:, step] = rows.engine.draw(logits, keys, step, recipe, segment)
+        if every[step]:
+            continue
+        logits, flag = rows.engine.logits(hidden, segment, weights[step] if step in guided else None)
+        finite.append((step, flag))
+        ids = rows.engine.draw(logits, keys, step, rules[segment.name], segment)
+        targets[:, step] = torch.where(known[:, step], targets[:, step], ids) if some[step] else ids
     _check_finite(finite, prior)
     return targets
 
 
-class _Rows:
-    """The sequences being decoded: the classes' and, at the steps that need them, the null class's behind them.
+def _known(layout: SequenceLayout, every: list[bool], step: int) -> bool:
+    """Whether the whole segment of a step is known in every row."""
+    segment = layout.segment(step)
+    return all(every[segment.start : segment.stop])
 
-    Null rows are prefilled in one pass at the first step whose scale is not 1 and left after the last.
+
+def _weights(layout: SequenceLayout, recipes: Sequence[Recipe], device: torch.device) -> Float[Tensor, "T B 2"]:
+    """Weights of the class's and the null class's logits at each step: `c` and `1 − c`."""
+    scales = {guidance: guidance.scales(layout) for guidance in {recipe.guidance for recipe in recipes}}
+    scale = torch.tensor([scales[recipe.guidance] for recipe in recipes], dtype=torch.float64).T
+    return torch.stack([scale, 1 - scale], dim=-1).float().to(device)
+
+
+class _Rows:
+    """The sequences being decoded: the classes' and, at guided steps, the null class's after them.
+
+    Null rows are prefilled in one pass at the first guided step and left out after the last.
     """
 
-    def __init__(self, engine: Engine, class_ids: Int[Tensor, " B"], guided: list[bool]) -> None:
-        layout = engine.prior.layout
-        free = [step for step, needed in enumerate(guided) if needed and not layout.segment(step).forced]
+    def __init__(self, engine: Engine, class_ids: Int[Tensor, " B"], guided: set[int], one_shape: bool) -> None:
         self.engine = engine
-        self.guided = set(free)
+        self.guided = guided
+        self.one_shape = one_shape
         self.count = len(class_ids)
         null = torch.full_like(class_ids, engine.prior.null_class)
-        self.class_ids = torch.cat([class_ids, null]) if free else class_ids
+        self.class_ids = torch.cat([class_ids, null]) if guided else class_ids
         self.cache = engine.begin(len(self.class_ids))
         self.done = {"class": 0, "null": 0}
 
     def advance(self, targets: Int[Tensor, "B T"], step: int) -> Tensor:
-        """The outputs that predict target `step`, (B or 2B, 1, D): null rows follow where the step is guided."""
+        """The outputs that predict target `step`, (B, 1, D), or (2B, 1, D) with null rows where the step is guided."""
         if step not in self.guided:
-            # Null rows that are needed again later wait; what they missed is run in one pass then.
+            # Null rows that a later step needs catch up there, in one pass.
             return self._run(targets, step, 0, self.count, "class")
         if self.done["null"] != self.done["class"]:
             self._run(targets, self.done["class"] - 1, self.count, 2 * self.count, "null")
@@ -88,11 +118,11 @@ class _Rows:
         ids = targets[:, :step].repeat((last - first) // self.count, 1)
         if begin == step > 0:
             return self.engine.step(cache, ids[:, -1], step, segment)
-        return self.engine.prefill(cache, self.class_ids[first:last], ids, begin)
+        return self.engine.prefill(cache, self.class_ids[first:last], ids, begin, share=not self.one_shape)
 
 
 def _check_finite(flags: list[tuple[int, Tensor]], prior: Prior) -> None:
-    """Looked at once in the end, since each look waits for the device."""
+    """Read the flags once at the end: each read waits for the device."""
     if flags and not bool(torch.stack([flag for _, flag in flags]).all()):
         step = next(step for step, flag in flags if not bool(flag))
         raise SamplingError(
@@ -101,26 +131,46 @@ def _check_finite(flags: list[tuple[int, Tensor]], prior: Prior) -> None:
         )
 
 
-def _check(prior: Prior, class_ids: Tensor, recipe: Recipe, seeds: list[int], given: Tensor) -> None:
+def _check(prior: Prior, class_ids: Tensor, recipes: Sequence[Recipe], seeds: list[int]) -> None:
     prior.check_classes(class_ids)
-    if len(seeds) != len(class_ids):
-        raise SamplingError(f"{len(class_ids)} images need as many seeds, not {len(seeds)}")
-    if recipe.guidance.active and bool((class_ids == prior.null_class).any()):
+    for what, values in (("seeds", seeds), ("recipes", recipes)):
+        if len(values) != len(class_ids):
+            raise SamplingError(f"{len(class_ids)} images need as many {what}, not {len(values)}")
+    guided = torch.tensor([recipe.guidance.active for recipe in recipes], device=class_ids.device)
+    if bool((guided & (class_ids == prior.null_class)).any()):
         raise SamplingError(
-            "guidance needs a class to lean on, and some images ask for the null class: "
+            "guidance needs a class, and some images ask for the null class: "
             "give every image a class, or leave guidance out"
         )
-    layout = prior.layout
-    if given.shape[1] > layout.length or given.shape[0] != len(class_ids):
-        raise SamplingError(
-            f"given ids {tuple(given.shape)} do not fit {len(class_ids)} images of {layout.length} positions"
-        )
+
+
+def _start(
+    layout: SequenceLayout, given: Int[Tensor, "B G"] | Known | None, class_ids: Int[Tensor, " B"]
+) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Target ids with what is given and every EOS in place, and where they are known."""
+    count, length = len(class_ids), layout.length
+    if isinstance(given, Known):
+        if len(given) != count:
+            raise SamplingError(f"known tokens of {len(given)} images do not fit {count} images")
+        return given.to(class_ids.device).pack(layout)
+    targets = class_ids.new_zeros(count, length, dtype=torch.int64)
+    known = torch.zeros_like(targets, dtype=torch.bool)
+    if given is not None:
+        if given.shape[1] > length or given.shape[0] != count:
+            raise SamplingError(
+                f"given ids of shape {tuple(given.shape)} do not fit {count} images of {length} positions"
+            )
+        targets[:, : given.shape[1]], known[:, : given.shape[1]] = given, True
     for segment in layout.segments:
-        ids = given[:, segment.start : segment.stop]
-        wrong = (ids < segment.first_id) | (ids >= segment.last_id)
+        place = slice(segment.start, segment.stop)
+        ids = targets[:, place]
+        wrong = known[:, place] & ((ids < segment.first_id) | (ids >= segment.last_id))
         if bool(wrong.any()):
             row, column = wrong.nonzero()[0].tolist()
             raise SamplingError(
                 f"given id {int(ids[row, column])} at position {segment.start + column} of image {row} lies outside "
                 f"the {segment.name} segment's ids {segment.first_id}…{segment.last_id - 1}"
             )
+        if segment.forced:
+            targets[:, place], known[:, place] = segment.first_id, True
+    return targets, known

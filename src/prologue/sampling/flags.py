@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from prologue.errors import ConfigError
-from prologue.sampling.guidance import Guidance, ScheduleKind, SegmentSchedule
+from prologue.sampling.guidance import SCHEDULES, Guidance, SegmentSchedule
 from prologue.sampling.recipe import Recipe
 
 GUIDANCE_HELP = """guidance:
   none                        no guidance
   overall:KIND:SCALE[:POWER]  one schedule for the whole sequence, for example overall:cosine:10:1.5
   split:PROLOGUE,VISUAL       one schedule for each segment, for example split:constant:0.7,cosine:3.75:0.2
-  KIND is constant, linear or cosine; POWER is the exponent of a cosine schedule, 1 by default.
+  KIND is constant, linear, cosine, or MODULE:NAME for a schedule of your own.
+  POWER is the exponent of a cosine schedule, 1 by default.
 
 The default of each sampling option is that of the recipe stored in RUN; without a stored recipe there is no guidance
 and the temperature is 1."""
@@ -58,33 +61,31 @@ def parse_guidance(text: str) -> Guidance:
     """Parse `none`, `overall:KIND:SCALE[:POWER]` or `split:PROLOGUE,VISUAL` with KIND:SCALE[:POWER] for each segment.
 
     Raises:
-        ConfigError: the text has another form; the message shows the forms.
+        ConfigError: the text has another form, or a schedule cannot be imported.
         SamplingError: a kind is unknown or a value is invalid.
     """
     form, _, rest = text.partition(":")
-    segments = [part.split(":") for part in rest.split(",")]
-    try:
-        if form == "none" and not rest:
-            return Guidance.none()
-        if form == "overall" and len(segments) == 1:
-            return Guidance.overall(*_schedule(segments[0]))
-        if form == "split" and len(segments) == 2:
-            return Guidance.split(prologue=_schedule(segments[0]), visual=_schedule(segments[1]))
-    except ValueError:
-        pass
+    matches = [_SCHEDULE.fullmatch(part) for part in rest.split(",")]
+    segments: list[SegmentSchedule] = []
+    with suppress(ValueError):
+        segments = [(each["kind"], float(each["scale"]), float(each["power"] or 1)) for each in matches if each]
+    for kind, *_ in segments:
+        if ":" in kind:
+            SCHEDULES.import_named(kind)
+    if form == "none" and not rest:
+        return Guidance.none()
+    if form == "overall" and len(segments) == len(matches) == 1:
+        return Guidance.overall(*segments[0])
+    if form == "split" and len(segments) == len(matches) == 2:
+        return Guidance.split(prologue=segments[0], visual=segments[1])
     raise ConfigError(
         f"--guidance {text!r} cannot be read: write none, overall:KIND:SCALE[:POWER] such as overall:cosine:10:1.5, "
         "or split:PROLOGUE,VISUAL such as split:constant:0.7,cosine:3.75:0.2"
     )
 
 
-def _schedule(parts: list[str]) -> SegmentSchedule:
-    """Parse KIND:SCALE[:POWER]; other forms are a `ValueError`."""
-    if not 2 <= len(parts) <= 3:
-        raise ValueError(parts)
-    kind: ScheduleKind = parts[0]  # type: ignore[assignment]  # Schedule checks the kind
-    numbers = [float(part) for part in parts[1:]]
-    return (kind, numbers[0]) if len(numbers) == 1 else (kind, numbers[0], numbers[1])
+_SCHEDULE = re.compile(r"(?P<kind>[^:]+(:[A-Za-z_][\w.]*)?):(?P<scale>[^:]+)(:(?P<power>[^:]+))?")
+"""KIND:SCALE[:POWER], where KIND is a name or MODULE:NAME."""
 
 
 def recipe_words(recipe: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""All that may be compiled: embedding and blocks of one position, head with guidance, draw, decoder."""
+"""The functions that may be compiled: one decode step, the head with guidance, the draw, and the decoder."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from prologue.models.tokenizer import Tokenizer, to_uint8
 from prologue.sampling.draw import gumbel_noise
 
 GRAPHS: list[type[Graph]] = []
-"""Every kind of graph; nothing else is given to a compiler."""
+"""Every kind of graph. The compiler gets nothing else."""
 
 
 class Graph(nn.Module):
-    """A function of tensors that a compiler takes whole: it branches on no tensor's value and writes to none."""
+    """A function of tensors that compiles without breaks: it branches on no tensor's value and writes to no tensor."""
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
-    """Where compiling it is of use."""
+    """Devices on which compiling it pays."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         GRAPHS.append(cls)
 
 
-class Past:
-    """Earlier keys and values of one block, read only; what the step adds is kept in `k` and `v`.
+class ReadOnlyCache:
+    """Earlier keys and values of one block, which a graph reads; the new ones are kept in `k` and `v`.
 
-    Nothing is written inside the graph, so that it has no side effects to order and no cache to copy.
+    `attend` (transformer.py) would need the new keys and values written into the cache, or joined to a copy of it.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, visible: Bool[Tensor, " S"]) -> None:
         self.keys, self.values, self.visible = keys, values, visible
         self.k, self.v = keys, values
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One query over the visible slots and itself: (B, H, 1, d), products and sums in fp32."""
         self.k, self.v = k, v
         wide = q.float() * q.shape[-1] ** -0.5
@@ -52,7 +52,7 @@ class Past:
 
 
 class Step(Graph):
-    """Ids at one input position → the blocks' outputs there, and the keys and values to remember."""
+    """Ids at one input position → the blocks' outputs there, and the keys and values to store."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
@@ -64,21 +64,16 @@ class Step(Graph):
         position: Int[Tensor, " 1"],
         past: Float[Tensor, "2 depth R heads S d"],
     ) -> tuple[Float[Tensor, "R 1 D"], Float[Tensor, "2 depth R heads 1 d"]]:
-        """`past` holds at least two slots, those from `position` on are not looked at."""
-        transformer = self.prior.transformer
-        rope = (transformer.cos.index_select(0, position), transformer.sin.index_select(0, position))
+        """`past` has at least two slots; those from `position` on are masked."""
         visible = torch.arange(past.shape[4], device=past.device) < position
-        x = self.prior.embed(ids[:, None])
-        new = []
-        for index, block in enumerate(transformer.blocks):
-            cache = Past(past[0, index], past[1, index], visible)
-            x = block(x, rope, True, cache, 0)
-            new.append((cache.k, cache.v))
-        return x, torch.stack([torch.stack(part) for part in zip(*new, strict=True)])
+        caches = [ReadOnlyCache(past[0, index], past[1, index], visible) for index in range(past.shape[1])]
+        hidden = self.prior.hidden(self.prior.embed(ids[:, None]), caches, position)
+        new = torch.stack([torch.stack([cache.k for cache in caches]), torch.stack([cache.v for cache in caches])])
+        return hidden, new
 
 
 class Logits(Graph):
-    """Blocks' outputs → logits of one segment, fp32, guided where the rows are the classes' and then the null's."""
+    """Blocks' outputs → logits of one segment, fp32; with guidance the rows are the classes', then the null class's."""
 
     def __init__(self, prior: Prior, segment: Segment) -> None:
         super().__init__()
@@ -86,13 +81,13 @@ class Logits(Graph):
         self.first_id, self.last_id = segment.first_id, segment.last_id
 
     def forward(
-        self, hidden: Float[Tensor, "R 1 D"], scale: Float[Tensor, ""] | float | None
+        self, hidden: Float[Tensor, "R 1 D"], weights: Float[Tensor, "B 2"] | None
     ) -> tuple[Float[Tensor, "B V"], Bool[Tensor, ""]]:
-        """`scale` None: unguided. The flag says whether all logits are finite."""
+        """`weights` of the class's and the null class's logits, None without guidance; and whether all are finite."""
         logits = self.prior.logits(hidden, self.first_id, self.last_id)[:, 0]
-        if scale is not None:
+        if weights is not None:
             conditional, null = logits.chunk(2)
-            logits = scale * conditional + (1 - scale) * null
+            logits = weights[:, :1] * conditional + weights[:, 1:] * null
         return logits, torch.isfinite(logits).all()
 
 
@@ -100,7 +95,7 @@ class Draw(Graph):
     """Gumbel-max over all ids of a segment, as ids of the prior's vocabulary."""
 
     devices = ("cuda",)
-    """On a CPU the compiler gains nothing here, and does not take the noise's wrapping 64-bit products."""
+    """A CPU gains nothing, and its compiler rejects the noise's 64-bit products, which overflow."""
 
     def __init__(self, segment: Segment) -> None:
         super().__init__()
@@ -111,17 +106,17 @@ class Draw(Graph):
         logits: Float[Tensor, "B V"],
         keys: Int[Tensor, " B"],
         position: Int[Tensor, ""],
-        temperature: Float[Tensor, ""],
+        temperature: Float[Tensor, "B 1"],
     ) -> Int[Tensor, " B"]:
         noise = gumbel_noise(keys, position, self.first_id, self.last_id)
         return self.first_id + (logits / temperature + noise).argmax(-1)
 
 
 class Pixels(Graph):
-    """Visual ids, known to be right, → uint8 images."""
+    """Checked visual ids → uint8 images."""
 
     devices = ("cuda",)
-    """On a CPU the decoder's products take nearly all the time."""
+    """On a CPU the decoder's matrix products take nearly all the time."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()

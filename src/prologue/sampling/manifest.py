@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prologue.data.options import embedded_name
+from prologue.data.source import embedded_name
 from prologue.errors import CheckpointError, ConfigError, PrologueError
 from prologue.sampling.recipe import Recipe
 from prologue.utils.serialization import from_dict, load_json, save_json, to_dict

@@ -1,4 +1,4 @@
-"""A sampling recipe: guidance, temperatures and filters, stored with a pipeline as its default."""
+"""A sampling recipe: guidance, temperatures and filters; a pipeline stores one as its default."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Recipe:
 
     @property
     def filtered(self) -> bool:
-        """Whether top-k or top-p leaves ids out."""
+        """Whether top-k or top-p can leave ids out."""
         return self.top_k is not None or (self.top_p is not None and self.top_p < 1)
 
     def segment_temperature(self, segment: str) -> float:
@@ -58,7 +58,7 @@ class Recipe:
         return self.temperature
 
     def replace(self, **options: Any) -> Recipe:
-        """This recipe with some options changed."""
+        """A copy with some options changed."""
         return dataclasses.replace(self, **options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,9 +67,3 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         return from_dict(cls, data, "recipe")
-
-
-def check_recipe(recipe: Any) -> None:
-    """Raise `SamplingError` for what is no recipe."""
-    if not isinstance(recipe, Recipe):
-        raise SamplingError(f"a recipe is a Recipe, such as Recipe(temperature=0.9), not {recipe!r}")

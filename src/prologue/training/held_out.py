@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
+from prologue.data.order import center_batch
 from prologue.data.source import ImageSet
 from prologue.models.prior import Prior
 from prologue.models.sequence import TokenIds

@@ -33,10 +33,8 @@ def cross_entropy_terms(
 ) -> CrossEntropy:
     """Cross-entropy of each segment over the whole vocabulary; absent segments give 0."""
     per_token = F.cross_entropy(logits.flatten(0, 1), sequence.flatten(), reduction="none").view(sequence.shape)
-    zero = per_token.new_zeros(())
-    sums = {segment.name: per_token[:, segment.start : segment.stop].sum(1).mean() for segment in layout.segments}
-    terms = (sums.get(name, zero) / layout.length for name in ("prologue", "eos", "visual"))
-    return CrossEntropy(*terms)
+    sums = layout.by_segment(per_token, sequence)
+    return CrossEntropy(**{name: values.mean() / layout.length for name, values in sums.items()})
 
 
 def generator_loss(fake: Tensor) -> Float[Tensor, ""]:

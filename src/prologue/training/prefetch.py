@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from prologue.data.sampler import Batch, train_batch
+from prologue.data.order import Batch, train_batch
 from prologue.data.source import ImageSet
 
 AHEAD = 2

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from prologue.config import PriorTraining
+from prologue.data.order import batch_indices, batch_positions
 from prologue.data.pictures import labelled_grid, save_png, to_pil
-from prologue.data.sampler import batch_indices, batch_positions
-from prologue.data.store import TokenStore
+from prologue.data.token_store import TokenStore
 from prologue.models.prior import Prior
 from prologue.models.sequence import SequenceLayout, TokenIds
 from prologue.models.tokenizer import Tokenizer, to_uint8

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from prologue.config import PriorConfig, TokenizerConfig
-from prologue.data.store import TokenStore
+from prologue.data.token_store import TokenStore
 from prologue.errors import CheckpointError
 from prologue.models.weights import WEIGHTS, check_model, file_hash
 from prologue.training.run import RunFolder

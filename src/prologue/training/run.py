@@ -98,7 +98,7 @@ class RunFolder:
         """Let a finished stage go on after its `steps` steps; what was made from its models has to go on too."""
         stages, known = self.record["stages"], self.record["stages"][stage]
         if stage == "tokenizer":
-            if "taken_from" in known and self.config.tokenizer.variant != "prologue-post":
+            if "taken_from" in known and not self.config.tokenizer.traits.post_hoc:
                 raise RunError(
                     f"{self.path} took its tokenizer from {known['taken_from']}, so it has no steps of its own to "
                     "extend: extend that run, and train a prior on it in another --out"

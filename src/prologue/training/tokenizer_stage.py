@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prologue.config import TokenizerTraining
+from prologue.data.order import center_batch
 from prologue.data.pictures import labelled_grid, save_png, to_pil
-from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import CheckpointError
 from prologue.models.perceptual import perceptual_loss

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prologue.data.store import TokenStore, TokenStoreWriter
+from prologue.data.token_store import TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, RunError
 from prologue.models.tokenizer import Tokenizer, to_model_range
 from prologue.models.weights import WEIGHTS, file_hash

@@ -14,10 +14,9 @@ import torch
 
 from prologue.builtin import shown
 from prologue.config import FILE_RULE, Precision, RunConfig, TokenizerConfig
-from prologue.data.inventory import changed_files, keep_inventory
-from prologue.data.opening import open_data, place_of
-from prologue.data.source import Data
-from prologue.data.store import TokenStore
+from prologue.data.folder.inventory import changed_files, keep_inventory
+from prologue.data.source import Data, open_data, place_of
+from prologue.data.token_store import TokenStore
 from prologue.errors import ConfigError, DataError, RunError
 from prologue.models.precision import pick_precision
 from prologue.models.tokenizer import Tokenizer
@@ -250,8 +249,8 @@ class _Trainer:
     @property
     def _post_hoc(self) -> bool:
         """Whether a prologue is trained for the given tokenizer, which may itself be a post-hoc one taken over."""
-        asked = self.run.config.tokenizer.variant
-        return self.given is not None and asked == "prologue-post" != self.given.config.variant
+        asked = self.run.config.tokenizer.traits
+        return self.given is not None and asked.post_hoc and not self.given.config.traits.post_hoc
 
     def _require(self, before: str, stage: str) -> None:
         fault = fault_of(self.run, before) if self.run.finished(before) else "it is not finished"
@@ -364,11 +363,12 @@ def _agreement() -> Callable[[int], int]:
 
 
 def _given_tokenizer(request: TrainRequest, config: RunConfig) -> Tokenizer | None:
-    post_hoc = config.tokenizer.variant == "prologue-post"
+    post_hoc = config.tokenizer.traits.post_hoc
     if request.tokenizer_from is None:
         if post_hoc:
             raise ConfigError(
-                "a prologue-post run needs a finished 2d run for its frozen visual path: give it with --tokenizer RUN"
+                f"a {config.tokenizer.variant} run needs a finished {config.tokenizer.traits.frozen} run for its "
+                "frozen visual path: give it with --tokenizer RUN"
             )
         return None
     if config.tokenizer_training.one_stage and not post_hoc:
@@ -384,12 +384,7 @@ def _given_tokenizer(request: TrainRequest, config: RunConfig) -> Tokenizer | No
 
 def adopted_config(asked: TokenizerConfig, given: TokenizerConfig) -> TokenizerConfig:
     """The given tokenizer's sizes; a post-hoc variant keeps its own prologue on top of them."""
-    if asked.variant != "prologue-post":
-        return given
-    if given.variant != "2d":
-        raise ConfigError(f"a post-hoc prologue reads a finished 2d tokenizer, not a {given.variant!r} one")
-    own = [field.name for field in dataclasses.fields(asked) if field.name.startswith("prologue_")]
-    return dataclasses.replace(given, **{name: getattr(asked, name) for name in ("variant", *own)})
+    return asked.on_top_of(given) if asked.traits.post_hoc else given
 
 
 def _trained_on_in(source: Path) -> list[str]:

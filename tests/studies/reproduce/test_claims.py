@@ -79,7 +79,7 @@ def test_reconstruction_is_judged_by_the_upper_end(make: Make, ratios: tuple[flo
     claim = claims["reconstruction"]
     assert claim.outcome == outcome
     assert claim.record()["threshold"] == pytest.approx(1.05)
-    assert claim.notes == ("distances of 2048 reconstructions, whose ratio lies nearer to 1 than that of many",)
+    assert claim.notes == ("the ratio of distances of only 2048 reconstructions is nearer to 1 than that of many",)
 
 
 @pytest.mark.slow
@@ -160,5 +160,5 @@ def test_sentences_say_no_more_than_the_verdict(make: Make) -> None:
     assert "One seed has no interval" in one
     some = said(1.0, 4.0, 2.0)
     assert some.startswith("Undecided over 3 seeds")
-    assert "seeds would decide it if mean and spread stayed" in some
+    assert "seeds would decide it with the same mean and deviation" in some
     assert "Even very many seeds" in said(2.0, 4.0, 3.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -26,8 +25,8 @@ from safetensors.torch import load_file
 from prologue.cli.main import main
 from prologue.errors import ConfigError, EvaluationError, RunError
 from prologue.evaluation.versions import VERSIONS
-from prologue.models.weights import file_hash
-from prologue.studies.reproduce import jobs, state, study, worker
+from prologue.models.weights import file_hash, model_hashes
+from prologue.studies.reproduce import jobs, measures, study, worker
 from prologue.studies.reproduce.pieces import (
     Piece,
     all_pieces,
@@ -41,7 +40,7 @@ from prologue.studies.reproduce.request import OVERTIME, Deadline, OutOfTime, St
 from prologue.studies.reproduce.scales import SCALES, VARIANTS, Scale, plain_config, run_config, scale_named
 from prologue.studies.reproduce.setting import open_bench
 from prologue.studies.reproduce.study import StudyOutcome, reproduce
-from prologue.studies.reproduce.worker import Worker
+from prologue.studies.reproduce.worker import Worker, stage_seconds
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
 from prologue.training.run import RunFolder
@@ -85,31 +84,33 @@ class _Stub:
 
     def train(self, request: Any, progress: Any, stop: Any, data: Any) -> RunFolder:
         run = RunFolder.open(request.out, request.config, {})
-        if run.finished(request.stage):
-            return run
-        self._begin()
-        if request.tokenizer_from is not None:
-            assert (request.tokenizer_from / "tokenizer" / "model.safetensors").is_file()
-        for part in ("tokenizer", "prior"):
-            (run.path / part).mkdir(exist_ok=True)
-            (run.path / part / "model.safetensors").write_bytes(f"{request.out.name} {part}".encode())
-        run.set_stage(request.stage, finished=True)
-        self.calls.append(f"{request.out.name} {request.stage}")
-        time.sleep(self.slow)
+        stages = ["tokenizer"] if request.config.tokenizer_training.one_stage else ["tokenizer", "tokens", "prior"]
+        for stage in stages:
+            if run.finished(stage):
+                continue
+            stop.check()
+            self._begin()
+            if request.tokenizer_from is not None:
+                assert (request.tokenizer_from / "tokenizer" / "model.safetensors").is_file()
+            for part in ("tokenizer", "prior"):
+                (run.path / part).mkdir(exist_ok=True)
+                (run.path / part / "model.safetensors").write_bytes(f"{request.out.name} {part}".encode())
+            run.set_stage(stage, finished=True)
+            self.calls.append(f"{request.out.name} {stage}")
+            time.sleep(self.slow)
         return run
 
-    def measure(self, models: Any, bench: Any, ledger: Any, *, baseline: Any, watch: Any, pause: Any) -> dict[str, Any]:
+    def measure(self, models: Any, bench: Any, store: Any, *, baseline: Any, watch: Any, before: Any) -> dict[str, Any]:
         records = self.make("2d", models.seed)[1]["measures"]
         for name in ("reconstruction", "unguided", "likelihood"):
 
             def made(name: str = name) -> Any:
-                pause.before(name)
+                before(name)
                 self._begin()
                 self.calls.append(f"{models.piece} {name}")
                 return records[name]
 
-            ledger.get(name, {}, made)
-            pause.after()
+            records[name] = store.get(name, {}, made).record | {"seconds": 1.0}
         likelihood = records["likelihood"] | {"with_baseline": baseline is not None}
         return records | {"guided": None, "likelihood": likelihood, "probe": None}
 
@@ -196,67 +197,6 @@ def test_the_time_is_kept_and_the_study_goes_on(tmp_path: Path, stub: _Stub) -> 
     assert len(stub.calls) == len(set(stub.calls))
 
 
-def test_a_packed_study_goes_on_elsewhere(tmp_path: Path, stub: _Stub) -> None:
-    packed = dataclasses.replace(TINY, packed=True)
-    reproduce(_request(tmp_path / "whole", scale=packed, seeds=(0,)), Silent())
-    everything = list(stub.calls)
-    stub.calls.clear()
-    stub.begun, stub.die_at = 0, 15
-    with pytest.raises(_Killed):
-        reproduce(_request(tmp_path / "there", scale=packed, seeds=(0,)), Silent())
-    stub.die_at = None
-    here = tmp_path / "here"
-    here.mkdir()
-    (tmp_path / "there" / "state").rename(here / "state")
-    assert len(list((here / "state").iterdir())) <= 8
-    before = len(stub.calls)
-    assert reproduce(_request(here, scale=packed, seeds=(0,)), Silent()).finished
-    # Tokens alone are made again, of the run that was under way.
-    again = [call for call in stub.calls[before:] if call in stub.calls[:before]]
-    assert all(call.endswith("tokens") for call in again)
-    assert set(stub.calls) == set(everything)
-    assert _measures(here) == _measures(tmp_path / "whole")
-
-
-def test_the_state_is_written_after_each_stage(tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that is lost in the middle of a stage says nothing any more."""
-    seen: list[set[str]] = []
-    inner = stub.train
-
-    def look(request: Any, *args: Any) -> RunFolder:
-        if request.stage == "prior" and not seen:
-            shutil.copytree(tmp_path / "there" / "state", tmp_path / "here" / "state")
-            state.unpack(tmp_path / "here")
-            files = (tmp_path / "here").rglob("*.safetensors")
-            seen.append({str(path.relative_to(tmp_path / "here")) for path in files})
-        return inner(request, *args)
-
-    monkeypatch.setattr(worker, "train", look)
-    packed = dataclasses.replace(TINY, packed=True)
-    reproduce(_request(tmp_path / "there", scale=packed, seeds=(0,), variants=("2d",)), Silent())
-    assert "runs/2d-s0/tokenizer/model.safetensors" in seen[0]
-
-
-def test_the_state_is_written_after_each_measurement(
-    tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[list[str]] = []
-    inner = Worker.before
-
-    def look(self: Worker, name: str) -> None:
-        if name == "likelihood":
-            shutil.copytree(tmp_path / "there" / "state", tmp_path / "here" / "state")
-            state.unpack(tmp_path / "here")
-            kept = load_json(tmp_path / "here" / "runs" / "2d-s0" / "measures.json")["records"]
-            seen.append([record["name"] for record in kept])
-        inner(self, name)
-
-    monkeypatch.setattr(Worker, "before", look)
-    packed = dataclasses.replace(TINY, packed=True)
-    reproduce(_request(tmp_path / "there", scale=packed, seeds=(0,), variants=("2d",)), Silent())
-    assert seen == [["reconstruction", "unguided"]]
-
-
 def test_a_measurement_ends_on_a_signal_and_in_time(tmp_path: Path) -> None:
     def watched(minutes: float | None = None, ran: float = 0.0, number: int | None = None) -> list[int]:
         request = _request(tmp_path, minutes=minutes, began=time.monotonic() - 120)
@@ -328,7 +268,7 @@ def test_a_last_piece_that_ends_late_is_finished(tmp_path: Path, monkeypatch: py
 
 def test_a_study_has_one_process_at_a_time(tmp_path: Path, stub: _Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "PATIENCE", 0.1)
-    # Not even its settings are written, or unpacked, beside another process.
+    # Not even its settings are written beside another process.
     for seed in (0, 1):
         before = list(tmp_path.iterdir())
         with locks.folder_lock(tmp_path), ThreadPoolExecutor(1) as pool:
@@ -507,7 +447,7 @@ def test_a_class_of_one_image_costs_the_probe_alone(tmp_path: Path, plain_featur
     )
     assert reproduce(request, Silent()).finished
     (result,) = load_results(request.out).values()
-    assert result["measures"]["probe"].keys() == {"name", "kind", "reason", "inputs", "seconds"}
+    assert result["measures"]["probe"].keys() == {"kind", "reason", "seconds"}
     assert "one" in result["measures"]["probe"]["reason"]
     assert result["measures"]["unguided"]["n"] == 16
 
@@ -534,13 +474,6 @@ def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a study"):
         reproduce(_request(tmp_path), Silent())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_a_state_without_its_folder_is_told_where_to_lie(tmp_path: Path) -> None:
-    (tmp_path / state.INDEX).write_text("{}")
-    with pytest.raises(RunError, match=rf"packed state: move them into {re.escape(str(tmp_path / 'state'))}$"):
-        reproduce(_request(tmp_path), Silent())
-    assert [path.name for path in tmp_path.iterdir()] == [state.INDEX]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 0, "seed": 0, "variant": "2d"}'])
@@ -662,20 +595,20 @@ def test_a_real_study_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -
     }  # fmt: skip
 
 
-def test_models_that_a_moved_study_left_behind_are_made_again(tmp_path: Path) -> None:
-    """More variants can be asked for where only the results of finished pieces went along."""
+def test_models_of_a_study_that_was_copied_without_its_runs_are_made_again(tmp_path: Path) -> None:
+    """More variants may be added to a study of which only the settings and results were kept."""
     here, there = tmp_path / "here", tmp_path / "there"
-    scale = dataclasses.replace(TINY, packed=True)
-    request = _request(here, variants=("2d",), seeds=(0,), scale=scale)
+    request = _request(here, variants=("2d",), seeds=(0,))
     assert reproduce(request, Silent()).finished
-    shutil.copytree(here / "state", there / "state")
+    there.mkdir()
+    shutil.copy(here / "study.json", there)
+    shutil.copytree(here / "results", there / "results")
     more = dataclasses.replace(request, out=there, variants=("2d", "prologue-post"))
     assert reproduce(more, Silent()).finished
     models = [out / "runs" / "2d-s0" / "tokenizer" / "model.safetensors" for out in (here, there)]
     assert file_hash(models[0]) == file_hash(models[1])
     assert _measures(here)["2d-s0"] == _measures(there)["2d-s0"]
-    # Where training again gives other weights, as on another machine, what was measured of the old ones is too,
-    # also where a call ends between the two.
+    # If training again gives other weights, as on another machine, the result is measured again, also after a kill.
     result, weights = there / "results" / "2d-s0.json", load_json(there / "results" / "2d-s0.json")["weights"]
     save_json(result, load_json(result) | {"weights": dict.fromkeys(weights, "other")})
     shutil.rmtree(there / "runs")
@@ -687,63 +620,27 @@ def test_models_that_a_moved_study_left_behind_are_made_again(tmp_path: Path) ->
     assert load_json(result)["weights"] == weights
 
 
-def test_checkpoints_of_every_stage_fit_into_the_state_of_a_packed_scale(tmp_path: Path) -> None:
-    """Beside all that a run takes: the models of the 2d that it starts from, or of the run that its gain is against."""
-    assert [name for name, each in SCALES.items() if each.packed] == ["gpu"]
-    scale = dataclasses.replace(
-        SCALES["gpu"], tokenizer_steps=4, prior_steps=4, checkpoint_every=1, tokenizer_batch=2, prior_batch=2,
-        shapes_images=48, shapes_validation=32, sweep_samples=8, samples=16, temperatures=(1.0,),
-        guidance_scales=(2.0,), guided_temperatures=(1.0,), measured_images=32, probe_images=48, layout_images=16,
-    )  # fmt: skip
-    said: list[str] = []
-    for variants, killed in (
-        (("2d", "prologue-post"), ("tokenizer", "prior", "tokenizer", "prior")),
-        (("prologue",), ("tokenizer", "prior", "prior")),
-        (("1d",), ("prior",)),
-    ):
-        request = _request(tmp_path / variants[-1], scale=scale, seeds=(0,), variants=variants)
-        for stage in killed:
-            progress = _KilledAt(stage, 3)
-            progress.say = said.append  # type: ignore[method-assign]
-            with pytest.raises(_Killed):
-                reproduce(request, progress)
-            index = load_json(request.out / "state" / "state.json")
-            assert index["bytes"] <= state.MOST_BYTES - 2 * 2**20  # the rest is for results, metrics and pictures
-    assert not [text for text in said if "does not fit" in text]
-
-
-def test_the_state_needs_only_the_2d_that_is_next(tmp_path: Path, stub: _Stub) -> None:
-    packed = dataclasses.replace(TINY, packed=True)
-    request = _request(tmp_path, scale=packed, seeds=(0, 1), variants=("2d",))
-    reproduce(request, Silent())
-    at_work = Worker(request, open_bench(request, Silent()), Deadline(None), Silent())
-    _, shares = at_work._state_files(all_pieces(("2d", "prologue-post"), (0, 1)))
-    assert [share.whole[0].parent.name for share in shares] == ["2d-s0", "2d-s1"]
-
-
-def test_the_piece_under_way_comes_first_into_the_state(tmp_path: Path, stub: _Stub) -> None:
-    packed = dataclasses.replace(TINY, packed=True)
-    request = _request(tmp_path, scale=packed, seeds=(0, 1), variants=("2d", "prologue-post", "prologue"))
-    reproduce(request, Silent())
-    for name in ("2d-s0", "prologue-post-s1", "prologue-s1"):
-        (tmp_path / "results" / f"{name}.json").unlink()
-    shutil.rmtree(tmp_path / "runs" / "2d-s0")
-    run = RunFolder.load(tmp_path / "runs" / "prologue-post-s1")
-    checkpoint = run.path / "checkpoints" / "prior" / "step-00000003"
-    checkpoint.mkdir(parents=True)
-    (run.path / "checkpoints" / "tokenizer" / "step-00000004").mkdir(parents=True)  # of a finished stage: left out
-    run.set_stage("tokenizer", finished=True)
-    run.set_stage("prior", finished=False)
-    at_work = Worker(request, open_bench(request, Silent()), Deadline(None), Silent())
-    needed, shares = at_work._state_files(all_pieces(("2d", "prologue-post"), (0, 1)))
-    assert {path.stem for path in needed} == {
-        "study", "2d-s1", "prologue-post-s0", "prologue-s0",
-    }  # fmt: skip
-    # Runs that this call was not asked for come last; 2d-s0 has none any more.
-    assert [share.whole[0].parent.name for share in shares] == [
-        "2d-s1", "prologue-post-s1", "prologue-s1", "prologue-s1-plain",
-    ]  # fmt: skip
-    assert [list(share.beside) for share in shares] == [[], [checkpoint], [], []]
+def test_a_study_of_an_earlier_version_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings have a field `packed`, and its measurements are in one file `measures.json`."""
+    request = _request(tmp_path, variants=("2d",), seeds=(0,))
+    assert reproduce(request, Silent()).finished
+    whole, run = _measures(tmp_path)["2d-s0"], tmp_path / "runs" / "2d-s0"
+    settings = load_json(tmp_path / "study.json")
+    save_json(tmp_path / "study.json", settings | {"scale": settings["scale"] | {"packed": False}})
+    facts = {"weights": model_hashes(run), "seed": 0, "versions": VERSIONS}
+    samples = {"images": TINY.measured_images}
+    inputs = {"reconstruction": samples, "likelihood": samples | {"gain": False}}
+    records = [whole[name] | {"name": name, "inputs": facts | inputs[name], "seconds": 2.0} for name in inputs]
+    save_json(run / "measures.json", {"provenance": {}, "records": records})
+    shutil.rmtree(run / "measures")
+    (tmp_path / "results" / "2d-s0.json").unlink()
+    for name in ("evaluate_reconstruction", "evaluate_likelihood"):
+        monkeypatch.setattr(measures, name, lambda *args, **options: pytest.fail("was measured again"))
+    assert reproduce(request, Silent()).finished
+    again = _measures(tmp_path)["2d-s0"]
+    assert again["likelihood"] == whole["likelihood"] | {"seconds": 2.0}
+    strip = {key: value for key, value in again["unguided"].items() if key != "seconds"}
+    assert strip == {key: value for key, value in whole["unguided"].items() if key != "seconds"}
 
 
 def _returning(outcome: StudyOutcome | BaseException, asked: list[StudyRequest]) -> Callable[..., StudyOutcome]:
@@ -781,3 +678,8 @@ def test_impossible_requests_are_refused(tmp_path: Path, flags: list[str], capfd
     assert main(["reproduce", "--out", str(tmp_path / "a"), *flags]) == 2
     assert "error:" in capfd.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_stage_seconds_come_from_the_logged_rates() -> None:
+    records = [{"step": 10, "images_per_second": 40.0}, {"step": 15, "images_per_second": 20.0}]
+    assert stage_seconds(records, 8) == pytest.approx(10 * 8 / 40 + 5 * 8 / 20)

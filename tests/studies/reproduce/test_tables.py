@@ -1,4 +1,4 @@
-"""Tables from planted results: every format, hand-computed cells, and one further seed."""
+"""Tables from planted results: every format, and hand-computed cells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from prologue.studies.reproduce.claims import judge_claims
 from prologue.studies.reproduce.figures import cell_figures
-from prologue.studies.reproduce.further import further_seed
 from prologue.studies.reproduce.scales import SCALES
 from prologue.studies.reproduce.tables import make_tables
 from prologue.studies.reproduce.written import markdown, verdict_line, write_tables
@@ -35,7 +34,6 @@ def test_cells_by_hand() -> None:
     cell = cell_figures([1.0, 2.0, 3.0], logarithmic=False)
     assert (cell["n"], cell["mean"]) == (3, 2.0)
     assert cell["low"] == pytest.approx(2 - 2.48414, abs=1e-4)
-    assert cell["one_further_seed_high"] == pytest.approx(2 + 4.96828, abs=1e-4)
     logs = cell_figures([20.0, 40.0, 80.0], logarithmic=True)
     assert logs["mean"] == pytest.approx(40.0)
     assert logs["high"] == pytest.approx(40.0 * 2**2.48414, rel=1e-3)
@@ -43,7 +41,7 @@ def test_cells_by_hand() -> None:
     assert cell_figures([-1.0, 3.0], logarithmic=True)["mean"] == 1.0
     assert cell_figures([5.0], logarithmic=True)["low"] is None
     rates = cell_figures([1.0, 2.0, 3.0], logarithmic=False, bounds=(0.0, 100.0))
-    assert (rates["low"], rates["one_further_seed_low"]) == (0.0, 0.0)
+    assert rates["low"] == 0.0
 
 
 def test_every_table_has_its_rows(make: Make) -> None:
@@ -72,29 +70,6 @@ def test_the_comparison_is_paired(make: Make) -> None:
     assert rows["gKID-X, unguided, difference"][2] == "-2.1"
 
 
-def test_one_further_seed_is_compared_with_the_others(make: Make) -> None:
-    results = _results(make, 3) | dict([make("2d", 3, unguided__kid=99.0, unguided__fd=160.0)])
-    rows = make_tables(results, judge_claims(results))["One further seed"].rows
-    # All but the two figures that differ between the others would be inside by construction.
-    assert rows == [["2d", "3, from 3 others", "all figures", "1 of 2 inside",
-                     "gKID-X, unguided: 99.0000, predicted 2.6032 to 3.5968"]]  # fmt: skip
-    results |= dict([make("prologue", 3, unguided__kid=1.0, layout__coarse_ratio=0.5)])
-    rows = make_tables(results, judge_claims(results))["One further seed"].rows
-    found = {row[0]: row[3:] for row in rows if row[2] == "KID-X, 2d − prologue"}
-    assert found == {"prologue: unguided samples closer than 2d": ["outside", "98, predicted 1.6 to 2.6"]}
-
-
-def test_the_further_seed_is_the_one_that_was_asked_for_last(make: Make, tmp_path: Path) -> None:
-    results = dict([make("2d", seed, unguided__fd=20.0 + seed) for seed in (1, 5, 6, 7)])
-    assert further_seed(results, "2d") == 7
-    for piece, result in results.items():
-        result["provenance"]["time"] = "2026-02" if piece.seed == 1 else "2026-01"
-    assert further_seed(results, "2d") == 1
-    write_tables(tmp_path, results, SCALES["minutes"], {})
-    (record,) = json.loads((tmp_path / "results.json").read_text())["further_seed"]
-    assert (record["seed"], record["others"], record["found"], record["inside"]) == (1, 3, 21.0, False)
-
-
 def test_cells_of_fewer_seeds_say_so(make: Make) -> None:
     results = _results(make) | dict([make("prologue", 3, unguided__kid=1.0)])
     carried = next(row for row in make_tables(results, [])["What the prologue carries"].rows if row[0] == "prologue")
@@ -105,13 +80,13 @@ def test_cells_of_fewer_seeds_say_so(make: Make) -> None:
 def test_captions_say_what_was_kept_and_by_which_version(make: Make) -> None:
     results = _results(make)
     tables = make_tables(results, [])
-    assert "did best along the way" not in tables["What the prologue carries"].caption
+    assert "best one during training" not in tables["What the prologue carries"].caption
     assert "versions" not in tables["Budgets"].caption
     for number, result in enumerate(results.values()):
         result |= {"prior_kept_step": 10 - number, "prior_steps": 10}
         result["provenance"] = {"prologue": f"0.{number // 3}"}
     tables = make_tables(results, [])
-    assert "in 1 of 6 runs the last ones" in tables["What the prologue carries"].caption
+    assert "in 1 of 6 runs the last one." in tables["What the prologue carries"].caption
     assert "Made by several versions of the package: 0.0, 0.1." in tables["Budgets"].caption
 
 
@@ -138,7 +113,7 @@ def test_files_are_written(tmp_path: Path, make: Make) -> None:
     assert cost["by_seed"] == {"0": 4.0, "1": 5.0, "2": 6.0}
     assert len(record["pieces"]) == 6
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for title in ("What may be said", "Claims", "Generation", "By seed"):
+    for title in ("Verdicts", "Claims", "Generation", "By seed"):
         assert f"<h2>{title}</h2>" in page
     assert "Confirmed: the paper&#39;s effect" in page
     assert (tmp_path / "tables.md").read_text(encoding="utf-8").count("## ") >= 7
@@ -185,7 +160,7 @@ def test_a_claim_says_whose_recipes_lie_at_an_end(make: Make) -> None:
             result["measures"]["choice_unguided"] = {"tried": tried}
         return next(list(claim.notes) for claim in judge_claims(results) if claim.key == "closer-1.5")
 
-    said = ["the temperature that 2d chose lies at an end of those tried for seeds 4, 5"]
+    said = ["the temperature that 2d chose is at an end of the sweep for seeds 4, 5"]
     assert note(1.1) == note(1.1, n=20_000) == said
     assert note(1.0) == []
 
@@ -202,14 +177,14 @@ def test_many_runs_have_many_chances_to_seem_memorised(make: Make) -> None:
         results = dict([make("2d", 0, **figures), *(make("2d", seed) for seed in range(1, runs))])
         return make_tables(results, [])["Memorisation"].caption
 
-    assert "More than chance allows: 2d-s0." in said(2)
+    assert "There are more than by chance in 2d-s0." in said(2)
     assert "In no run" in said(4)
 
 
 def test_runs_whose_copies_would_not_be_found_are_named(make: Make) -> None:
     share = "unguided__memorisation__coarse_copies_share"
     results = dict([make("2d", 0, **{share: 0.8}), make("1d", 0, **{share: 0.02})])
-    assert "That says little of 1d-s0, where most copies" in make_tables(results, [])["Memorisation"].caption
+    assert "This is no evidence for 1d-s0, where most copies" in make_tables(results, [])["Memorisation"].caption
 
 
 def test_reconstructions_are_told_beside_the_samples(make: Make) -> None:

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from prologue import builtin
 from prologue.config import RunConfig
+from prologue.data.source import import_source
 from prologue.errors import ConfigError
 from prologue.evaluation.runs import Record, RunImages, RunInfo
 from prologue.training.models import Which
@@ -74,6 +75,8 @@ class Options:
 
     def open_data(self, info: RunInfo, image_size: tuple[int, int]) -> RunImages:
         """The images to measure on; one process of a group says what they are. Errors as `RunInfo.open_data`."""
+        if self.data is not None:
+            import_source(self.data)
         opened = info.open_data(self.data, image_size)
         if launched().main:
             print(opened.data.summary(opened.source), file=sys.stderr, flush=True)

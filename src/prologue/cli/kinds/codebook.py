@@ -25,8 +25,8 @@ from prologue.cli.kinds.base import (
     row,
     with_notes,
 )
+from prologue.data.order import center_batch
 from prologue.data.pictures import thumbnails, to_pil
-from prologue.data.sampler import center_batch
 from prologue.data.source import ImageSet
 from prologue.errors import ConfigError
 from prologue.evaluation.codebook import check_code, code_record, evaluate_codebook, frequent_codes, nearest_images

@@ -72,7 +72,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
             watch=progress,
         )
         pictures = {"bits": bits_chart(record)}
-        if pipeline.tokenizer.config.variant != "1d":  # whose tokens have no place in the image
+        if pipeline.tokenizer.config.visual_tokens_on_grid:
             pictures["grid"] = bits_maps(record, pipeline.tokenizer.config.grid)
         return Measurement(with_notes(record, (*split.notes, *opened.notes, *said)), pictures)
 

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from prologue.config import RunConfig, Variant
-from prologue.data.opening import open_data
-from prologue.data.sampler import center_batch
-from prologue.data.source import Data
-from prologue.data.store import TokenStore
+from prologue.data.order import center_batch
+from prologue.data.source import Data, open_data
+from prologue.data.token_store import TokenStore
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import evaluate_generation

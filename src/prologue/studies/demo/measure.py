@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prologue.data.sampler import center_batch
+from prologue.data.order import center_batch
 from prologue.data.source import Data
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor

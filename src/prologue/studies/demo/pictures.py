@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from prologue import builtin
+from prologue.data.order import center_batch
 from prologue.data.pictures import labelled_grid, to_pil
-from prologue.data.sampler import center_batch
 from prologue.data.source import Data
 from prologue.evaluation.metrics.intervals import mean_interval
 from prologue.evaluation.runs import Record

@@ -100,7 +100,7 @@ def demo_config(
         autoencoder=_long_hold(config.tokenizer_training.autoencoder, tokenizer_steps),
         prior=_long_hold(config.tokenizer_training.prior, tokenizer_steps),
     )
-    if variant == "prologue":
+    if config.tokenizer.traits.has_prologue:
         kmeans = tuple(sorted({max(1, round(part * tokenizer_steps)) for part in KMEANS_AT}))
         stage_1 = dataclasses.replace(stage_1, ce_prologue=CE, ce_visual=CE, prologue_kmeans=kmeans)
     stage_2 = dataclasses.replace(

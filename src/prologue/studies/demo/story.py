@@ -13,9 +13,9 @@ from PIL import Image
 
 from prologue import builtin
 from prologue.config import RunConfig, Variant
-from prologue.data.opening import open_data
+from prologue.data.order import center_batch
 from prologue.data.pictures import save_png, to_pil
-from prologue.data.sampler import center_batch
+from prologue.data.source import open_data
 from prologue.errors import RunError
 from prologue.evaluation.runs import Record
 from prologue.pipeline import Pipeline

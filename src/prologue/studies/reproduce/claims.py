@@ -1,4 +1,4 @@
-"""The paper's claims, each judged over the seeds that both of its variants have."""
+"""The claims of the paper. Each is judged over the seeds that both of its variants have."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from prologue.evaluation.distances import INDICATIVE
 from prologue.studies.reproduce.pieces import Piece, Result
 from prologue.studies.reproduce.recipes import at_end
 from prologue.studies.reproduce.scales import Name
-from prologue.studies.reproduce.verdicts import Estimate, Outcome, Verdict, both, judge, log_ratio, prediction
+from prologue.studies.reproduce.verdicts import Estimate, Outcome, Verdict, both, judge, log_ratio
 
 Results = Mapping[Piece, Result]
 FACTOR = 1.5
-"""How much closer unguided samples are with a prologue, at least."""
+"""The least factor by which unguided samples are closer with a prologue."""
 WORSE = 1.05
-"""How much larger the distance of reconstructions may be."""
+"""The largest ratio of the distances of reconstructions."""
 PROBE = 1.3
+"""The least ratio of the probes of prologue and visual tokens."""
 LAYOUT = 0.9
-"""A distance within a prologue of at most this part of that between prologues is clearly below it."""
+"""The largest ratio of distances within a prologue and between prologues."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of one variant against another, and what was found. `verdict` is None where no seed can be compared."""
+    """A claim about one variant against another, with its verdict. `verdict` is None if no seed can be compared."""
 
     key: str
     ours: Name
     theirs: Name | None
     short: str
-    """The claim in a few words, for a table that names the variant beside it."""
+    """The claim in a few words, without the variant."""
     text: str
     measure: str
-    """What the values are of."""
+    """The measure of the values."""
     logarithmic: bool
-    """The values are logarithms of ratios, shown as ratios; else differences."""
+    """Whether the values are logarithms of ratios. They are shown as ratios. Other values are differences."""
     by_seed: dict[int, float]
     verdict: Verdict | None
     notes: tuple[str, ...] = ()
@@ -45,18 +46,12 @@ class Claim:
     def outcome(self) -> Outcome:
         return "undecided" if self.verdict is None else self.verdict.outcome
 
-    @property
-    def predicted(self) -> tuple[float, float] | None:
-        """Where one further seed lies in 95 % of all cases, as `shown` shows it."""
-        found = prediction(list(self.by_seed.values())) if self.by_seed else None
-        return None if found is None else (self.shown(found[0]), self.shown(found[1]))
-
     def shown(self, value: float) -> float:
-        """A value as a ratio where it is the logarithm of one."""
+        """A value as it is shown: the exponential of a logarithm."""
         return math.exp(value) if self.logarithmic else value
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """The claim as JSON values."""
         out: dict[str, Any] = {"key": self.key, "ours": self.ours, "theirs": self.theirs, "claim": self.text}
         out |= {"measure": self.measure, "unit": "ratio" if self.logarithmic else "difference"}
         out |= {"outcome": self.outcome, "seeds": sorted(self.by_seed), "notes": list(self.notes)}
@@ -66,18 +61,17 @@ class Claim:
             ends = {"value": found.mean, "low": found.low, "high": found.high, "threshold": self.verdict.threshold}
             out |= {key: None if value is None else self.shown(value) for key, value in ends.items()}
             out |= {"at_most": self.verdict.at_most, "seeds_needed": self.verdict.needed}
-        out["one_further_seed"] = None if self.predicted is None else list(self.predicted)
         return out
 
 
 def figure(result: Result, path: str) -> float | None:
-    """A measured figure by its dotted path, such as `unguided.kid`; None where it is not there."""
+    """A measured figure by its dotted path, such as `unguided.kid`, or None."""
     value = _at(result, path)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def text_figure(result: Result, path: str) -> str | None:
-    """The same, of a text."""
+    """A measured text by its dotted path, or None."""
     value = _at(result, path)
     return value if isinstance(value, str) else None
 
@@ -90,14 +84,14 @@ def _at(result: Result, path: str) -> Any:
 
 
 def pairs(results: Results, ours: Name, theirs: Name) -> dict[int, tuple[Result, Result]]:
-    """Results of both variants, of the seeds that both have."""
+    """The results of both variants by seed, for the seeds that both have."""
     seeds = sorted({piece.seed for piece in results})
     both_there = [seed for seed in seeds if Piece(seed, ours) in results and Piece(seed, theirs) in results]
     return {seed: (results[Piece(seed, ours)], results[Piece(seed, theirs)]) for seed in both_there}
 
 
 def judge_claims(results: Results) -> list[Claim]:
-    """All claims that the variants at hand allow."""
+    """All claims about the variants with results."""
     there = {piece.variant for piece in results}
     claims: list[Claim] = []
     for ours in (name for name in ("prologue", "prologue-post") if name in there):
@@ -111,7 +105,7 @@ def judge_claims(results: Results) -> list[Claim]:
 
 
 def headline(claims: list[Claim], ours: Name = "prologue") -> Outcome | None:
-    """The paper's effect: closer by the factor, and reconstruction hardly worse; None where it was not asked."""
+    """The verdict on the effect of the paper: closer samples at equal reconstruction. None without both claims."""
     parts = [claim.outcome for claim in claims if claim.ours == ours and claim.key in ("closer-1.5", "reconstruction")]
     return both(parts) if len(parts) == 2 else None
 
@@ -119,8 +113,8 @@ def headline(claims: list[Claim], ours: Name = "prologue") -> Outcome | None:
 def closer(results: Results, ours: Name, theirs: Name, factor: float) -> Claim:
     """Unguided samples are at least `factor` times closer to the training images.
 
-    By the Fréchet distance where both sides have 10,000 images. Below it depends on their number, so the kernel
-    distance decides, as the paired difference theirs − factor · ours: near 0 its ratio means nothing.
+    With 10,000 images on both sides, the Fréchet distance decides. With fewer images it depends on their number. Then
+    the kernel distance decides, by the paired difference theirs − factor · ours, since ratios near 0 mean nothing.
     """
     paired = pairs(results, ours, theirs)
     sides = [side for pair in paired.values() for side in pair]
@@ -147,13 +141,13 @@ def closer(results: Results, ours: Name, theirs: Name, factor: float) -> Claim:
 
 
 def _ends(paired: Mapping[int, tuple[Result, Result]], names: tuple[Name, Name]) -> list[str]:
-    """Whose recipes lie at an end of what was tried, so that others may bring them nearer."""
+    """Notes on recipes at an end of the sweep. Recipes beyond it might be better."""
     found = {
         name: [seed for seed, pair in paired.items() if at_end(pair[side], "unguided")]
         for side, name in enumerate(names)
     }
     return [
-        f"the temperature that {name} chose lies at an end of those tried for {_seeds(seeds)}"
+        f"the temperature that {name} chose is at an end of the sweep for {_seeds(seeds)}"
         for name, seeds in found.items()
         if seeds
     ]
@@ -162,8 +156,8 @@ def _ends(paired: Mapping[int, tuple[Result, Result]], names: tuple[Name, Name])
 def reconstructs(results: Results, ours: Name, theirs: Name) -> Claim:
     """The Fréchet distance of reconstructions is at most 5 % larger.
 
-    Both variants decode the same images, so their number enters both distances alike, and draws the ratio towards 1
-    where it is small. A kernel distance would not do: an image and its own reconstruction are no independent draws.
+    Both variants decode the same images, so the number of images affects both distances equally. A small number moves
+    the ratio towards 1. A kernel distance does not apply, since an image and its reconstruction are not independent.
     """
     paired = pairs(results, ours, theirs)
     sides = [side for pair in paired.values() for side in pair]
@@ -177,12 +171,12 @@ def reconstructs(results: Results, ours: Name, theirs: Name) -> Claim:
     claim = _ratio("reconstruction", ours, theirs, short, text, measure, paired, path, WORSE, at_most=True)
     if claim.verdict is None or fewest >= INDICATIVE:
         return claim
-    note = f"distances of {fewest:.0f} reconstructions, whose ratio lies nearer to 1 than that of many"
+    note = f"the ratio of distances of only {fewest:.0f} reconstructions is nearer to 1 than that of many"
     return replace(claim, notes=(*claim.notes, note))
 
 
 def probes(results: Results, ours: Name, theirs: Name) -> Claim:
-    """The class is read from prologue tokens at least 1.3 times as often as from the first visual tokens."""
+    """The class is predicted from prologue tokens at least 1.3 times as often as from the first visual tokens."""
     text = (
         f"a linear probe names the class at least {PROBE:g} times as often from the prologue tokens of {ours} as from "
         f"as many first visual tokens of {theirs}"
@@ -200,9 +194,9 @@ def probes(results: Results, ours: Name, theirs: Name) -> Claim:
     probed = {f"the prologue of {ours}": (0, "prologue"), f"the first visual tokens of {theirs}": (1, "visual_first")}
     for what, (side, name) in probed.items():
         low = {seed: figure(pair[side], f"probe.{name}_low") for seed, pair in paired.items()}
-        dull = [seed for seed, pair in paired.items() if (low[seed] or 0) <= _chance(pair[side])]
-        if dull:
-            notes.append(f"the probe of {what} is not above chance for {_seeds(dull)}")
+        at_chance = [seed for seed, pair in paired.items() if (low[seed] or 0) <= _chance(pair[side])]
+        if at_chance:
+            notes.append(f"the probe of {what} is not above chance for {_seeds(at_chance)}")
     verdict = judge(list(by_seed.values()), math.log(PROBE)) if by_seed else None
     return Claim(
         f"probe-{theirs}", ours, theirs, f"probe {PROBE:g} times as good as that of {theirs}", text,
@@ -219,7 +213,7 @@ def _seeds(seeds: list[int]) -> str:
 
 
 def fixes_layout(results: Results, ours: Name) -> Claim:
-    """Images of one prologue lie clearly nearer to each other than images of different prologues of one class."""
+    """Images of one prologue are clearly nearer to each other than images of different prologues of one class."""
     text = (
         f"images drawn from one prologue of {ours} are clearly nearer to each other (at most {LAYOUT:g} times as far, "
         "in coarse pixels) than those of different prologues of one class"
@@ -255,7 +249,7 @@ def _ratio(
     turned: bool = False,
     at_most: bool = False,
 ) -> Claim:
-    """A claim on the log-ratio ours / theirs of a figure, or `turned` on theirs / ours."""
+    """A claim about the log-ratio ours / theirs of a figure, or theirs / ours if `turned`."""
     by_seed, notes = _values(
         paired, (lambda a, b: log_ratio(b, a)) if turned else log_ratio, path, "has no ratio of this figure"
     )
@@ -282,7 +276,7 @@ def _values(
 
 
 def interval_text(claim: Claim, found: Estimate) -> str:
-    """`1.21 (1.02 to 1.44)`, or the value alone."""
+    """`1.21 (1.02 to 1.44)`, or the value without an interval."""
     value = f"{claim.shown(found.mean):.3g}"
     if found.low is None or found.high is None:
         return value
@@ -290,7 +284,7 @@ def interval_text(claim: Claim, found: Estimate) -> str:
 
 
 def sentence(claim: Claim) -> str:
-    """What may be said of a claim: no more than its verdict."""
+    """The verdict on a claim as a sentence."""
     verdict = claim.verdict
     if verdict is None:
         return f"Undecided, because no seed can be compared: {claim.text}."
@@ -305,4 +299,4 @@ def sentence(claim: Claim) -> str:
         return f"{out} One seed has no interval and decides nothing."
     if verdict.needed is None:
         return f"{out} Even very many seeds would hardly decide it."
-    return f"{out} About {verdict.needed} seeds would decide it if mean and spread stayed as they are."
+    return f"{out} About {verdict.needed} seeds would decide it with the same mean and deviation."

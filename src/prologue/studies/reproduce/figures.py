@@ -1,4 +1,4 @@
-"""The figures of a study's tables: where each is in a result, how it is shown, and its mean over seeds."""
+"""The figures in the tables of a study: their place in a result, their format, and their mean over seeds."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 from prologue.studies.reproduce.claims import Results, figure, text_figure
 from prologue.studies.reproduce.pieces import Result
 from prologue.studies.reproduce.scales import VARIANTS, Name
-from prologue.studies.reproduce.verdicts import estimate, prediction
+from prologue.studies.reproduce.verdicts import estimate
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the tables: where it is in a result, how it is shown, and on which scale seeds are averaged."""
+    """A figure in the tables: its place in a result, its format, and the scale on which seeds are averaged."""
 
     label: str
     path: str
     style: str = ".3g"
     factor: float = 1.0
     logarithmic: bool = False
-    """Geometric mean, and ratios between variants."""
+    """Average logarithms over seeds, and compare variants by ratios."""
     named: str | None = None
-    """Path of the measure's name, which stands for `{}` in the label."""
+    """Path of the name of the measure, which replaces `{}` in the label."""
     over: str | None = None
-    """Path of a figure that it is divided by."""
+    """Path of a divisor."""
 
     def value(self, result: Result) -> float | None:
         found, unit = figure(result, self.path), 1.0 if self.over is None else figure(result, self.over)
@@ -34,16 +34,16 @@ class Figure:
 
     @property
     def share(self) -> bool:
-        """A rate, shown in per cent."""
+        """Whether the figure is a rate in per cent."""
         return self.factor == 100
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Where the figure cannot leave: of rates in per cent."""
+        """The range of a rate in per cent. None for other figures."""
         return (0.0, 100.0) if self.share else None
 
     def title(self, results: Results) -> str:
-        """The label with the measure's own name."""
+        """The label with the name of the measure."""
         if self.named is None:
             return self.label
         names = (text_figure(result, self.named) for result in results.values())
@@ -87,16 +87,17 @@ MEMORISED = (
     Figure("the same of copies, %", "unguided.memorisation.coarse_copies_share", ".1f", 100),
 )
 ALL = tuple(each for each in (*RECONSTRUCTION, *GENERATION, *CARRIED, *INSIDE, *MEMORISED) if each.over is None)
-"""All that were measured: none that follow from others."""
+"""All measured figures, without those that are computed from others."""
 
 
 def variants_of(results: Results) -> list[Name]:
+    """The variants with results, in the order of the tables."""
     there = {piece.variant for piece in results}
     return [name for name in VARIANTS if name in there]
 
 
 def by_seed(results: Results, variant: Name, shown: Figure) -> dict[int, float]:
-    """A figure of a variant's seeds, where it is there."""
+    """The values of a figure for the seeds of a variant that have it."""
     values = {piece.seed: shown.value(result) for piece, result in results.items() if piece.variant == variant}
     return {seed: value for seed, value in sorted(values.items()) if value is not None}
 
@@ -104,10 +105,9 @@ def by_seed(results: Results, variant: Name, shown: Figure) -> dict[int, float]:
 def cell_figures(
     values: Sequence[float], logarithmic: bool, bounds: tuple[float, float] | None = None
 ) -> dict[str, Any]:
-    """Mean, interval, and prediction of one further seed; on logarithms where asked and possible, within `bounds`."""
+    """Mean and interval within `bounds`. Logarithms are averaged if asked and if all values are positive."""
     logs = logarithmic and all(value > 0 for value in values)
-    seen = [math.log(value) for value in values] if logs else list(values)
-    found, next_one = estimate(seen), prediction(seen)
+    found = estimate([math.log(value) for value in values] if logs else list(values))
 
     def back(value: float | None) -> float | None:
         if value is None:
@@ -115,6 +115,4 @@ def cell_figures(
         plain = math.exp(value) if logs else value
         return plain if bounds is None else min(max(plain, bounds[0]), bounds[1])
 
-    ends = (None, None) if next_one is None else next_one
-    record = {"n": found.n, "mean": back(found.mean), "low": back(found.low), "high": back(found.high)}
-    return record | {"one_further_seed_low": back(ends[0]), "one_further_seed_high": back(ends[1])}
+    return {"n": found.n, "mean": back(found.mean), "low": back(found.low), "high": back(found.high)}

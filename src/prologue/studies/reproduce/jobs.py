@@ -1,4 +1,4 @@
-"""Pieces of a study side by side, each in a process of its own on its part of the cores."""
+"""Several pieces of a study at a time, each in its own process with an equal part of the cores."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from prologue.utils.processes import end_with_parent
 
 _LOOK_SECONDS = 0.2
 _OUT_OF_TIME = 3
-"""Exit code of a piece whose time was up."""
+"""The exit code of a piece that ran out of time."""
 _SIGNALLED = 128
 
 
 def side_by_side(request: StudyRequest, pieces: Sequence[Piece], deadline: Deadline, after: Callable[[], None]) -> None:
-    """Make the pieces that have no result, `request.jobs` at a time; `after` is called after each.
+    """Make the pieces without a result, `request.jobs` at a time. `after` is called after each piece.
 
-    A signal is passed on, and raises `Stopped` once every process has stopped. Raises `OutOfTime` when the time is up,
-    and `RunError` where a piece fails; the others are then stopped after their next checkpoint.
+    Raises `Stopped` on a signal, after all processes have stopped; `OutOfTime` when the time is up; `RunError` if a
+    piece fails, after the other processes have stopped at a checkpoint.
     """
     context = multiprocessing.get_context("spawn")
     running: dict[Piece, BaseProcess] = {}
-    late: set[Piece] = set()
-    """Whose next part takes longer than there is time left."""
+    late: set[Piece] = set()  # pieces whose next part takes longer than the time left
     with deadline.listening():
         try:
             while True:
@@ -54,30 +53,30 @@ def side_by_side(request: StudyRequest, pieces: Sequence[Piece], deadline: Deadl
                         after()
                     elif deadline.number is None:
                         raise RunError(
-                            f"{piece.name} failed with exit code {code}, for the reason above where it could give one; "
-                            "the same command continues"
+                            f"{piece.name} failed with exit code {code}; its error is printed above. "
+                            "The same command continues the study"
                         )
                 if deadline.number is not None:
                     break
         finally:
             _stop(running.values())
     if deadline.number is not None:
-        raise Stopped("after checkpoints of the runs under way", deadline.number)
+        raise Stopped("after checkpoints of the active runs", deadline.number)
     if not all(piece.result_file(request.out).is_file() for piece in pieces):
         raise OutOfTime
 
 
 def _ready(request: StudyRequest, pieces: Sequence[Piece], begun: Collection[Piece]) -> Iterator[Piece]:
-    """What may begin: has no result, was not begun in this call, and what it starts from is finished."""
+    """The pieces that can begin: without a result, not begun in this call, and with the piece they start from done."""
     for piece in pieces:
-        before = piece.starts_from
-        begins = before is None or before.result_file(request.out).is_file()
-        if begins and piece not in begun and not piece.result_file(request.out).is_file():
+        source = piece.starts_from
+        possible = source is None or source.result_file(request.out).is_file()
+        if possible and piece not in begun and not piece.result_file(request.out).is_file():
             yield piece
 
 
 def _stop(processes: Iterable[BaseProcess]) -> None:
-    """Ask all to stop, which they do after a checkpoint, and wait."""
+    """Request a stop of all processes and wait. Each stops after a checkpoint."""
     alive = list(processes)
     for process in alive:
         process.terminate()
@@ -86,10 +85,10 @@ def _stop(processes: Iterable[BaseProcess]) -> None:
 
 
 def _make(request: StudyRequest, piece: Piece) -> None:
-    """One piece, in a process of its own; ends with an exit code."""
+    """Make one piece. Runs in its own process and ends with an exit code."""
     import torch
 
-    # A terminal sends its Ctrl-C to all processes: the first one decides and passes it on.
+    # A terminal sends Ctrl-C to all processes. The parent handles it and terminates the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     torch.set_num_threads(max(1, torch.get_num_threads() // request.jobs))

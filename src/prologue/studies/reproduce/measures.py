@@ -1,4 +1,4 @@
-"""What is measured of one finished run; every record is kept as soon as it is made."""
+"""The measurements of one finished run. Each is stored as soon as it is made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,34 +29,36 @@ from prologue.evaluation.metrics.linear import fit_linear
 from prologue.evaluation.nearest import Described
 from prologue.evaluation.probe import check_classes
 from prologue.evaluation.recognition import Classifier, fit_judge, shipped_classifier
-from prologue.evaluation.reconstruction import evaluate_reconstruction
+from prologue.evaluation.reconstruction import evaluate_reconstruction, recognise_reconstructions
 from prologue.evaluation.runs import ProgressCallback, Record, Split, choose_images, unwatched
+from prologue.evaluation.store import Store
 from prologue.evaluation.sweep import Request, measure_recipe, reference_features, run_sweep
+from prologue.evaluation.versions import VERSIONS
 from prologue.models.prior import Prior
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer
 from prologue.sampling.recipe import Recipe
-from prologue.studies.demo.ledger import Ledger
-from prologue.studies.demo.measure import recognise_reconstructions
 from prologue.studies.reproduce.pictures import resampled_picture, samples_picture, save_picture
 from prologue.studies.reproduce.scales import Scale
 from prologue.utils.rng import derive_seed
 
+KINDS = ("features", "reconstruction", "generation", "likelihood", "probe", "layout", "memorisation", "sweep")
+"""Kinds of results in a study. Results of several versions of these never share a table."""
 SAMPLINGS = ("unguided", "guided")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs of a study are measured with: images, features, numbers of images."""
+    """The images, features and sample sizes that all runs of a study are measured with."""
 
     scale: Scale
     data: Data
     features: Features
     source: str
     pictures: Path
-    """Where pictures are kept."""
+    """The folder of the pictures."""
     precision: Precision
-    """Of the products in all trainings."""
+    """The precision of all trainings."""
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -65,7 +67,7 @@ class Bench:
 
     @cached_property
     def classifier(self) -> Classifier | None:
-        """What recognises classes: the classifier of embedded images, elsewhere one fitted to the data's own images."""
+        """The shipped classifier of embedded images, else one that is fitted to the training images."""
         shipped = shipped_classifier(self.source, self.data.class_names)
         if shipped is not None:
             return self.extractor if isinstance(self.extractor, OwnExtractor) else shipped
@@ -75,13 +77,13 @@ class Bench:
 
     @cached_property
     def held_out(self) -> Float[Tensor, "n d"]:
-        """Features of the held-out images that recipes are chosen against; gFD and gKID are to training images."""
+        """Features of the held-out images that recipes are chosen on. Samples are compared with training images."""
         count, batch = self.scale.measured_images, self.scale.batch
         return reference_features(self.extractor, self.data.validation, count, batch=batch)
 
     @property
     def samples(self) -> int:
-        """Samples that gFD and gKID are measured on. Beyond twice the training images, these limit what can be told."""
+        """Number of samples for gFD and gKID. More than twice the training images would add no information."""
         return min(self.scale.samples, 2 * len(self.data.train))
 
     def validation_indices(self, count: int, name: str) -> Int64[np.ndarray, " n"]:
@@ -90,84 +92,57 @@ class Bench:
 
 @dataclass(frozen=True)
 class Models:
-    """A run's finished models."""
+    """The finished models of a run."""
 
     tokenizer: Tokenizer
     prior: Prior
     seed: int
     weights: dict[str, str]
-    """sha256 of their files: figures of other weights are made again."""
+    """sha256 of the weight files."""
     piece: str
-    """Whose pictures are kept under this name."""
-
-
-class Pause(Protocol):
-    """What happens between the measurements that are made, not those that are there already."""
-
-    def before(self, name: str) -> None:
-        """Raises where there is no time left for it."""
-
-    def after(self) -> None:
-        """A record was kept."""
+    """The name of the piece, which its pictures carry."""
 
 
 def measure(
     models: Models,
     bench: Bench,
-    ledger: Ledger,
+    store: Store,
     *,
     baseline: Prior | None,
     watch: ProgressCallback = unwatched,
-    pause: Pause,
+    before: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Record | None]:
-    """All records of a run by name; None for those that it cannot have, the reason alone where the images do not do.
+    """All records of a run by name, each with its `seconds`; None for a measurement that does not apply.
 
-    `baseline` is a prior without a prologue on the same visual ids, which the gain is measured against.
+    A record has only a `reason` if the images do not allow the measurement. `baseline` is a prior without a prologue on
+    the same visual ids, which the gain is measured against. `before` is called before each new measurement.
     """
     scale, data = bench.scale, bench.data
-    has_prologue = models.prior.layout.has_prologue
+    facts = {"weights": models.weights, "seed": models.seed, "versions": {kind: VERSIONS[kind] for kind in KINDS}}
 
     def get(name: str, make: Callable[[], Record], **inputs: Any) -> Record:
-        new = False
-
         def made() -> Record:
-            nonlocal new
-            pause.before(name)
-            new = True
-            return make()
-
-        record = ledger.get(name, {"weights": models.weights, "seed": models.seed, **inputs}, made)
-        if new:
-            pause.after()
-        return record
-
-    def get_if_possible(name: str, make: Callable[[], Record], **inputs: Any) -> Record:
-        """A record of the reason alone where the images do not allow the measurement."""
-
-        def made() -> Record:
+            before(name)
             try:
                 return make()
             except EvaluationError as error:
+                if name not in ("probe", "layout"):
+                    raise
                 return {"kind": name, "reason": str(error)}
 
-        return get(name, made, **inputs)
+        result = store.get(name, facts | inputs, made)
+        return result.record | {"seconds": result.provenance["seconds"]}
 
-    split = Split("validation", data.validation)
     records: dict[str, Record | None] = {
         "reconstruction": get(
             "reconstruction",
             lambda: evaluate_reconstruction(
-                models.tokenizer,
-                split,
-                bench.features,
-                count=scale.measured_images,
-                batch=scale.batch,
-                revives=True,
-                watch=watch,
+                models.tokenizer, Split("validation", data.validation), bench.features,
+                count=scale.measured_images, batch=scale.batch, revives=True, watch=watch,
             ),
             images=scale.measured_images,
         )
-    }
+    }  # fmt: skip
     records |= _sampled(models, bench, get, watch)
     indices = bench.validation_indices(scale.measured_images, "measured")
     encoded: list[TokenIds] = []
@@ -178,11 +153,13 @@ def measure(
         return encoded[0]
 
     classifier = bench.classifier
-    records["recognition"] = None
+    records |= dict.fromkeys(("recognition", "probe", "layout"))
     if classifier is not None:
         records["recognition"] = get(
             "recognition",
-            lambda: recognise_reconstructions(models.tokenizer, tokens(), data, indices, classifier),
+            lambda: recognise_reconstructions(
+                models.tokenizer, data.validation, indices, classifier, data.class_names, batch=scale.batch
+            ),
             images=scale.measured_images,
         )
     class_ids = _class_ids(data.validation, indices, models.prior)
@@ -195,26 +172,22 @@ def measure(
         images=scale.measured_images,
         gain=baseline is not None,
     )  # fmt: skip
-    records["probe"] = None
     if data.num_classes > 1:
-        records["probe"] = get_if_possible(
+        records["probe"] = get(
             "probe", lambda: probe(models, bench, tokens(), indices, watch), images=scale.probe_images
         )
-    records["layout"] = None
-    if has_prologue:
+    if models.prior.layout.has_prologue:
         sampled = records["unguided"]
         assert sampled is not None
         recipe = Recipe.from_dict(sampled["recipe"])
-        records["layout"] = get_if_possible(
-            "layout", lambda: _layout(models, bench, recipe, watch), images=scale.layout_images
-        )
+        records["layout"] = get("layout", lambda: _layout(models, bench, recipe, watch), images=scale.layout_images)
     return records
 
 
 def _sampled(
     models: Models, bench: Bench, get: Callable[..., Record], watch: ProgressCallback
 ) -> dict[str, Record | None]:
-    """The recipes that the sweeps chose, and what the samples drawn with them are worth."""
+    """The recipes that the sweeps choose, and the measurements of samples with them."""
     scale = bench.scale
     records: dict[str, Record | None] = {}
     for kind in SAMPLINGS:
@@ -241,7 +214,7 @@ def _sampled(
 
 
 def choose(models: Models, bench: Bench, guided: bool, watch: ProgressCallback = unwatched) -> Record:
-    """The recipe whose samples lie nearest to held-out images, by the distance that leads at their number."""
+    """The recipe whose samples are nearest to held-out images, by the leading distance at their number."""
     scale = bench.scale
     recipes = scale.recipes(guided)
 
@@ -267,7 +240,7 @@ def choose(models: Models, bench: Bench, guided: bool, watch: ProgressCallback =
 
 
 def _generated(models: Models, bench: Bench, recipe: Recipe, watch: ProgressCallback) -> Record:
-    """Distances to training images, and how near to single ones the samples are."""
+    """Distances of samples to the training images, and memorisation."""
     points: list[Described] = []
 
     def keep(samples: Samples) -> None:
@@ -277,7 +250,7 @@ def _generated(models: Models, bench: Bench, recipe: Recipe, watch: ProgressCall
             save_picture(picture, bench.pictures, models.piece, kind)
         points.append(Described.of(samples.images, None))
 
-    # Other seeds than those that the recipe was chosen on, and the same for all variants of a seed.
+    # All variants of a seed share these sampling seeds. The recipe was chosen with others.
     first = derive_seed(models.seed, "reproduce", "samples") % 2**31
     record = evaluate_generation(
         models.tokenizer, models.prior, recipe, bench.data.train, bench.features, count=bench.samples,
@@ -292,9 +265,9 @@ def _generated(models: Models, bench: Bench, recipe: Recipe, watch: ProgressCall
 def probe(
     models: Models, bench: Bench, test: TokenIds, indices: Int64[np.ndarray, " n"], watch: ProgressCallback
 ) -> Record:
-    """Top-1 of linear classifiers on the codes of the first visual tokens and, where there are any, of the prologue.
+    """Top-1 of linear classifiers on the codes of the first visual tokens and of the prologue, if there is one.
 
-    As many visual tokens as the scale's prologue has, in every variant: inputs of one dimension, one protocol.
+    All variants use as many visual tokens as the scale has prologue tokens, so that all inputs have one size.
     """
     scale, data = bench.scale, bench.data
     known = choose_images(len(data.train), scale.probe_images, 0, "reproduce probe")
@@ -333,6 +306,6 @@ def _layout(models: Models, bench: Bench, recipe: Recipe, watch: ProgressCallbac
 
 
 def _class_ids(images: ImageSet, indices: Int64[np.ndarray, " n"], prior: Prior) -> Int64[Tensor, " n"]:
-    """The images' own classes; the null class where there are none."""
+    """The class ids of the images, or the null class without classes."""
     labels = torch.from_numpy(images.labels[indices].astype(np.int64))
     return labels if prior.num_classes else torch.full_like(labels, prior.null_class)

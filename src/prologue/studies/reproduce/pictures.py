@@ -1,4 +1,4 @@
-"""Pictures of a piece: its first measured samples, and images drawn again from one prologue."""
+"""Pictures of a piece: its first samples, and images resampled from one prologue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RESAMPLES = 6
 
 
 def samples_picture(images: UInt8[Tensor, "n 3 h w"], class_names: Sequence[str]) -> Image.Image:
-    """The first samples, whose classes go in turn: a column for each of the first classes."""
+    """The first samples, with a column per class. Samples cycle through the classes."""
     classes = max(1, len(class_names))
     columns = min(_COLUMNS, classes) if class_names else _COLUMNS
     step = classes if class_names else columns
@@ -28,7 +28,7 @@ def samples_picture(images: UInt8[Tensor, "n 3 h w"], class_names: Sequence[str]
 
 
 def resampled_picture(shown: Shown, class_names: Sequence[str]) -> Image.Image:
-    """A row for each prologue: the image that it is of, its reconstruction, and images drawn from it."""
+    """A row per prologue: its image, the reconstruction, and images drawn from the prologue."""
     count = min(_RESAMPLES, shown.samples.shape[1])
     sources, decoded = to_pil(shown.images), to_pil(shown.reconstructions)
     rows = [
@@ -40,12 +40,12 @@ def resampled_picture(shown: Shown, class_names: Sequence[str]) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, folder: Path, piece: str, kind: str) -> None:
-    """Keep a piece's picture beside the tables."""
+    """Write a picture of a piece."""
     save_png(folder / f"{piece}-{kind}.png", picture)
 
 
 def find_picture(folder: Path, piece: str, kind: str) -> Image.Image | None:
-    """The kept picture, if there is one."""
+    """The picture of a piece, if it exists."""
     path = folder / f"{piece}-{kind}.png"
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""The pieces of a study, one per variant and seed: what each needs, costs and leaves behind."""
+"""The pieces of a study, one per variant and seed: their folders, results and costs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from prologue.training.flops import prior_step_flops, tokenizer_step_flops
 from prologue.utils.serialization import load_json
 
 RESULT_FORMAT = 1
-_MADE: tuple[Name, ...] = ("2d", "prologue-post", "1d", "prologue", "one-stage")
-"""The post-hoc prologue right after the `2d` that it starts from, whose models are then needed no longer."""
+_ORDER: tuple[Name, ...] = ("2d", "prologue-post", "1d", "prologue", "one-stage")
+"""The order of training in a seed. `prologue-post` follows `2d`, whose tokenizer it starts from."""
 Result = dict[str, Any]
 """`variant`, `seed`, `images`, `flops`, `seconds`, `measures`, `provenance` of a finished piece."""
 
 
 @dataclass(frozen=True, order=True)
 class Piece:
-    """A variant of one seed."""
+    """One variant with one seed."""
 
     seed: int
     variant: Name
@@ -37,23 +37,23 @@ class Piece:
         return out / "runs" / self.name
 
     def plain_folder(self, out: Path) -> Path:
-        """Of the prior without a prologue that the gain of `prologue` is measured against."""
+        """The run of the prior without a prologue, which the gain of `prologue` is measured against."""
         return out / "runs" / f"{self.name}-plain"
 
     @property
     def starts_from(self) -> Piece | None:
-        """The piece that must be finished before."""
+        """The piece whose tokenizer this one starts from."""
         return Piece(self.seed, "2d") if self.variant == "prologue-post" else None
 
 
 def all_pieces(variants: Sequence[Name], seeds: Sequence[int]) -> list[Piece]:
-    """In the order in which they are made, a seed before the next; `2d` is added where a post-hoc one needs it."""
+    """All pieces in their order, seed by seed. `prologue-post` adds `2d`."""
     wanted = {*variants, *(["2d"] if "prologue-post" in variants else [])}
-    return [Piece(seed, name) for seed in seeds for name in _MADE if name in wanted]
+    return [Piece(seed, name) for seed in seeds for name in _ORDER if name in wanted]
 
 
 def checked_variants(names: Sequence[str]) -> tuple[Name, ...]:
-    """The variants of these names in their own order; an unknown one is a `ConfigError`."""
+    """The named variants in the order of the tables. Raises `ConfigError` for an unknown name."""
     for name in names:
         if name not in VARIANTS:
             raise ConfigError(f"unknown variant {name!r}: choose among {', '.join(VARIANTS)}")
@@ -61,7 +61,7 @@ def checked_variants(names: Sequence[str]) -> tuple[Name, ...]:
 
 
 def load_results(out: Path) -> dict[Piece, Result]:
-    """All finished pieces in the folder; a damaged file is a `RunError` that names it."""
+    """The results of all finished pieces. Raises `RunError` for a damaged file."""
     found = {}
     for path in sorted((out / "results").glob("*.json")):
         try:
@@ -70,37 +70,35 @@ def load_results(out: Path) -> dict[Piece, Result]:
                 raise KeyError(data["format"])
             found[Piece(data["seed"], data["variant"])] = data
         except (ConfigError, KeyError, TypeError) as error:
-            told = "is not a result of this version: delete it, and the piece is measured again"
-            raise RunError(f"{path} {told}") from error
+            message = "is not a result of this version: delete it, and the piece is measured again"
+            raise RunError(f"{path} {message}") from error
     return dict(sorted(found.items(), key=lambda item: (item[0].seed, VARIANTS.index(item[0].variant))))
 
 
 def images_seen(scale: Scale, piece: Piece) -> dict[str, int]:
-    """Images that each stage sees, and those that a tokenizer taken over has seen before (`taken_over`)."""
+    """Training images of each stage. `taken_over` are those of a tokenizer that the piece starts from."""
     config = run_config(scale, piece.variant, piece.seed)
     tokenizer = config.tokenizer_training.steps * config.tokenizer_training.batch
     prior = config.prior_training.steps * config.prior_training.batch
-    one_stage = config.tokenizer_training.one_stage
     return {
         "tokenizer": tokenizer,
-        "prior": 0 if one_stage else prior,
+        "prior": 0 if config.tokenizer_training.one_stage else prior,
         "taken_over": tokenizer if piece.starts_from is not None else 0,
     }
 
 
 def stage_flops(scale: Scale, piece: Piece) -> dict[str, float]:
-    """Floating-point operations of each stage; `plain` is the training that the gain takes."""
-    config = run_config(scale, piece.variant, piece.seed)
-    out = {"tokenizer": config.tokenizer_training.steps * tokenizer_step_flops(config)}
-    one_stage = config.tokenizer_training.one_stage
-    out["prior"] = 0.0 if one_stage else config.prior_training.steps * prior_step_flops(config)
-    plain = plain_config(scale, piece.seed)
-    out["plain"] = plain.prior_training.steps * prior_step_flops(plain) if piece.variant == "prologue" else 0.0
-    return out
+    """Floating-point operations of each stage. `plain` is the prior that the gain is measured against."""
+    config, plain = run_config(scale, piece.variant, piece.seed), plain_config(scale, piece.seed)
+    return {
+        "tokenizer": config.tokenizer_training.steps * tokenizer_step_flops(config),
+        "prior": 0.0 if config.tokenizer_training.one_stage else config.prior_training.steps * prior_step_flops(config),
+        "plain": plain.prior_training.steps * prior_step_flops(plain) if piece.variant == "prologue" else 0.0,
+    }
 
 
 def seconds_left(scale: Scale, done: Mapping[Piece, Result], todo: Sequence[Piece]) -> float | None:
-    """What the pieces to do will take if they go as fast as the finished ones; None before the first is finished."""
+    """Expected seconds of the pieces to do, at the speed of the finished pieces. None without finished pieces."""
     if not done:
         return None
     stages = ("tokenizer", "prior", "plain")

@@ -1,4 +1,4 @@
-"""The sampling recipes that runs chose: in words, and whether a choice lies at an end of what was tried."""
+"""The sampling recipe that a run chose, as text, and whether its values are at the ends of the sweep."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from prologue.sampling.recipe import Recipe
 from prologue.studies.reproduce.pieces import Result
 
 EDGE = "†"
-"""Stands after a value at an end of what was tried."""
+"""Marks a value at an end of the sweep."""
 
 
 def recipe_text(result: Result, kind: str) -> str:
-    """`scale 2, T 0.9†`, or – where there is none."""
+    """`scale 2, T 0.9†`, or `–` without a recipe."""
     record = result["measures"].get(kind)
     if record is None:
         return "–"
@@ -19,7 +19,7 @@ def recipe_text(result: Result, kind: str) -> str:
 
 
 def at_end(result: Result, kind: str) -> list[str]:
-    """Which of the recipe's values lie at an end of those tried, of three or more."""
+    """The names of the recipe's values that are at an end of three or more values in the sweep."""
     record = result["measures"].get(kind)
     if record is None:
         return []
@@ -34,6 +34,6 @@ def at_end(result: Result, kind: str) -> list[str]:
 
 
 def _values(recipe: Recipe) -> dict[str, float]:
-    """What the sweep varies: the scale of the guidance, where there is one, and the temperature."""
+    """The values that the sweep varies: the guidance scale, if there is one, and the temperature."""
     whole = recipe.guidance.whole
     return ({} if whole is None else {"scale": whole.scale}) | {"T": recipe.temperature}

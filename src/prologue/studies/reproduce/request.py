@@ -1,4 +1,4 @@
-"""What a study is asked for, and when a call of it has to stop."""
+"""The request of a study, and the deadline of one call."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from prologue.studies.reproduce.scales import Name, Scale
 from prologue.training.loop import StopRequest
 
 OVERTIME = 1000
-"""Stands for the signal's number where the time is up; larger than any signal's."""
+"""The stop reason after the deadline. Signal numbers are smaller."""
 
 
 class OutOfTime(Exception):
-    """The time that this call was given is up; the same call continues."""
+    """The time of this call is up. The same call continues the study."""
 
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What `prologue reproduce` is asked for."""
+    """The options of `prologue reproduce`."""
 
     out: Path
     data: str
@@ -32,16 +32,16 @@ class StudyRequest:
     device: str = "auto"
     features: str = "auto"
     minutes: float | None = None
-    """This call stops cleanly after so long."""
+    """The call stops cleanly after this time."""
     jobs: int = 1
-    """Pieces that are made at a time, each in a process of its own where there are several."""
+    """Number of runs at a time. Each has its own process if there are several."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
-    """`time.monotonic()` at the start of the command: its time counts from there."""
+    """`time.monotonic()` at the start of the command."""
 
 
 class Deadline(StopRequest):
-    """Asks to stop on a signal, and once the time is up."""
+    """Requests a stop on a signal and after a point in time."""
 
     def __init__(self, at: float | None) -> None:
         super().__init__()
@@ -49,18 +49,18 @@ class Deadline(StopRequest):
 
     @classmethod
     def of(cls, request: StudyRequest) -> Deadline:
-        """The end of a call's minutes."""
+        """The deadline of the request's `minutes`."""
         return cls(None if request.minutes is None else request.began + 60 * request.minutes)
 
     def alone(self) -> int | None:
-        # Not kept as the number: a signal after the time is up still counts.
+        # `number` stays None after the deadline, so that a later signal still counts.
         return OVERTIME if self.number is None and self.left() <= 0 else self.number
 
     def left(self) -> float:
-        """Seconds."""
+        """Seconds to the deadline."""
         return float("inf") if self.at is None else self.at - time.monotonic()
 
     def check(self, needed: float = 0.0) -> None:
-        """Raise `OutOfTime` where fewer than `needed` seconds are left."""
+        """Raise `OutOfTime` if fewer than `needed` seconds are left."""
         if self.left() <= needed:
             raise OutOfTime

@@ -1,6 +1,6 @@
-"""What `prologue reproduce` trains and measures at each scale: sizes, steps, numbers of images, and the sweep's values.
+"""The scales of `prologue reproduce`: network sizes, steps, numbers of images, and the values of the sweep.
 
-One table holds everything that the variants share, so that their budgets are equal by construction.
+All variants share one `Scale`, so that their budgets are equal by construction.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prologue.config import RunConfig, Variant
-from prologue.data.options import ENDLESS, embedded_name
+from prologue.data.source import ENDLESS, embedded_name
 from prologue.errors import ConfigError
 from prologue.evaluation.sweep import Plan
 from prologue.presets import small
@@ -19,23 +19,23 @@ from prologue.sampling.recipe import Recipe
 
 Name = Literal["2d", "1d", "prologue", "prologue-post", "one-stage"]
 VARIANTS: tuple[Name, ...] = ("2d", "1d", "prologue", "prologue-post", "one-stage")
-"""In the order of the tables."""
+"""The variants in the order of the tables."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes, budgets and numbers of images that all variants share."""
+    """The sizes, budgets and numbers of images of all variants."""
 
     seeds: int
-    """Where `--seeds` does not say."""
+    """The default of `--seeds`."""
     image_size: int
     patch_size: int
     width: int
     depth: int
-    """Blocks of the encoder, and as many of the decoder."""
+    """Blocks of the encoder, and of the decoder."""
     prior_width: int
     prior_depth: int
-    """Blocks of stage 2's prior; stage 1's has a quarter."""
+    """Blocks of the prior in stage 2. The prior of stage 1 has a quarter."""
     codebook_size: int
     code_dim: int
     prologue_tokens: int
@@ -47,35 +47,33 @@ class Scale:
     prior_batch: int
     prior_lr: float
     prior_dropout: float
-    """Of stage 2's prior: 0 where each image is seen so rarely that there is nothing to learn by heart."""
+    """Dropout of the prior in stage 2. 0 if each image is seen too rarely to overfit."""
     shapes_images: int
     shapes_validation: int
     validation_fraction: float
-    """Of other data than `shapes`."""
+    """Part of the images that is held out, for data other than `shapes`."""
     temperatures: tuple[float, ...]
-    """Tried without guidance."""
+    """Temperatures of the sweep without guidance."""
     guidance_scales: tuple[float, ...]
-    """Tried with constant guidance over the whole sequence, each with `guided_temperatures`."""
+    """Scales of the constant guidance in the sweep, each combined with all `guided_temperatures`."""
     guided_temperatures: tuple[float, ...]
     sweep_samples: int
-    """Of each recipe; the best `finalists` are measured again with twice as many."""
+    """Samples of each recipe. The best `finalists` are measured again with twice as many."""
     finalists: int
     samples: int
-    """That gFD and gKID are measured on; no more than twice the training images."""
+    """Samples for gFD and gKID, limited to twice the number of training images."""
     measured_images: int
-    """Held-out images, at most, of reconstruction, likelihood and probe."""
+    """Largest number of held-out images for reconstruction, likelihood and probe."""
     probe_images: int
-    """Training images, at most, that probes are fitted to."""
+    """Largest number of training images for probes."""
     layout_images: int
     layout_per: int
     checkpoint_every: int
     batch: int = 64
-    """Images that are drawn and measured at once."""
-    packed: bool = False
-    """Keep what is needed to go on elsewhere in a few small files (`state/`)."""
+    """Images per batch when sampling and measuring."""
 
     def recipes(self, guided: bool) -> list[Recipe]:
-        """What the sweep tries."""
+        """The recipes that the sweep compares."""
         if not guided:
             return [Recipe(temperature=value) for value in self.temperatures]
         return [
@@ -90,7 +88,7 @@ class Scale:
 
 
 FEW_IMAGES_DROPOUT = 0.1
-"""Of stage 2's prior where images are few for its steps, as other data than `shapes` as a rule are."""
+"""Dropout of the prior in stage 2 for data with few images per step, which is all data but embedded images."""
 
 _MINUTES = Scale(
     seeds=2, image_size=16, patch_size=4, width=32, depth=1, prior_width=32, prior_depth=1, codebook_size=64,
@@ -101,7 +99,7 @@ _MINUTES = Scale(
     checkpoint_every=100,
 )  # fmt: skip
 
-# Reconstructions are nearly transparent here and samples are not, which is where the question can be asked.
+# At this size reconstructions are nearly perfect and samples are not, so that variants can differ in their samples.
 _HOURS = Scale(
     seeds=4, image_size=24, patch_size=4, width=96, depth=3, prior_width=96, prior_depth=4, codebook_size=512,
     code_dim=8, prologue_tokens=8, prologue_codebook_size=64, tokenizer_steps=6000, tokenizer_batch=8,
@@ -117,15 +115,15 @@ _GPU = dataclasses.replace(
     codebook_size=1024, code_dim=12, prologue_codebook_size=128, tokenizer_steps=10_000, tokenizer_batch=64,
     prior_steps=10_000, prior_batch=128, prior_dropout=FEW_IMAGES_DROPOUT, shapes_images=50_000,
     shapes_validation=10_000, sweep_samples=1024, measured_images=10_000, probe_images=20_000,
-    layout_images=256, checkpoint_every=1000, batch=500, packed=True,
+    layout_images=256, checkpoint_every=1000, batch=500,
 )  # fmt: skip
 
 SCALES: dict[str, Scale] = {"minutes": _MINUTES, "hours": _HOURS, "gpu": _GPU}
-"""`minutes` shows that everything runs; `hours` makes the table on two CPU cores; `gpu` in resumable pieces."""
+"""`minutes` is a smoke test; `hours` takes hours on two CPU cores; `gpu` is for one GPU."""
 
 
 def scale_named(name: str, data: str = "shapes") -> Scale:
-    """The scale of this name for these images; an unknown one is a `ConfigError`."""
+    """The named scale for the images `data`. Raises `ConfigError` for an unknown name."""
     if name not in SCALES:
         raise ConfigError(f"unknown scale {name!r}: choose one of {', '.join(SCALES)}")
     return (
@@ -136,7 +134,7 @@ def scale_named(name: str, data: str = "shapes") -> Scale:
 
 
 def run_config(scale: Scale, name: Name, seed: int) -> RunConfig:
-    """The run of a variant and seed. `one-stage` is `prologue` whose stage-1 prior sees the classes and is sampled."""
+    """The run of a variant and seed. `one-stage` is `prologue` with a class-conditional stage-1 prior for sampling."""
     variant: Variant = "prologue" if name == "one-stage" else name
     config = small(
         variant=variant,
@@ -175,6 +173,6 @@ def run_config(scale: Scale, name: Name, seed: int) -> RunConfig:
 
 
 def plain_config(scale: Scale, seed: int) -> RunConfig:
-    """A prior without a prologue on the tokens of the `prologue` run, which its gain is measured against."""
+    """A prior without a prologue on the tokens of the `prologue` run. The gain is measured against it."""
     config = run_config(scale, "prologue", seed)
     return dataclasses.replace(config, prior=dataclasses.replace(config.prior, prologue=False))

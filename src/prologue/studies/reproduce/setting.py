@@ -1,4 +1,4 @@
-"""What a study is measured with, once its settings are found to be those of its folder."""
+"""The settings of a study, which its folder keeps, and the images and features that all its runs share."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from prologue.config import FILE_RULE, RunConfig
-from prologue.data.opening import open_data
-from prologue.data.options import ENDLESS, embedded_name
+from prologue.data.source import ENDLESS, embedded_name, open_data
 from prologue.errors import EvaluationError, MissingExtraError, RunError
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.metrics.kid import LEAST
 from prologue.evaluation.versions import VERSIONS, completed
 from prologue.models.precision import pick_precision
-from prologue.studies.reproduce import state
-from prologue.studies.reproduce.measures import Bench
+from prologue.studies.reproduce.measures import KINDS, Bench
 from prologue.studies.reproduce.pictures import FOLDER as PICTURES
 from prologue.studies.reproduce.request import StudyRequest
 from prologue.studies.reproduce.scales import VARIANTS, run_config
@@ -29,23 +27,18 @@ from prologue.utils.serialization import from_dict, load_json, save_json, to_dic
 
 STUDY = "study.json"
 STUDY_FORMAT = 1
-_MEASURED = ("features", "reconstruction", "generation", "likelihood", "probe", "layout", "memorisation", "sweep")
-"""Kinds of figures that a study has: runs measured with other versions of them do not go into one table."""
-_FREE = ("data", "precision", "scale.seeds")
-"""What may differ: the place of the same images, and how many seeds are usual; a study keeps its own number format."""
+_FREE = ("data", "precision", "scale.seeds", "scale.packed")
+"""Settings that may change: the path of the same images, the number of seeds, and a field of earlier versions. The
+study keeps its precision."""
 
 
 def open_bench(request: StudyRequest, progress: Progress) -> Bench:
-    """The study's images and features, after its settings were found to be those of the folder."""
+    """Open the images and features. A `RunError` names settings that differ from those of the folder."""
     out, scale = request.out, request.scale
-    if not (out / STUDY).is_file() and state.is_packed(out):
-        progress.say(f"restoring the study from {out / state.FOLDER}")
-        state.unpack(out)
-    size = (scale.image_size, scale.image_size)
     known = _read_settings(out)
     rule = known.get("file_rule", FILE_RULE)
     config = dataclasses.replace(run_config(scale, "2d", 0).data, file_rule=rule)
-    data = open_data(request.data, config, size)
+    data = open_data(request.data, config, (scale.image_size, scale.image_size))
     for note in (data.summary(request.data), *data.notes):
         progress.say(note)
     if len(data.validation) < LEAST:
@@ -58,7 +51,6 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
     features = Features.open(name, request.data, device)
     if features.extractor is None:
         raise MissingExtraError(f"a distance between images of {request.data}", "lite0")
-    # Whatever computes the rest of a study computes it in the number format that it began with.
     precision = known.get("precision") or pick_precision("auto", device)
     settings = {
         "format": STUDY_FORMAT,
@@ -70,11 +62,11 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
         "data_fingerprint": data.fingerprint,
         "file_rule": rule,
         **features.facts(),
-        "versions": {kind: VERSIONS[kind] for kind in _MEASURED},
+        "versions": {kind: VERSIONS[kind] for kind in KINDS},
     }
     if known:
-        # Studies that were begun before these were kept: the first versions, and the code that is there now.
-        versions = {kind: completed(known.get("versions"))[kind] for kind in _MEASURED}
+        # Studies of earlier versions lack these two.
+        versions = {kind: completed(known.get("versions"))[kind] for kind in KINDS}
         _require_same(out, {"features_source": settings["features_source"], **known, "versions": versions}, settings)
     else:
         save_json(out / STUDY, settings)
@@ -82,7 +74,7 @@ def open_bench(request: StudyRequest, progress: Progress) -> Bench:
 
 
 def _read_settings(out: Path) -> dict[str, Any]:
-    """The settings of a study; what its version did not have stands at what it did. Empty for a new one."""
+    """The settings of the folder's study, with the defaults of later fields. Empty for a new study."""
     if not (out / STUDY).is_file():
         return {}
     known: dict[str, Any] = load_json(out / STUDY)
@@ -91,15 +83,13 @@ def _read_settings(out: Path) -> dict[str, Any]:
 
 
 def require_study_folder(out: Path) -> None:
-    """A `RunError` where `out` holds something else than a study, whole or packed."""
-    if not _is_vacant(out) and not (out / STUDY).is_file() and not state.is_packed(out):
-        if (out / state.INDEX).is_file():
-            raise RunError(f"{out} holds the files of a packed state: move them into {out / state.FOLDER}")
+    """Raise `RunError` if `out` contains something other than a study."""
+    if not _is_vacant(out) and not (out / STUDY).is_file():
         raise RunError(f"{out} exists and is not a study: choose another --out, or empty it")
 
 
 def _is_vacant(out: Path) -> bool:
-    """Whether a study can begin here; what a kill leaves of its very first steps does not count."""
+    """Whether a study can begin in the folder. Files of a process that was killed at its start do not count."""
     return not out.exists() or (
         out.is_dir() and all(file.name == LOCK or temporary_of(file.name) == STUDY for file in out.iterdir())
     )

@@ -1,4 +1,4 @@
-"""A study from its settings to its tables: every piece is trained, measured and written at once, or skipped."""
+"""A study from its settings to its tables. Each piece has its result file when it is finished."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from prologue.utils.locks import folder_lock
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """How far a call came."""
+    """The state of the study after a call."""
 
     finished: bool
     done: int
     wanted: int
     lines: tuple[str, ...]
-    """What the verdicts say."""
+    """The sentences of the verdicts."""
 
 
 def reproduce(request: StudyRequest, progress: Progress) -> StudyOutcome:
-    """Do, or continue, a study, and write its tables.
+    """Begin or continue a study, and write its tables.
 
-    Raises `Stopped` on a signal; a call that runs out of its minutes returns as not finished. Other
-    settings than the folder's, but for more seeds and variants, are a `RunError`.
+    A call whose minutes are up returns an unfinished outcome. Raises `Stopped` on a signal, and `RunError` for settings
+    that differ from those of the folder. Seeds and variants may be added.
     """
     with folder_lock(request.out):
         require_study_folder(request.out)
@@ -44,7 +44,7 @@ def _reproduce(request: StudyRequest, bench: Bench, progress: Progress) -> Study
     pieces = all_pieces(request.variants, request.seeds)
     added = sorted({piece.variant for piece in pieces} - set(request.variants))
     if added:
-        progress.say(f"{', '.join(added)} is trained too: the post-hoc prologue starts from it")
+        progress.say(f"{', '.join(added)} is trained too, because prologue-post starts from it")
     worker = Worker(request, bench, deadline, progress)
     if load_results(request.out):
         _say_left(request, pieces, progress)
@@ -57,7 +57,6 @@ def _reproduce(request: StudyRequest, bench: Bench, progress: Progress) -> Study
                 if not piece.result_file(request.out).is_file():
                     worker.do(piece)
                     _say_left(request, pieces, progress)
-                    worker.keep_state()
         finished = True
     except OutOfTime:
         pass
@@ -67,8 +66,6 @@ def _reproduce(request: StudyRequest, bench: Bench, progress: Progress) -> Study
     finally:
         results = load_results(request.out)
         lines = write_tables(request.out, results, request.scale, request.provenance) if results else ()
-        if not finished:
-            worker.keep_state()
     done = sum(piece in results for piece in pieces)
     return StudyOutcome(finished, done, len(pieces), tuple(lines))
 
@@ -82,7 +79,7 @@ def _say_left(request: StudyRequest, pieces: Sequence[Piece], progress: Progress
 
 
 def duration(seconds: float) -> str:
-    """In the two units that fit."""
+    """Seconds as text: `50 s`, `30 min` or `2 h 1 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

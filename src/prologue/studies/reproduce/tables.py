@@ -1,4 +1,4 @@
-"""The tables of a study from its results."""
+"""The tables of a study."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from prologue.studies.reproduce.figures import (
     cell_figures,
     variants_of,
 )
-from prologue.studies.reproduce.further import further_table
 from prologue.studies.reproduce.pieces import Result
 from prologue.studies.reproduce.recipes import EDGE, recipe_text
 from prologue.studies.reproduce.scales import Name
 from prologue.studies.reproduce.verdicts import estimate, log_ratio
 
 _AVERAGED = (
-    "Each cell: mean over seeds with its 95 % t interval, and beneath it where one further seed lies in 95 % of all "
-    "cases. Fréchet distances and ratios are averaged as logarithms."
+    "Each cell is the mean over seeds with its 95 % t interval. "
+    "Fréchet distances and ratios are averaged as logarithms."
 )
 
 
@@ -41,45 +40,42 @@ def _cell(values: Sequence[float], shown: Figure, seeds: int) -> str:
         text += f", {len(values)} seed{'s' if len(values) > 1 else ''}"
     if record["low"] is None or record["low"] == record["high"]:
         return text
-    low, high, next_low, next_high = (
-        format(record[key], shown.style) for key in ("low", "high", "one_further_seed_low", "one_further_seed_high")
-    )
-    return f"{text} ({low} to {high})\nnext seed {next_low} to {next_high}"
+    return f"{text} ({record['low']:{shown.style}} to {record['high']:{shown.style}})"
 
 
 def make_tables(results: Results, claims: Sequence[Claim]) -> dict[str, Table]:
-    """All tables by their titles; those without rows are left out."""
+    """All tables with rows, by title."""
     tables = {
         "Claims": _claims_table(claims),
         "Budgets": _budgets(results),
         "Reconstruction": _figures_table(
             results,
             RECONSTRUCTION,
-            f"Held-out images against themselves. {_counts(results, 'reconstruction')} {_originals(results)}",
+            f"Held-out images and their reconstructions. {_counts(results, 'reconstruction')} {_originals(results)}",
         ),
         "Generation": _figures_table(
             results,
             GENERATION,
-            "Samples against training images, labels uniform. Each run at its own recipe, chosen among the same few "
-            f"with the same number of samples against held-out images. {_counts(results, 'unguided')} "
+            "Samples with uniform labels against training images. Each run has its own recipe, which was chosen among "
+            f"the same few by samples against held-out images. {_counts(results, 'unguided')} "
             f"{_originals(results)}",
         ),
         "What the prologue carries": _figures_table(
             results,
             CARRIED,
-            "Nats per image over held-out images. Gain is against a prior without a prologue on the same visual ids. "
-            f"All tokens do not compare across tokenizers. {_counts(results, 'likelihood')} {_kept(results)}",
+            "Nats per image over held-out images. The gain is against a prior without a prologue on the same visual "
+            "ids. The nats of all tokens do not compare across tokenizers. "
+            f"{_counts(results, 'likelihood')} {_kept(results)}",
         ),
         "Inside the tokens": _figures_table(results, INSIDE, _counts(results, "probe")),
         "Memorisation": _memorisation(results),
         "Against 2d, seed by seed": _against(results, "2d"),
-        "One further seed": further_table(results, claims),
     }
     return {title: table for title, table in tables.items() if table.rows}
 
 
 def _counts(results: Results, name: str) -> str:
-    """How many were measured, and against how many."""
+    """The numbers of measured and of reference images."""
     counts, against = (
         sorted({int(n) for result in results.values() if (n := figure(result, f"{name}.{key}")) is not None})
         for key in ("n", "n_reference")
@@ -91,7 +87,7 @@ def _counts(results: Results, name: str) -> str:
 
 
 def _originals(results: Results) -> str:
-    """What the classifier makes of real images, which no sample can be expected to exceed by much."""
+    """The rate at which the classifier recognises real images, an upper limit for samples."""
     rates = [rate for result in results.values() if (rate := figure(result, "recognition.originals_rate")) is not None]
     if not rates:
         return ""
@@ -99,14 +95,14 @@ def _originals(results: Results) -> str:
 
 
 def _kept(results: Results) -> str:
-    """Which weights of the priors were measured, where they were kept along the way."""
+    """The step of the measured priors, if the best one during training was kept."""
     kept = [(result["prior_kept_step"], result["prior_steps"]) for result in results.values() if _has_kept(result)]
     if not kept:
         return ""
     last = sum(step == steps for step, steps in kept)
     return (
-        "Priors of stage 2 are those that did best along the way on up to 512 held-out images: in "
-        f"{last} of {len(kept)} runs the last ones."
+        "The prior of stage 2 is the best one during training on up to 512 held-out images: in "
+        f"{last} of {len(kept)} runs the last one."
     )
 
 
@@ -115,7 +111,7 @@ def _has_kept(result: Result) -> bool:
 
 
 def _figures_table(results: Results, figures: Sequence[Figure], caption: str) -> Table:
-    """A row for each variant; columns that nobody has are left out."""
+    """A row for each variant. Columns without values are left out."""
     names = variants_of(results)
     columns = [shown for shown in figures if any(by_seed(results, name, shown) for name in names)]
     rows = []
@@ -132,23 +128,22 @@ def _figures_table(results: Results, figures: Sequence[Figure], caption: str) ->
 def _claims_table(claims: Sequence[Claim]) -> Table:
     rows = []
     for claim in claims:
-        verdict, predicted = claim.verdict, claim.predicted
+        verdict = claim.verdict
         found = "–" if verdict is None else f"{interval_text(claim, verdict.estimate)}\n{claim.measure}"
         limit = "–"
         if verdict is not None:
             limit = f"{'≤' if verdict.at_most else '≥'} {claim.shown(verdict.threshold):.3g}"
-        further = "–" if predicted is None else f"{predicted[0]:.3g} to {predicted[1]:.3g}"
         needed = "" if verdict is None or verdict.needed is None else f", {verdict.needed} would decide"
         seeds = f"{len(claim.by_seed)} seed{'' if len(claim.by_seed) == 1 else 's'}{needed}"
-        rows.append([f"{claim.ours}: {claim.short}", f"{claim.outcome}\n{seeds}", found, limit, further])
+        rows.append([f"{claim.ours}: {claim.short}", f"{claim.outcome}\n{seeds}", found, limit])
     caption = (
-        "Seeds are paired. A claim is confirmed where the 95 % interval lies beyond its limit, refuted where wholly on "
-        "the other side, else undecided; each is judged by itself, so among many one may be off by chance. The number "
-        "of seeds that would decide supposes that mean and spread stay as they are, and then decides about half the "
-        "time. The level holds for a number of seeds that was fixed beforehand: adding seeds until a verdict "
-        "comes is wrong more often."
+        "Seeds are paired. A claim is confirmed if the 95 % interval is beyond its limit, refuted if the interval is "
+        "on the other side, else undecided. Each claim is judged by itself, so one of many may be wrong by chance. "
+        "The number of seeds that would decide a claim assumes the same mean and deviation, and then decides it about "
+        "half the time. The level holds for a number of seeds that was fixed beforehand. Adding seeds until there is a "
+        "verdict is wrong more often."
     )
-    return Table(["claim", "verdict", "found", "claimed", "one further seed"], rows, caption, labels=2)
+    return Table(["claim", "verdict", "found", "claimed"], rows, caption, labels=2)
 
 
 def _budgets(results: Results) -> Table:
@@ -175,12 +170,12 @@ def _budgets(results: Results) -> Table:
             ]
         )
     caption = (
-        "Images, batches and network sizes are the same in each stage, and so is the effort of choosing a recipe; "
-        "FLOPs (matrix products) and seconds (mean over the seeds that all have) are what that costs each variant. "
-        "prologue-post has one more encoder, and its figures leave out stage 1 of the 2d that it starts from. "
-        "one-stage samples with the prior of stage 1, which has a quarter of the blocks. The gain of prologue takes "
-        "one more prior, which is not counted here, nor is the encoding of the images. "
-        f"{EDGE} marks values at an end of what was tried."
+        "All variants have the same images, batches, network sizes and sweep of recipes in each stage. FLOPs (matrix "
+        "products) and seconds (mean over the seeds that all variants have) are the resulting costs. "
+        "prologue-post has one more encoder; its costs exclude stage 1 of the 2d that it starts from. "
+        "one-stage samples with the prior of stage 1, which has a quarter of the blocks. The costs exclude the prior "
+        "that the gain of prologue is measured against, and the encoding of the images. "
+        f"{EDGE} marks values at an end of the sweep."
         f"{_versions(results)}"
     )
     head = ["variant", "images, stage 1", "images, stage 2", "parameters, M", "TFLOPs", "seconds", "measuring, s",
@@ -189,7 +184,7 @@ def _budgets(results: Results) -> Table:
 
 
 def _versions(results: Results) -> str:
-    """Versions of the package, where they differ."""
+    """The versions of the package, if there are several."""
     versions = sorted({str(result["provenance"].get("prologue")) for result in results.values()})
     return f" Made by several versions of the package: {', '.join(versions)}." if len(versions) > 1 else ""
 
@@ -203,15 +198,17 @@ def _memorisation(results: Results) -> Table:
         results, MEMORISED, "Unguided samples, 8×8 pixels. " + _counts(results, "unguided.memorisation")
     )
     warned = [piece.name for piece, result in results.items() if _warns(result, len(results))]
-    said = f"More than chance allows: {', '.join(warned)}." if warned else "In no run are they more than chance allows."
+    said = "In no run are there more than by chance."
+    if warned:
+        said = f"There are more than by chance in {', '.join(warned)}."
     blind = [piece.name for piece, result in results.items() if _is_blind(result)]
     if blind:
-        said += f" That says little of {', '.join(blind)}, where most copies would not be found either."
+        said += f" This is no evidence for {', '.join(blind)}, where most copies would be missed too."
     return Table(table.head, table.rows, f"{table.caption} {said}", table.labels)
 
 
 def _warns(result: Result, runs: int) -> bool:
-    """More near samples than chance gives, where each of `runs` has its chance (Bonferroni)."""
+    """Whether a run has more near samples than by chance, corrected for the number of runs (Bonferroni)."""
     low, expected, chance = (
         figure(result, f"unguided.memorisation.coarse_share{end}") for end in ("_low", "_expected", "_chance")
     )
@@ -219,13 +216,13 @@ def _warns(result: Result, runs: int) -> bool:
 
 
 def _is_blind(result: Result) -> bool:
-    """Whether decoding hides what is copied."""
+    """Whether most copies are missed after decoding."""
     found = figure(result, "unguided.memorisation.coarse_copies_share")
     return found is not None and found < 0.5
 
 
 def _against(results: Results, theirs: Name) -> Table:
-    """Paired over seeds: the ratio of Fréchet distances, the difference of everything else."""
+    """Ratios of Fréchet distances, and differences of other figures, paired by seed."""
     rows = []
     for name in variants_of(results):
         paired = pairs(results, name, theirs) if name != theirs else {}
@@ -244,7 +241,7 @@ def _against(results: Results, theirs: Name) -> Table:
             what = "ratio" if shown.logarithmic else "points apart" if shown.share else "difference"
             rows.append([name, f"{shown.title(results)}, {what}", f"{numbers[0]:{style}}", interval, str(found.n)])
     head = ["variant", f"against {theirs}", "mean", "95 % interval", "seeds"]
-    caption = "Below 10,000 images a Fréchet distance is indicative: it compares at the same number only."
+    caption = "With fewer than 10,000 images a Fréchet distance is indicative. It compares only at the same number."
     return Table(head, rows, caption, labels=2)
 
 

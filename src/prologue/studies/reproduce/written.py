@@ -1,4 +1,4 @@
-"""What a study writes of its results: the tables as Markdown, as JSON and as a page with pictures."""
+"""The output of a study: the tables as Markdown, as JSON, and as a page with pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from prologue.report.page import Block, Fold, Picture, Report, Section, Table, Text
 from prologue.studies.reproduce.claims import Claim, Results, headline, judge_claims, sentence
 from prologue.studies.reproduce.figures import ALL, by_seed, cell_figures, variants_of
-from prologue.studies.reproduce.further import further_claims, further_figures
 from prologue.studies.reproduce.pictures import FOLDER, find_picture
 from prologue.studies.reproduce.pieces import Piece, Result
 from prologue.studies.reproduce.scales import Scale
@@ -21,7 +20,7 @@ MARKDOWN, JSON, PAGE = "tables.md", "results.json", "report.html"
 
 
 def write_tables(out: Path, results: Results, scale: Scale, provenance: Mapping[str, Any]) -> list[str]:
-    """Write `tables.md`, `results.json` and `report.html`; the claims' sentences come back."""
+    """Write `tables.md`, `results.json` and `report.html`. Returns the sentences of the verdicts."""
     claims = judge_claims(results)
     tables = make_tables(results, claims)
     sentences = [sentence(claim) for claim in claims]
@@ -33,7 +32,7 @@ def write_tables(out: Path, results: Results, scale: Scale, provenance: Mapping[
 
 
 def markdown(line: str, tables: Mapping[str, Table], sentences: Sequence[str]) -> str:
-    """The verdict's line, what may be said, and the tables, for a Markdown page."""
+    """The first line, the sentences and the tables as Markdown."""
     lines = [f"**{line}**", "", *(f"- {text}" for text in sentences), ""]
     for title, table in tables.items():
         lines += [f"## {title}", "", *_markdown_table(table), ""]
@@ -52,7 +51,7 @@ def _markdown_table(table: Table) -> Iterator[str]:
 
 
 def summary(results: Results, claims: Sequence[Claim], scale: Scale, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """`results.json`: the claims, each figure of each variant over seeds, and by seed."""
+    """The content of `results.json`: claims, and the figures of all variants, averaged and by seed."""
     figures = []
     for name in variants_of(results):
         for shown in ALL:
@@ -67,25 +66,24 @@ def summary(results: Results, claims: Sequence[Claim], scale: Scale, provenance:
         "effect": headline(list(claims)),
         "claims": [claim.record() for claim in claims],
         "records": figures,
-        "further_seed": [each.record() for each in (*further_figures(results), *further_claims(results, claims))],
         "pieces": [_facts(piece, result) for piece, result in results.items()],
     }
 
 
 def _facts(piece: Piece, result: Result) -> dict[str, Any]:
-    """What a piece cost and chose; its measures are in its own file."""
+    """Costs and recipes of a piece. Its measures are in its own file."""
     kept = ("images", "flops", "seconds", "parameters", "precision", "weights", "provenance")
     recipes = {kind: (result["measures"].get(kind) or {}).get("recipe") for kind in ("unguided", "guided")}
     return {"variant": piece.variant, "seed": piece.seed, **{key: result[key] for key in kept}, "recipes": recipes}
 
 
 def verdict_line(claims: Sequence[Claim]) -> tuple[str, bool | None]:
-    """The page's first sentence, and whether it is good news."""
+    """The first sentence of the page, and whether the effect is confirmed (True) or refuted (False)."""
     outcome = headline(list(claims))
     effect = "the paper's effect (unguided samples at least 1.5 times closer, reconstructions at most 5 % worse)"
     if outcome is None:
-        return f"Not asked here: {effect}, which takes prologue and 2d.", None
-    words = {"confirmed": f"Confirmed: {effect}.", "refuted": f"Not here: {effect} is refuted at this size.",
+        return f"Not judged: {effect}. It needs the variants prologue and 2d.", None
+    words = {"confirmed": f"Confirmed: {effect}.", "refuted": f"Refuted at this size: {effect}.",
              "undecided": f"Undecided: {effect}."}  # fmt: skip
     good = {"confirmed": True, "refuted": False}.get(outcome)
     return words[outcome], good
@@ -96,7 +94,7 @@ def _page(
 ) -> Report:
     line, good = verdict_line(claims)
     sections = [
-        Section("What may be said", [Text(sentence(claim)) for claim in claims]),
+        Section("Verdicts", [Text(sentence(claim)) for claim in claims]),
         *(Section(title, [table]) for title, table in tables.items()),
         Section("Pictures", _pictures(out, results)),
         Section("By seed", [Fold("every figure of every seed", [seed_table(results)])]),
@@ -107,25 +105,25 @@ def _page(
 
 
 def notes_of(claims: Sequence[Claim]) -> list[str]:
-    """What was noticed while judging, each once."""
+    """The distinct notes of the claims."""
     return list(dict.fromkeys(f"{claim.ours}: {note}." for claim in claims for note in claim.notes))
 
 
 _KINDS = {
     "unguided": "Unguided samples",
     "guided": "Guided samples",
-    "resampled": "Images drawn from one prologue each",
+    "resampled": "Images resampled from one prologue each",
 }
 
 
 def _pictures(out: Path, results: Results) -> list[Block]:
-    """Of the first seed of each variant: the first samples that were measured, not picked."""
+    """The first measured samples of the first seed of each variant."""
     blocks: list[Block] = []
     for name in variants_of(results):
         piece = next(piece for piece in results if piece.variant == name)
         for kind, what in _KINDS.items():
             image = find_picture(out / FOLDER, piece.name, kind)
             if image is not None:
-                caption = f"{what} of {name}, seed {piece.seed}; the first ones, not picked."
+                caption = f"{what} of {name}, seed {piece.seed}: the first ones, not selected."
                 blocks.append(Picture(f"{piece.name}-{kind}", image, what, caption, wide=True))
     return blocks
