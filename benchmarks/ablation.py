@@ -1,12 +1,11 @@
-"""What makes a prologue work at small size: one change of the recipe at a time, over the same seeds.
+"""Single changes of the small recipe, each with the same seeds.
 
     python benchmarks/ablation.py --out DIR [--seeds 2] [--jobs 2] [--minutes M] [CHANGE ...]
     python benchmarks/ablation.py --list
 
-Every run trains a tokenizer and a prior on the embedded shapes as `prologue reproduce --scale hours` does, but with
-dropout in the prior, and measures them with fixed recipes; some are of `digits`. Each run's figures are added at once
-to `DIR/ablation.json`, and the table in `DIR/ablation.md` is written anew; the same command continues from that file
-alone.
+Every run trains a tokenizer and a prior on the embedded shapes (some runs: `digits`) like
+`prologue reproduce --scale hours`, but with dropout in the prior, and is measured with fixed recipes. The results of
+each finished run are added to `DIR/ablation.json` and to the table `DIR/ablation.md`. The same command continues.
 """
 
 from __future__ import annotations
@@ -33,12 +32,11 @@ from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.layout import evaluate_layout
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.recognition import fit_judge, shipped_classifier
-from prologue.evaluation.reconstruction import evaluate_reconstruction
+from prologue.evaluation.reconstruction import evaluate_reconstruction, recognise_reconstructions
 from prologue.evaluation.runs import Split, choose_images
 from prologue.pipeline import Pipeline
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
-from prologue.studies.demo.measure import recognise_reconstructions
 from prologue.studies.reproduce.scales import FEW_IMAGES_DROPOUT, SCALES, run_config
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
@@ -48,52 +46,52 @@ from prologue.utils.processes import end_with_parent
 from prologue.utils.serialization import from_dict, load_json, save_json, to_dict
 
 SCALE = dataclasses.replace(SCALES["hours"], checkpoint_every=100_000, prior_dropout=FEW_IMAGES_DROPOUT)
-"""With the paper's dropout, as the small presets have it; the study leaves it out since the row without it was seen."""
+"""The scale of the study with the dropout of the paper and of the small presets."""
 SAMPLES = 2048
-"""Of each kind. Other samples of the same models change a distance by far less than another seed does."""
+"""Samples per recipe. The distances of other samples differ far less than those of other seeds."""
 MEASURED = 1024
 LAYOUTS = 64
 _KEPT_SEEDS = 8
-"""Records of so many seeds are kept where fewer are asked for."""
+"""Number of seeds whose records are kept if fewer are requested."""
 UNGUIDED = Recipe(temperature=1.1)
 GUIDED = Recipe(guidance=Guidance.overall("constant", 1.5), temperature=1.1)
-"""In the midst of what the study's sweeps choose."""
+"""Typical choices of the sweeps of the study."""
 
 Changes = dict[str, Any]
 
 
 def ce(prologue: float, visual: float, **others: Any) -> Changes:
-    """Other weights of the cross-entropy; the shared pass needs equal ones."""
+    """Weights of the cross-entropy. The shared pass needs equal ones."""
     return {"tokenizer_training": {"ce_prologue": prologue, "ce_visual": visual, **others}}
 
 
 def stage1(**changes: Any) -> Changes:
-    """Another tokenizer training."""
+    """A change of the tokenizer training."""
     return {"tokenizer_training": changes}
 
 
 def at(*parts: float) -> list[int]:
-    """Steps of stage 1."""
+    """Parts of stage 1 as steps."""
     return [max(1, round(part * SCALE.tokenizer_steps)) for part in parts]
 
 
 def embeddings(std: float) -> Changes:
-    """Other embeddings at the start, in both priors."""
+    """The initial standard deviation of the embeddings of both priors."""
     return {"prior": {"embedding_std": std}, "tokenizer_training": {"prior_model": {"embedding_std": std}}}
 
 
 KEEP_BEST = SCALE.prior_steps // 20
-"""Steps between the priors of which the best is kept, where it is."""
+"""Steps between the measurements that choose the best prior."""
 
 
 def few(dropout: float, keep_best_every: int = 0) -> Changes:
-    """So few images that each of them is seen twenty times as often."""
+    """A twentieth of the images, each of which is seen twenty times as often."""
     prior = {"prior": {"dropout": dropout}, "prior_training": {"keep_best_every": keep_best_every}}
     return {"data": {"shapes_images": SCALE.shapes_images // 20}, **prior}
 
 
 def digits(changes: Changes) -> Changes:
-    """Of handwritten digits, which are few."""
+    """A change for the handwritten digits, which are few images."""
     return {"prior_training": {"keep_best_every": KEEP_BEST}, **changes}
 
 
@@ -108,7 +106,7 @@ CHANGES: dict[str, Changes] = {
     "ce-prologue-0": ce(0.0, 0.1, shared_prior_pass=False),
     "ce-late": stage1(ce_start=at(0.2)[0], ce_ramp=at(0.2)[0], prologue_kmeans=at(0.2, 0.3, 0.4)),
     "kmeans-never": stage1(prologue_kmeans=[]),
-    "revive-never": stage1(revive_every=0),
+    "revive-never": stage1(dead_code_reset_every=0),
     "visual-dropout-0": stage1(visual_dropout=0.0),
     "visual-dropout-0.8": stage1(visual_dropout=0.8),
     "visual-dropout-late": stage1(visual_dropout_start=at(0.2)[0], visual_dropout_ramp=at(0.2)[0]),
@@ -128,10 +126,10 @@ CHANGES: dict[str, Changes] = {
     "digits": digits({}),
     "digits-ce-prologue-0": digits(ce(0.0, 0.1, shared_prior_pass=False)),
 }
-"""Each against `base`, which `again` repeats; those of other images against the first of theirs; and
-`2d-prior-dropout-0` against `2d`, which is the same without a prologue."""
+"""Changes of `base`, which `again` repeats. Rows with other images compare with the first such row, and
+`2d-prior-dropout-0` with `2d`."""
 OTHER_IMAGES = ("few", "digits")
-"""Distances of these rows are to other images than those of `base`."""
+"""Rows whose images differ from those of `base`."""
 
 
 def source(name: str) -> str:
@@ -140,22 +138,23 @@ def source(name: str) -> str:
 
 
 def changed(name: str, seed: int) -> RunConfig:
-    """The run of a change and a seed."""
+    """The configuration of a change and a seed."""
     config = run_config(SCALE, "2d" if name.startswith("2d") else "prologue", seed)
-    # The last prior is measured, so that what becomes of it shows, except where keeping the best one is the change.
+    # The last prior is measured, except where the change is to keep the best one.
     last = dataclasses.replace(config.prior_training, keep_best_every=0)
     return from_dict(RunConfig, CHANGES[name], base=dataclasses.replace(config, prior_training=last))
 
 
 def tokenizer_hash(name: str, seed: int) -> str:
-    """Of all that a tokenizer depends on."""
+    """A hash of everything that a tokenizer depends on."""
     config = changed(name, seed)
-    settings = [to_dict(config.data), to_dict(config.tokenizer), to_dict(config.tokenizer_training), seed]
+    training = first_form(to_dict(config.tokenizer_training))
+    settings = [to_dict(config.data), to_dict(config.tokenizer), training, seed]
     return _hash(settings, name)
 
 
 def trained_tokenizer(out: Path, name: str, seed: int, data: Data) -> Path:
-    """The run whose tokenizer this change has; changes of the prior alone share one."""
+    """The run with the tokenizer of this change. Changes of the prior share one."""
     path = out / "tokenizers" / tokenizer_hash(name, seed)
     if not path.is_dir():
         with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -168,7 +167,7 @@ def trained_tokenizer(out: Path, name: str, seed: int, data: Data) -> Path:
 
 
 def one(name: str, seed: int, out: Path) -> dict[str, Any]:
-    """Train and measure one run; its figures and its tokenizer stay. The seconds of a shared tokenizer count once."""
+    """Train and measure one run. The seconds of a shared tokenizer count once."""
     torch.set_num_threads(1)
     config = changed(name, seed)
     begin = time.perf_counter()
@@ -190,7 +189,7 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
     likelihood = evaluate_likelihood(prior, tokens, labels, image_size=config.tokenizer.image_size, seed=seed)
     figures = {"psnr": reconstruction["psnr"], "rfd": reconstruction["fd"], "rkid": reconstruction["kid"]}
     figures |= {
-        "recognised_reconstructions": recognise_reconstructions(tokenizer, tokens, data, indices, classifier)["rate"]
+        "recognised_reconstructions": recognise_reconstructions(tokenizer, data.validation, indices, classifier)["rate"]
     }
     figures |= {key: likelihood.get(key) for key in ("nats", "visual_entropy", "cost", "diversity", "use")}
     for kind, recipe in (("unguided", UNGUIDED), ("guided", GUIDED)):
@@ -214,7 +213,7 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
 
 
 def one_of_many(name: str, seed: int, out: Path) -> dict[str, Any]:
-    """`one` in a process of a pool, which ends on a signal: it would wait for more work, of nobody."""
+    """`one` in a process of a pool. The process ends on a signal instead of waiting for more work."""
     try:
         return one(name, seed, out)
     except Stopped:
@@ -222,20 +221,37 @@ def one_of_many(name: str, seed: int, out: Path) -> dict[str, Any]:
 
 
 def made_with(name: str, seed: int) -> str:
-    """A hash of everything that a result depends on: results of other settings are made again."""
-    settings = [to_dict(changed(name, seed)), SAMPLES, MEASURED, LAYOUTS, UNGUIDED.to_dict(), GUIDED.to_dict()]
+    """A hash of everything that a result depends on."""
+    settings = [
+        first_form(to_dict(changed(name, seed))),
+        SAMPLES,
+        MEASURED,
+        LAYOUTS,
+        UNGUIDED.to_dict(),
+        GUIDED.to_dict(),
+    ]
     return _hash(settings, name)
 
 
+_FIRST_NAMES = {"dead_code_reset_every": "revive_every", "dead_code_reset_until": "revive_until"}
+
+
+def first_form(settings: Any) -> Any:
+    """Settings with the field names of the first version, so that hashes of the same settings stay the same."""
+    if not isinstance(settings, dict):
+        return settings
+    return {_FIRST_NAMES.get(name, name): first_form(value) for name, value in settings.items()}
+
+
 def _hash(settings: list[Any], name: str) -> str:
-    """Of settings and what they do not tell: images that are not `shapes`, and that `base` is made again."""
+    """A hash of the settings, and of images other than `shapes` and the repetition of `base`."""
     others = ["digits"] if source(name) == "digits" else ["again"] if name == "again" else []
     told = [*settings, *others]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def results(out: Path, seeds: int) -> list[dict[str, Any]]:
-    """The records of `ablation.json` that are of these settings, whatever they were called."""
+    """The records of `ablation.json` with these settings, under any name."""
     file = out / "ablation.json"
     found = {each["made_with"]: each for each in (load_json(file)["records"] if file.is_file() else [])}
     wanted = {(name, seed): made_with(name, seed) for name in CHANGES for seed in range(seeds)}
@@ -258,13 +274,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "recognised_guided": ("recognised, guided", ".3f"),
     "layout_ratio": ("layout", ".2f"),
 }
-"""Of the table: figure, heading and form."""
+"""Columns of the table: figure, heading and format."""
 
 
 def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Markdown: means over seeds, and the range of the differences to the base of the same seed.
+    """A Markdown table: means over seeds, and the range of the differences to the base with the same seed.
 
-    `OTHER_IMAGES` have none, and are the bases of the rows after them.
+    The base of the rows after one of `OTHER_IMAGES` is that row.
     """
     found = {(each["change"], each["seed"]): each["figures"] for each in records}
     yield "| change | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " | seeds |"
@@ -288,7 +304,7 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def collect(out: Path, records: list[dict[str, Any]]) -> None:
-    """Write all records so far to `ablation.json` and `ablation.md`, in the order of `CHANGES`."""
+    """Write all records to `ablation.json` and `ablation.md`, in the order of `CHANGES`."""
     ordered = sorted(records, key=lambda each: (list(CHANGES).index(each["change"]), each["seed"]))
     save_json(out / "ablation.json", {"samples": SAMPLES, "records": ordered})
     (out / "ablation.md").write_text("\n".join(table(ordered)) + "\n", encoding="utf-8")
@@ -296,11 +312,11 @@ def collect(out: Path, records: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("changes", nargs="*", metavar="CHANGE", help="some of --list; all where none is named")
+    parser.add_argument("changes", nargs="*", metavar="CHANGE", help="changes of --list; default: all")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after this time")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     if options.list:

@@ -1,12 +1,11 @@
-"""How much a busy machine slows sampling, training and tests: with the package's threads, and with torch's own.
+"""Sampling, training and tests on a busy machine, with the thread settings of the package and of torch.
 
     python benchmarks/busy.py [--json FILE] [--repeats 3]
 
-Each figure is the time of one piece of work in a process of its own, the median of several in it. Busy means that
-another process computes on each core. The first columns are the package's: as many threads as the work pays for, and
-idle ones sleep soon. The last ones are torch's: all cores, whose idle threads spin as OpenMP does by default. The two
-take turns, so that a machine that gets slower slows both. Work that takes longer than `--limit` seconds counts as that
-long.
+Each figure is the median time of the work in its own process. A busy machine has another process on each core. The
+first columns have the settings of the package: threads by the size of the work, which sleep soon when idle. The last
+columns have those of torch: all cores, and idle threads spin for OpenMP's default time. The two alternate, so that a
+change of the machine's speed affects both. Work is stopped after `--limit` seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 WORK = ("1 image", "16 images", "16 images, torch first", "64 images", "training step", "tests")
 _OCCUPY = "import time\nend = time.time() + 3600\nwhile time.time() < end: pass"
 _DEFAULT_SPIN = "300000"
-"""What GNU's OpenMP library takes where nothing is set."""
+"""The default of GNU's OpenMP library."""
 
 
 @contextlib.contextmanager
@@ -43,7 +42,7 @@ def occupied(busy: bool) -> Iterator[None]:
 
 
 def sampling(count: int) -> Callable[[], object]:
-    """Draws images of `builtin:shapes` as a caller's own process does."""
+    """Generate images of `builtin:shapes` in Python."""
     from prologue import Pipeline
 
     pipe = Pipeline.from_pretrained("builtin:shapes", compile=False)
@@ -51,7 +50,7 @@ def sampling(count: int) -> Callable[[], object]:
 
 
 def training(folder: Path) -> Callable[[], object]:
-    """Steps of the tokenizer stage of small-32, with as many threads as a run takes."""
+    """Steps of the tokenizer stage of small-32, with the threads of a run."""
     from prologue.utils.cpu_threads import cpu_threads, limit_spinning
 
     limit_spinning()  # as the command line does, before torch is imported
@@ -88,7 +87,7 @@ def tests() -> object:
 
 
 def work(name: str, repeats: int) -> float:
-    """Seconds of one piece of work in this process, after a first one that is not counted."""
+    """Seconds of the work in this process, after a warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         if name.endswith("torch first"):
             import torch  # noqa: F401
@@ -107,7 +106,7 @@ def work(name: str, repeats: int) -> float:
 
 
 def measured(name: str, ours: bool, busy: bool, repeats: int, limit: float) -> float:
-    """The same in a process of its own."""
+    """Seconds of the work in its own process."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MKL_"))}
     if not ours:
         environ |= {"OMP_NUM_THREADS": str(os.cpu_count()), "GOMP_SPINCOUNT": _DEFAULT_SPIN}
@@ -122,7 +121,7 @@ def measured(name: str, ours: bool, busy: bool, repeats: int, limit: float) -> f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", choices=WORK, help="only this piece of work, in this process")
+    parser.add_argument("--work", choices=WORK, help="run this work in this process and print its seconds")
     parser.add_argument("--only", nargs="+", choices=WORK, default=WORK)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=120.0)

@@ -1,4 +1,4 @@
-"""What the extraction of features costs beside the bare network: ratios within one process.
+"""The cost of feature extraction relative to the network alone.
 
     python benchmarks/features.py [--features lite0] [--size 256] [--images 64] [--rounds 7] [--device cpu]
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", default="lite0", choices=("lite0", "shapes", "inception"))
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--images", type=int, default=64, help="in one batch, as `--batch` of prologue evaluate")
+    parser.add_argument("--images", type=int, default=64, help="batch size")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
@@ -40,7 +40,7 @@ def main() -> None:
     shape = (options.images, 3, options.size, options.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     there = images.to(device).split(module._CPU_CHUNK if device.type == "cpu" else options.images)
-    # The network as the extractor calls it, without transfers, copies and checks.
+    # The network alone, without transfers, copies and checks.
     bare = torch.inference_mode()(lambda: [extractor._outputs(part) for part in there])
     times: dict[str, list[float]] = {"bare": [], "extractor": []}
     for turn in range(options.rounds + 1):

@@ -1,9 +1,9 @@
-"""Whether the small recipe works at the first try on images that it was not tuned on: train, measure, tell.
+"""A test of the small recipe on images that it was not tuned on.
 
     python benchmarks/first_try.py FOLDER --out DIR [--preset small-32] [--device auto]
 
-Any folder of icons in classes will do; the study's are emoji (benchmarks/lay_out.py). The same command continues;
-`DIR/first-try.json` holds the figures, `DIR/first-try.md` the table.
+FOLDER has a subfolder of icons for each class, such as the emoji of benchmarks/lay_out.py. The same command continues.
+The figures are written to `DIR/first-try.json`, the table to `DIR/first-try.md`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ MEASURES: dict[str, tuple[str, ...]] = {
 
 
 def prologue(*arguments: str | Path) -> None:
-    """Run a command of the package, as its users do."""
+    """Run a command of the package."""
     subprocess.run([sys.executable, "-m", "prologue", *map(str, arguments)], check=True)
 
 
 def measure(images: Path, out: Path, preset: str, device: str) -> dict[str, Any]:
-    """Train, or continue, and measure; all records by kind."""
+    """Train and measure. Returns the measurements by kind."""
     run = out / "run"
     device_flags = ("--device", device)
     prologue("train", "--data", images, "--preset", preset, "--out", run, *device_flags)
@@ -46,13 +46,13 @@ def measure(images: Path, out: Path, preset: str, device: str) -> dict[str, Any]
 
 
 def rate(record: dict[str, Any], name: str, factor: float = 100.0) -> str:
-    """A figure with its interval."""
+    """A figure with its interval, times `factor`."""
     value, low, high = (factor * record[f"{name}{end}"] for end in ("", "_low", "_high"))
     return f"{value:.3g} ({low:.3g} to {high:.3g})"
 
 
 def lines(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What the table says, and what it is to be compared with."""
+    """The rows of the table: figures, and values to compare them with."""
     decoded, generation, likelihood = records["reconstruction"], records["generation"], records["likelihood"]
     codebook, memory = records["codebook"], records["memorisation"]
     seen = generation["recognition"]
@@ -72,7 +72,7 @@ def lines(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def answers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, bool]]:
-    """What a recipe must do at the first try, and whether it did."""
+    """The requirements, and whether they are met."""
     seen, memory = records["generation"]["recognition"], records["memorisation"]
     half_used = records["codebook"]["visual_usage"] > 0.5
     yield "no codebook collapses", half_used and not records["likelihood"]["collapsed"]
@@ -93,13 +93,13 @@ def table(records: dict[str, dict[str, Any]]) -> str:
 
 
 def slim(record: dict[str, Any]) -> dict[str, Any]:
-    """Without long lists: what is kept in the repository."""
+    """The record without lists, as the repository keeps it."""
     return {key: value for key, value in record.items() if not isinstance(value, list) or key == "notes"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="images in a folder for each class")
+    parser.add_argument("folder", type=Path, help="folder with a subfolder of images for each class")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", default="small-32")
     parser.add_argument("--device", default="auto")

@@ -1,4 +1,4 @@
-"""Lay out Twitter's emoji (CC-BY 4.0) as `prologue` reads images: a folder for each group of the Unicode standard.
+"""Copy Twitter's emoji (CC-BY 4.0) into one folder per group of the Unicode standard.
 
     npm pack emoji-datasource-twitter@16.0.0 && tar xzf emoji-datasource-twitter-16.0.0.tgz
     python benchmarks/lay_out.py package emoji
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def emoji(package: Path, folder: Path) -> None:
-    """Copy the icons of an unpacked `emoji-datasource-twitter` into a folder for each group, without duplicates."""
+    """Copy the icons of an unpacked `emoji-datasource-twitter` into one folder per group, without duplicates."""
     seen: set[bytes] = set()
     for each in json.loads((package / "emoji.json").read_text(encoding="utf-8")):
         source = package / "img" / "twitter" / "64" / each["image"]
@@ -24,7 +24,7 @@ def emoji(package: Path, folder: Path) -> None:
         if group == "component" or not each["has_img_twitter"] or not source.is_file():
             continue
         content = source.read_bytes()
-        if content not in seen:  # some flags are one picture
+        if content not in seen:  # some flags have the same picture
             seen.add(content)
             (folder / group).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / group / each["image"])

@@ -1,8 +1,8 @@
-"""Put the figures of `prologue bench sampling --json FILE` and of benchmarks/precision.py into docs/performance.md.
+"""Write the results of `prologue bench sampling --json FILE` and of benchmarks/precision.py into docs/performance.md.
 
     python benchmarks/performance_page.py benchmarks/results/sampling-cpu.json benchmarks/results/precision.json
 
-Everything below the page's marker is replaced.
+Everything below the marker in the page is replaced.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ def table(heading: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 
 def sampling(file: Path) -> Iterator[str]:
-    """Speed of every case and precision, with what the figures depend on."""
+    """Speed of all cases and precisions, with machine and models."""
     whole = json.loads(file.read_text(encoding="utf-8"))
     facts, records = whole["provenance"], whole["records"]
     yield (
         f"{facts['device'].upper()}: {facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}; prior "
         f"{facts['prior']}, tokenizer {facts['tokenizer']}, random weights; guided means {facts['guidance']}. "
-        f"Median of {facts['repeat']} compiled runs after a whole one to warm up; "
-        f"the baseline's of {facts['baseline_repeat']}. Measured limits: "
+        f"Median of {facts['repeat']} compiled runs after a warm-up of a whole run; "
+        f"of the baseline {facts['baseline_repeat']}. Measured limits: "
         f"{facts['memory_bytes_per_second'] / 1e9:.1f} GB/s; "
         + ", ".join(f"{rate / 1e9:.0f} GFLOP/s at {name}" for name, rate in facts["gemm_flops_per_second"].items())
         + f". `{facts['command'].partition(' --json')[0]}`, {facts['time'][:10]}."
     )
     yield ""
     columns = "case, precision, decoder, images/s, tokens/s, seconds, baseline, ratio, GB/s (share), GFLOP/s (share), "
-    columns += "asked for, reached, warm-up"
-    rows = [[*_case(record), *_rates(record), *_aim(record)] for record in records]
+    columns += "warm-up"
+    rows = [[*_case(record), *_rates(record)] for record in records]
     yield from table(columns.split(", "), rows)
 
 
@@ -58,35 +58,29 @@ def _case(record: dict[str, Any]) -> Iterator[str]:
 def _rates(record: dict[str, Any]) -> Iterator[str]:
     yield f"{record['gigabytes_per_second']:.1f} ({record['bandwidth_share']:.0%})"
     yield f"{record['flops_per_second'] / 1e9:.0f} ({record['gemm_share']:.0%})"
-
-
-def _aim(record: dict[str, Any]) -> Iterator[str]:
-    ratio, share = record["target"], record["target_share"]
-    yield "" if share is None else (f"{ratio:g}× or " if ratio is not None else "") + f"{share:.0%} of the limit"
-    yield {None: "", True: "yes", False: "no"}[record["reached"]]
     yield f"{record['warm_up_seconds']:.0f} s"
 
 
 def logits(file: Path) -> Iterator[str]:
-    """Teacher-forced agreement on the bench's random weights."""
+    """Teacher-forced agreement with random weights."""
     records = json.loads(file.read_text(encoding="utf-8"))["records"]
     found = {record["precision"]: record for record in records if record["top1_agreement"] is not None}
     for precision, record in found.items():
         yield (
             f"Teacher-forced on random ids, {precision} against fp32: logit error at most "
-            f"{record['max_logit_error']:.2g}, {record['mean_logit_error']:.2g} on average; the same best id at "
-            f"{record['top1_agreement']:.1%} of the positions."
+            f"{record['max_logit_error']:.2g}, {record['mean_logit_error']:.2g} on average. The most likely id is the "
+            f"same at {record['top1_agreement']:.1%} of the positions."
         )
 
 
 def precision(file: Path) -> Iterator[str]:
-    """Distances of each format's samples to those of fp32."""
+    """Distances between samples in each format and in fp32."""
     whole = json.loads(file.read_text(encoding="utf-8"))
     facts, records = whole["provenance"], whole["records"]
     yield (
-        f"A trained `shapes` run, {facts['count']} samples of its stored recipe in each format, the same classes and "
-        f"seeds, against its fp32 samples; the first row is fp32 with other seeds (`{facts['command']}`, "
-        f"{facts['time'][:10]}):"
+        f"A trained `shapes` run: {facts['count']} samples of its stored recipe in each format against its fp32 "
+        f"samples with the same classes and seeds. The first row is fp32 with other seeds (`{facts['command']}`, "
+        f"{facts['time'][:10]})."
     )
     yield ""
     names = (records[0]["fd_name"], records[0]["kid_name"])

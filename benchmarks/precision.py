@@ -1,4 +1,4 @@
-"""What other number formats change in the samples of a trained run: distances to its fp32 samples, and agreement.
+"""Samples of a trained run in other number formats: distances to its fp32 samples, and agreement with them.
 
     python benchmarks/precision.py RUN [--count 2048] [--batch 64] [--precisions bf16,int8] [--features auto] [--json F]
 
@@ -28,7 +28,7 @@ OTHER_SEEDS = 10**6
 
 
 def samples(pipeline: Pipeline, count: int, batch: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Visual ids (N, n) and uint8 images (N, 3, H, W) of the stored recipe, labels in turn."""
+    """Visual ids (N, n) and uint8 images (N, 3, H, W) of samples with the stored recipe and the classes in turn."""
     plan, class_ids = Plan(count, batch, count), pipeline.deal(count=count)
     ids, images = [], []
     for chunk in range(plan.chunks):
@@ -40,7 +40,7 @@ def samples(pipeline: Pipeline, count: int, batch: int, seed: int) -> tuple[Tens
 
 
 def compare(features: Features, reference: Tensor, images: Tensor) -> dict[str, Any]:
-    """Fréchet and kernel distance of two sets of images."""
+    """Fréchet distance and kernel distance of two sets of images."""
     distances = Distances(features)
     for part in torch.split(reference, 256):
         distances.add_reference(part)

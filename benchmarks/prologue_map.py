@@ -1,14 +1,14 @@
-"""Where a prologue helps: priors with and without one on the same visual ids, over noise, tokens and length of stage 2.
+"""Where a prologue helps: priors with and without one on the same visual ids, by noise, tokens and steps of stage 2.
 
     python benchmarks/prologue_map.py --work DIR [--minutes M] [--only CELL ...] [--seeds N]
     python benchmarks/prologue_map.py --list
 
-A cell is one kind of images at one size and one length of stage 2. For each seed it trains a `2d` tokenizer, a
-prologue for it (`prologue-post`), and three priors, which are measured alike: without a prologue, with it, and `blank`,
-with as many prologue tokens that are the same for all images. What the last gains is no matter of what a prologue says.
-Cells of the same images share the first two. The same command continues after a kill. Each finished cell is added to
-`DIR/prologue-map.json`, and the table `DIR/prologue-map.md` is written anew; what is in
-`benchmarks/results/prologue-map.json` counts as done.
+A cell is one kind of images at one size and one length of stage 2. Each seed trains a `2d` tokenizer, a prologue for
+it (`prologue-post`), and three priors with the same measurements: without a prologue, with it, and `blank`, whose
+prologue tokens are the same for all images. The gain of `blank` does not come from the content of a prologue. Cells
+with the same images share the tokenizers. The same command continues after a kill. Each finished cell is added to
+`DIR/prologue-map.json` and to the table `DIR/prologue-map.md`. The results in `benchmarks/results/prologue-map.json`
+count as done.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.probe import read_factors, read_inputs
-from prologue.evaluation.reconstruction import evaluate_reconstruction
+from prologue.evaluation.reconstruction import evaluate_reconstruction, recognise_reconstructions
 from prologue.evaluation.runs import Record, Split, choose_images
+from prologue.evaluation.store import Store, key_of, read_ledger
+from prologue.evaluation.versions import VERSIONS
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer
 from prologue.models.weights import file_hash, model_hashes
 from prologue.pipeline import Pipeline
 from prologue.sampling.recipe import Recipe
-from prologue.studies.demo.ledger import Ledger
-from prologue.studies.demo.measure import recognise_reconstructions
-from prologue.studies.reproduce.measures import SAMPLINGS, Bench, Models, choose
+from prologue.studies.reproduce.measures import KINDS, SAMPLINGS, Bench, Models, choose
 from prologue.studies.reproduce.scales import SCALES, Scale, run_config
 from prologue.training.loop import Stopped
 from prologue.training.progress import Silent
@@ -63,7 +63,7 @@ COMMITTED = Path(__file__).parent / "results" / f"{NAME}.json"
 FORMAT = 1
 ARMS = ("without", "blank", "with")
 _DIGITS = 5
-"""Significant ones of a figure in the results."""
+"""Significant digits in the results."""
 
 BASE = dataclasses.replace(
     SCALES["hours"], width=64, depth=2, prior_width=64, prior_depth=3, codebook_size=256, prologue_tokens=6,
@@ -71,11 +71,11 @@ BASE = dataclasses.replace(
     shapes_validation=2048, temperatures=(1.1, 1.0, 0.9, 0.8), guidance_scales=(1.5, 2.0, 3.0),
     guided_temperatures=(1.0, 0.9), samples=2048, measured_images=1024, probe_images=4000, checkpoint_every=1000,
 )  # fmt: skip
-"""Of a cell, but for its image size, its codebook and its length of stage 2."""
+"""The scale of all cells, without image size, codebook size and length of stage 2."""
 POST_STEPS, POST_BATCH = 3000, 16
-"""Of the prologue."""
+"""Training of the prologue."""
 STAGE_1_DEPTH = 2
-"""Blocks of the prior that the prologue is trained by; with one it finds less in noisy tokens."""
+"""Blocks of the prior in stage 1. One block is too few for noisy tokens."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Cell:
 
     data: str
     side: int
-    """Of the images, in pixels."""
+    """Image size in pixels."""
     length: int = 1
     """Steps of stage 2, as a multiple of the base."""
     codebook_size: int = 256
@@ -103,7 +103,7 @@ class Cell:
 
 
 def plates(side: int, length: int = 1, options: str = "") -> Cell:
-    """Their cells have one colour each, so that few codes do."""
+    """A cell of `plates`. Their squares have one colour each, so that a small codebook is enough."""
     return Cell(f"plates{options}", side, length, codebook_size=64)
 
 
@@ -127,16 +127,16 @@ def _plan() -> Iterator[tuple[Cell, int]]:
 
 
 PLAN = tuple(_plan())
-"""Cells and seeds in the order in which they are made: the most telling first."""
+"""Cells and seeds in the order of training."""
 
 
 def tokenizer_config(scale: Scale, seed: int) -> RunConfig:
-    """The `2d` tokenizer of a cell, and the prior without a prologue on it."""
+    """The `2d` tokenizer of a cell and its prior without a prologue."""
     return dataclasses.replace(run_config(scale, "2d", seed), precision="fp32")
 
 
 def post_config(scale: Scale, seed: int) -> RunConfig:
-    """The prologue for that tokenizer, and the prior with it."""
+    """The prologue for the tokenizer."""
     longer = dataclasses.replace(scale, tokenizer_steps=POST_STEPS, tokenizer_batch=POST_BATCH)
     config = run_config(longer, "prologue-post", seed)
     depth = dataclasses.replace(config.tokenizer_training.prior_model, depth=STAGE_1_DEPTH)
@@ -145,24 +145,35 @@ def post_config(scale: Scale, seed: int) -> RunConfig:
 
 
 def with_config(scale: Scale, seed: int) -> RunConfig:
-    """The prior with a prologue; its tokenizer is taken over."""
+    """The prior with a prologue, on a given tokenizer."""
     return dataclasses.replace(run_config(scale, "prologue", seed), precision="fp32")
 
 
 def trained_with(cell: Cell, seed: int) -> str:
     """A hash of everything that a cell's models depend on."""
     configs = [make(cell.scale, seed) for make in (tokenizer_config, post_config, with_config)]
-    return _hash([cell.data, *(to_dict(config) for config in configs)])
+    return _hash([cell.data, *(first_form(to_dict(config)) for config in configs)])
 
 
 def made_with(cell: Cell, seed: int) -> str:
-    """A hash of everything that a cell's figures depend on: those of other settings are made again."""
-    return _hash([FORMAT, trained_with(cell, seed), to_dict(cell.scale), classifier_hash(cell.data)])
+    """A hash of everything that a cell's figures depend on."""
+    scale = to_dict(cell.scale) | {"packed": False}  # a field of the first version
+    return _hash([FORMAT, trained_with(cell, seed), scale, classifier_hash(cell.data)])
+
+
+_FIRST_NAMES = {"dead_code_reset_every": "revive_every", "dead_code_reset_until": "revive_until"}
+
+
+def first_form(settings: Any) -> Any:
+    """Settings with the field names of the first version, so that hashes of the same settings stay the same."""
+    if not isinstance(settings, dict):
+        return settings
+    return {_FIRST_NAMES.get(name, name): first_form(value) for name, value in settings.items()}
 
 
 @cache
 def classifier_hash(data: str) -> str:
-    """Of the classifier that the images are measured with."""
+    """The hash of the classifier for these images."""
     kind = kind_of(data)
     assert kind is not None
     return file_hash(kind.file)
@@ -173,9 +184,9 @@ def _hash(settings: Sequence[Any]) -> str:
 
 
 class Made:
-    """Trains and measures one cell with one seed in the folder `work`."""
+    """Trains and measures a cell with one seed in the folder `work`."""
 
-    def __init__(self, cell: Cell, seed: int, work: Path, facts: Mapping[str, Any]) -> None:
+    def __init__(self, cell: Cell, seed: int, work: Path) -> None:
         self.cell, self.seed, self.work, self.scale = cell, seed, work, cell.scale
         self.config = tokenizer_config(self.scale, seed)
         data = open_data(cell.data, self.config.data, self.config.tokenizer.image_size)
@@ -183,10 +194,11 @@ class Made:
         self.bench = Bench(self.scale, data, features, cell.data, work / "pictures", "fp32")
         self.folder = work / "cells" / f"{cell.name}-s{seed}-{trained_with(cell, seed)}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(self.folder / "measures.json", facts)
+        self.store = Store(self.folder / "measures")
+        self.earlier = read_ledger(self.folder / "measures.json", KINDS)
 
     def record(self) -> Record:
-        """Everything that is kept of the cell."""
+        """The record of the cell in the results."""
         begin, tokenizers = time.process_time(), self._tokenizers()
         configs = dict.fromkeys(ARMS, with_config(self.scale, self.seed)) | {"without": self.config}
         runs = {arm: self._prior(configs[arm], tokenizers[arm], arm) for arm in ARMS}
@@ -197,9 +209,9 @@ class Made:
             name = f"{self.cell.name}-s{self.seed}-{arm}"
             models[arm] = Models(pipeline.tokenizer, pipeline.prior, self.seed, model_hashes(run), name)
         figures = self._measured(models) | {f"course_{arm}": _course(run, models[arm]) for arm, run in runs.items()}
-        for run in runs.values():  # their tokens are large and quickly made again
+        for run in runs.values():  # tokens are large, and encoding them again is quick
             shutil.rmtree(run / "tokens", ignore_errors=True)
-        # Of this call alone: what was there already is not counted again.
+        # Seconds of this call only.
         seconds = {"training": round(trained - begin), "measuring": round(time.process_time() - trained)}
         return {
             "cell": self.cell.name, "data": self.cell.data, "tokens": self.config.tokenizer.visual_tokens,
@@ -208,7 +220,7 @@ class Made:
         }  # fmt: skip
 
     def _tokenizers(self) -> dict[str, Path]:
-        """The run of each arm's tokenizer. None depends on the length of stage 2."""
+        """The run of each arm's tokenizer, which does not depend on the length of stage 2."""
         first = dataclasses.replace(self.cell, length=1)
         runs = self.work / "tokenizers" / f"{first.name}-s{self.seed}-{trained_with(first, self.seed)}"
         plain, post, blank = runs / "2d", runs / "post", runs / "blank"
@@ -228,25 +240,31 @@ class Made:
 
     def _train(self, config: RunConfig, out: Path, stage: StageName, given: Path | None = None) -> None:
         if (out / "prior").is_dir() and (out / "pipeline.json").is_file():
-            return  # whose tokens may be gone
+            return  # finished; its tokens may be deleted
         request = TrainRequest(config, self.cell.data, out, stage, tokenizer_from=given, device="cpu")
         train(request, Silent(), data=self.bench.data)
         shutil.rmtree(out / "checkpoints" / stage, ignore_errors=True)
 
     def _measured(self, models: Mapping[str, Models]) -> dict[str, Any]:
-        """Figures by name; those of an arm carry its name."""
+        """Figures by name. Those of an arm end in its name."""
         bench, scale, data = self.bench, self.scale, self.bench.data
         plain, blank, full = (models[arm] for arm in ARMS)
         indices = choose_images(len(data.validation), scale.measured_images, 0, NAME)
         labels = torch.from_numpy(data.validation.labels[indices])
         tokens = encode_images(full.tokenizer, data.validation, indices)
-        judge = bench.classifier
-        assert judge is not None
+        classifier = bench.classifier
+        assert classifier is not None
         found: dict[str, Any] = {}
 
-        def get(name: str, of: Sequence[Models], make: Callable[[], Record]) -> Record:
-            weights = [each.weights for each in of]
-            return self.ledger.get(name, {"weights": weights, "settings": made_with(self.cell, self.seed)}, make)
+        def get(name: str, of: Sequence[Models], make: Callable[[], Record], recipe: Recipe | None = None) -> Record:
+            inputs = {"weights": [each.weights for each in of], "settings": made_with(self.cell, self.seed)}
+            inputs |= {"versions": {kind: VERSIONS[kind] for kind in KINDS}}
+            # Earlier versions had the recipe in the name.
+            known = self.earlier.get(f"{name if recipe is None else f'{name} {recipe.to_dict()}'}-{key_of(inputs)}")
+            if known is not None:
+                return known.record
+            inputs |= {} if recipe is None else {"recipe": recipe.to_dict()}
+            return self.store.get(name.replace(" ", "-"), inputs, make).record
 
         reconstruction = get("reconstruction", [full], lambda: evaluate_reconstruction(
             full.tokenizer, Split("validation", data.validation), bench.features, count=scale.measured_images,
@@ -254,7 +272,7 @@ class Made:
         ))  # fmt: skip
         found |= {"psnr": reconstruction["psnr"], "rfd": reconstruction["fd"], "codes": reconstruction["visual_usage"]}
         seen = get("recognition", [full], lambda: recognise_reconstructions(
-            full.tokenizer, tokens, data, indices, judge
+            full.tokenizer, data.validation, indices, classifier, data.class_names
         ))  # fmt: skip
         found |= {"recognised_reconstructions": seen["rate"], "recognised_real": seen["originals_rate"]}
         none = torch.zeros_like(tokens.prologue)
@@ -276,15 +294,15 @@ class Made:
         return {key: _short(value) for key, value in found.items()}
 
     def _sampled(self, arm: str, models: Models, get: Callable[..., Record]) -> dict[str, Any]:
-        """Samples at temperature 1, and at the best of the recipes that are tried for either arm."""
+        """Samples at temperature 1, and with the best recipe of each sweep."""
         bench = self.bench
         first = derive_seed(self.seed, NAME, "samples") % 2**31
 
         def drawn(name: str, recipe: Recipe) -> Record:
-            return get(f"{arm} {name} {recipe.to_dict()}", [models], lambda: evaluate_generation(
+            return get(f"{arm} {name}", [models], lambda: evaluate_generation(
                 models.tokenizer, models.prior, recipe, bench.data.train, bench.features, count=bench.samples,
                 seed=first, class_names=bench.data.class_names, classifier=bench.classifier,
-            ))  # fmt: skip
+            ), recipe)  # fmt: skip
 
         recipes = {"plain": Recipe()}
         for kind in SAMPLINGS:
@@ -301,7 +319,7 @@ class Made:
         return found
 
     def _factors(self, models: Models) -> Record:
-        """What linear classifiers read from the prologue, and from the mean of the visual codes beside it."""
+        """The factors that linear classifiers predict from the prologue, and from the mean of the visual codes."""
         data, tokenizer = self.bench.data, models.tokenizer
         sides = []
         for images, count in ((data.train, self.scale.probe_images), (data.validation, self.scale.measured_images)):
@@ -323,7 +341,7 @@ class Made:
 
 @torch.no_grad()
 def blanked(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer whose prologue is the code 0 everywhere: its quantizer's inputs are 0, and so are all logits."""
+    """The tokenizer with code 0 at all prologue positions: the inputs of the quantizer, and so all logits, are 0."""
     assert tokenizer.prologue_quantizer is not None
     for parameter in tokenizer.prologue_quantizer.proj.parameters():
         parameter.zero_()
@@ -331,7 +349,7 @@ def blanked(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _course(run: Path, models: Models) -> list[list[float]]:
-    """Steps of stage 2, and nats of held-out images after them."""
+    """(step, nats of held-out images) along stage 2."""
     length = models.prior.layout.length
     records = [each for each in RunFolder.load(run).metrics("prior") if "held_out_loss" in each]
     points = {each["held_out_loss"]: each["step"] for each in reversed(records)}
@@ -343,14 +361,14 @@ def _in_nats(bits: Sequence[float]) -> list[float]:
 
 
 def _short(value: Any) -> Any:
-    """Floats with few digits, also in lists."""
+    """Floats with few digits, also inside lists."""
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}")
     return [_short(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def results(work: Path) -> dict[tuple[str, int], Record]:
-    """The finished cells of these settings, those in the checkout too, by name and seed."""
+    """The finished cells with these settings, in `work` and in the checkout, by name and seed."""
     wanted = {made_with(cell, seed): (cell.name, seed) for cell, seed in PLAN}
     files = [file for file in (COMMITTED, work / f"{NAME}.json") if file.is_file()]
     records = [each for file in files for each in load_json(file)["records"]]
@@ -358,7 +376,7 @@ def results(work: Path) -> dict[tuple[str, int], Record]:
 
 
 def save_results(work: Path, records: Mapping[tuple[str, int], Record], facts: Mapping[str, Any]) -> None:
-    """Write the cells in the order of the plan, and their table."""
+    """Write the cells, in the order of the plan, and the table."""
     order = [(cell.name, seed) for cell, seed in PLAN]
     ordered = [records[key] for key in order if key in records]
     save_json(work / f"{NAME}.json", {"format": FORMAT, "provenance": dict(facts), "records": ordered})
@@ -366,8 +384,8 @@ def save_results(work: Path, records: Mapping[tuple[str, int], Record], facts: M
 
 
 def table(records: Sequence[Record]) -> Iterator[str]:
-    """Markdown: means over seeds of each cell, of the arms `without / blank / with`; then how many times closer samples
-    lie with a prologue than without one, ratios averaged as logarithms."""
+    """A Markdown table: means over seeds of the arms `without / blank / with`, and geometric means of the ratios of
+    distances without and with a prologue."""
     yield "| images | tokens | stage 2 | seeds | nats without | gain blank | gain | cost | use | diversity | rFD |" + (
         " FD at T 1 | FD unguided | FD guided | closer at T 1 | unguided | guided | seen at T 1 | guided |"
     )
@@ -394,7 +412,7 @@ def _mean(figures: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
 
 
 def _ratio(figures: Sequence[Mapping[str, Any]], kind: str) -> str:
-    """How many times closer samples lie with a prologue: mean, and the range over seeds."""
+    """The ratio of distances without and with a prologue: mean, and range over seeds."""
     logs = [math.log(each[f"fd_{kind}_without"] / each[f"fd_{kind}_with"]) for each in figures]
     shown = f"{math.exp(mean(logs)):.2f}"
     return shown if len(logs) < 2 else f"{shown} ({math.exp(min(logs)):.2f} to {math.exp(max(logs)):.2f})"
@@ -402,10 +420,10 @@ def _ratio(figures: Sequence[Mapping[str, Any]], kind: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="folder of runs and results, outside of the checkout")
-    parser.add_argument("--only", nargs="+", metavar="CELL", help="some of --list")
-    parser.add_argument("--seeds", type=int, help="only seeds below this number")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
+    parser.add_argument("--work", type=Path, help="folder for runs and results, outside the checkout")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="cells of --list; default: all")
+    parser.add_argument("--seeds", type=int, help="number of seeds")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this time")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args(arguments)
     plan = [(cell, seed) for cell, seed in PLAN if seed < (options.seeds or seed + 1)]
@@ -428,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if time.monotonic() >= until:
                 break
             try:
-                record = Made(cell, seed, work, facts).record()
+                record = Made(cell, seed, work).record()
             except Stopped as stopped:
                 sys.exit(f"{stopped}. Run the same command again to continue")
             records[cell.name, seed] = record

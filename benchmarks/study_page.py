@@ -1,12 +1,12 @@
-"""Put what commands wrote into docs/study.md, between the page's markers of their names.
+"""Write results into docs/study.md, between the markers of their names.
 
     python benchmarks/study_page.py ablation=DIR/ablation.md shapes=STUDY
 
-A Markdown file goes in as it is, its headings one level down. Of the folder of a study (`prologue reproduce`) the
-tables go in, with pictures of the first seed, which are copied to docs/images. Its settings and the results of its runs
-are copied to benchmarks/results/study-NAME, from where the same study can be continued and its tables be written again.
-Of the folder of a first try (benchmarks/first_try.py) the table goes in, with its pictures, and its figures are kept.
-`<!-- NAME -->` and `<!-- end of NAME -->` stand alone in their lines.
+PATH may be a Markdown file, whose headings move one level down; the folder of a study (`prologue reproduce`), whose
+tables are inserted with pictures of the first seed; or the folder of a first try (benchmarks/first_try.py), whose table
+is inserted with its pictures. Pictures are copied to docs/images. The settings and results of a study, from which it
+can be continued, are copied to benchmarks/results/study-NAME, and the figures of a first try to benchmarks/results.
+The markers `<!-- NAME -->` and `<!-- end of NAME -->` have their own lines.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def filled(page: str, name: str, content: str) -> str:
 
 
 def study(folder: Path, name: str, root: Path) -> Iterator[str]:
-    """The tables of a study and the pictures that it has; its results and pictures are copied below `root`."""
+    """The tables and pictures of a study. Its results and pictures are copied below `root`."""
     keep(folder, root / "benchmarks" / "results" / f"study-{name}")
     yield (folder / "tables.md").read_text(encoding="utf-8").strip()
     seed = min(json.loads(file.read_text(encoding="utf-8"))["seed"] for file in (folder / "results").glob("*.json"))
@@ -52,7 +52,7 @@ def study(folder: Path, name: str, root: Path) -> Iterator[str]:
         source = folder / "pictures" / f"{variant}-s{seed}-{kind}.png"
         if source.is_file():
             shutil.copyfile(source, file)
-        if file.is_file():  # a study that was continued from its results alone has no pictures of its first seed
+        if file.is_file():  # a study that was continued from its results has no pictures of its first seed
             pictures[file.name] = f"{PICTURES[variant, kind]}, seed {seed}"
     if pictures:
         yield "\n\n## Pictures"
@@ -66,7 +66,7 @@ def shown(pictures: Mapping[str, str]) -> Iterator[str]:
 
 
 def first_try(folder: Path, name: str, root: Path) -> Iterator[str]:
-    """The table of a first try and its pictures; they and its figures are copied below `root`."""
+    """The table and pictures of a first try. The pictures and the figures are copied below `root`."""
     shutil.copyfile(folder / "first-try.json", root / "benchmarks" / "results" / f"first-try-{name}.json")
     yield (folder / "first-try.md").read_text(encoding="utf-8").strip()
     pictures = {}
@@ -79,7 +79,7 @@ def first_try(folder: Path, name: str, root: Path) -> Iterator[str]:
 
 
 def keep(folder: Path, kept: Path) -> None:
-    """Copy what a study can be continued from: its settings and the results of its finished runs."""
+    """Copy the settings of a study and the results of its finished runs."""
     known, now = (path / "study.json" for path in (kept, folder))
     if known.is_file() and known.read_bytes() != now.read_bytes():
         raise SystemExit(f"{kept} keeps a study of other settings: delete it first")
@@ -91,7 +91,7 @@ def keep(folder: Path, kept: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", metavar="NAME=PATH")
-    parser.add_argument("--root", type=Path, default=ROOT, help="of the repository")
+    parser.add_argument("--root", type=Path, default=ROOT, help="root of the repository")
     options = parser.parse_args()
     file = options.root / "docs" / "study.md"
     page = file.read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Where the time of a training step goes, and what its options buy: ratios within one process, and a profile.
+"""The speed of a training step with several options, and its profile by operator.
 
     python benchmarks/training_step.py [--preset small-32] [--steps 8] [--rounds 5] [--json FILE]
 
-Every variant is built and warmed up first; then they take turns, round by round, so that a machine that gets slower
-slows all of them. A ratio is the median over rounds of baseline time by variant time.
+All variants are warmed up first. Then they alternate, so that a change of the machine's speed affects all of them. A
+ratio is the median over rounds of the baseline's time over the variant's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[Precision, bool]] = {
     "bf16, two passes": ("bf16", False),
     "bf16, shared pass": ("bf16", True),
 }
-"""Precision, and whether the stage-1 prior learns from the autoencoder step's pass. The first is the baseline."""
+"""Precision, and whether both steps share one pass of the stage-1 prior. The first is the baseline."""
 
 
 def build(config: RunConfig, precision: Precision, shared: bool, folder: Path) -> TokenizerStage:
@@ -56,7 +56,7 @@ def clock(stage: TokenizerStage, first: int, steps: int) -> float:
 
 
 def table(run: Callable[[], object]) -> str:
-    """Time by operator, those that take most of it first."""
+    """Time by operator, longest first."""
     with profile(activities=[ProfilerActivity.CPU]) as measured:
         run()
     events = sorted(measured.key_averages(), key=lambda event: -event.self_cpu_time_total)

@@ -127,7 +127,7 @@ def test_a_sweep_leaves_the_recipe_as_it_is(capfd: pytest.CaptureFixture[str]) -
 def test_other_names_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for command in (["generate", "builtin:shape", "--out", str(tmp_path)], ["evaluate", "likelihood", "builtin:shape"]):
         assert main(command) == 2
-        assert "no model 'builtin:shape' comes with this package: there is builtin:shapes" in capfd.readouterr().err
+        assert "this package has no model 'builtin:shape': there is builtin:shapes" in capfd.readouterr().err
 
 
 def test_the_models_are_part_of_what_is_installed() -> None:

@@ -82,7 +82,7 @@ def test_settings_common_to_the_papers_models(name: str) -> None:
     assert (stage_1.prior_model.tied, stage_1.prior_model.dropout) == (False, 0.0)
     assert (stage_1.batch, stage_1.ema_half_life, stage_1.prior_ema_half_life) == (256, 1000, 2500)
     assert (stage_1.lecam, stage_1.r1, stage_1.r1_every, stage_1.l2) == (0.001, 0.01, 25, 0.0)
-    assert (stage_1.revive_every, stage_1.prologue_kmeans) == (0, ())
+    assert (stage_1.dead_code_reset_every, stage_1.prologue_kmeans) == (0, ())
     assert stage_2.optimizer == OptimizerConfig(
         lr=4e-4, final_lr=1e-5, warmup=62_500, hold=0, betas=(0.9, 0.96), weight_decay=0.03, clip=1.0
     )
@@ -138,7 +138,7 @@ def test_small_presets(name: str) -> None:
     assert stage_2.ema_half_life <= 0.05 * stage_2.steps
     assert all(0 < step < stage_1.steps for step in stage_1.prologue_kmeans)
     assert bool(stage_1.prologue_kmeans) == (config.tokenizer.prologue_tokens > 0)
-    assert stage_1.revive_every == (0 if config.tokenizer.variant == "prologue-post" else 20)
+    assert stage_1.dead_code_reset_every == (0 if config.tokenizer.variant == "prologue-post" else 20)
     for optimizer, steps in ((stage_1.autoencoder, stage_1.steps), (stage_2.optimizer, stage_2.steps)):
         assert optimizer.warmup + optimizer.hold < steps
 

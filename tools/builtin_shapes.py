@@ -1,102 +1,161 @@
-"""Make `builtin:shapes`, the model that comes with the package: train, choose a recipe, measure, write its card.
+"""Make `builtin:shapes`, the model in the package: train, choose a recipe, measure, and write its card.
 
     python tools/builtin_shapes.py [--out runs/builtin-shapes] [--device auto]
 
-Everything follows from the preset `builtin-shapes` and its seed. A call that is stopped continues with the same
-command; the finished folder replaces `src/prologue/builtin/shapes`, and its pictures those in `docs/images`.
+Everything follows from the preset `builtin-shapes` and its seed. The same command continues. The finished folder
+replaces `src/prologue/builtin/shapes`, and its pictures replace those in `docs/images`.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from prologue import builtin
-from prologue.data.source import open_data
+from prologue.data.source import Data, open_data
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
-from prologue.evaluation.layout import evaluate_layout
+from prologue.evaluation.generation import draw_samples, evaluate_generation, uniform_classes
+from prologue.evaluation.layout import Shown, evaluate_layout
+from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
 from prologue.evaluation.memorisation import evaluate_memorisation
-from prologue.evaluation.runs import Record, choose_images
+from prologue.evaluation.reconstruction import evaluate_reconstruction, recognise_reconstructions
+from prologue.evaluation.runs import Record, Split, choose_images
+from prologue.evaluation.store import Store
+from prologue.evaluation.versions import VERSIONS
 from prologue.models.weights import model_hashes
 from prologue.pipeline import Pipeline
 from prologue.presets import preset
+from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
-from prologue.studies.demo.ledger import Ledger
-from prologue.studies.demo.measure import Subject, measure, watched
-from prologue.studies.demo.pictures import resample_grid, sample_grid
-from prologue.studies.demo.plan import Sizes
-from prologue.studies.demo.story import stage_seconds
-from prologue.studies.demo.verdict import recipe_text
+from prologue.studies.reproduce.pictures import resampled_picture, samples_picture
+from prologue.studies.reproduce.worker import stage_seconds
 from prologue.training.loop import Stopped
 from prologue.training.progress import Terminal
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, train
 from prologue.utils.allocator import keep_freed_memory
 from prologue.utils.measurements import plain, provenance
+from prologue.utils.rng import derive_seed
 from prologue.utils.serialization import save_json, to_dict
 
 PRESET = "builtin-shapes"
 DATA = "shapes"
-SIZES = Sizes(samples=2048, choice_samples=512, measured_images=2048, shown_rows=4, resamples=6)
+SAMPLES, CHOICE_SAMPLES, IMAGES = 2048, 512, 2048
 LAYOUTS, PER = 256, 4
+SHOWN_ROWS, SHOWN_PER = 4, 6
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
+RECIPES = (
+    *(Recipe(temperature=temperature) for temperature in (1.0, 0.9)),
+    *(
+        Recipe(guidance=Guidance.overall("constant", scale), temperature=temperature)
+        for scale in (1.5, 2.0, 3.0)
+        for temperature in (1.0, 0.9)
+    ),
+)
+CHOICE_RULE = (
+    "the classifier's recognition rate; among recipes within one standard error of the best, the lowest KID-Shapes"
+)
 
 
 def export(run: RunFolder, folder: Path) -> Pipeline:
-    """The run's models in bf16, as they will be shipped, opened again in fp32: what is measured is what ships."""
+    """The models of the run in bf16, as they are shipped, opened in fp32 for the measurements."""
     Pipeline.from_pretrained(run.path, "cpu", "bf16").save_pretrained(folder)
     return Pipeline.from_pretrained(folder, "auto", "fp32")
 
 
-def measured(
-    run: RunFolder, folder: Path, pipeline: Pipeline, facts: dict[str, Any], progress: Terminal
-) -> dict[str, Record]:
-    """What the card states: the demo's measures with more images, and what a prologue keeps."""
-    config = run.config
-    data = open_data(DATA, config.data, config.tokenizer.image_size)
-    # Of the shipped weights: those of another export are measured anew.
-    shipped = hashlib.sha256("".join(model_hashes(folder).values()).encode()).hexdigest()[:12]
-    ledger = Ledger(run.path / f"card-measures-{shipped}.json", facts)
-    subject = Subject("builtin", run, pipeline, data)
-    records: dict[str, Record] = dict(measure(subject, SIZES, ledger, progress))
+def measured(run: RunFolder, folder: Path, pipeline: Pipeline, data: Data) -> dict[str, Record]:
+    """The measurements of the card. The chosen recipe becomes that of the pipeline."""
+    tokenizer, prior, seed, names = pipeline.tokenizer, pipeline.prior, run.config.seed, data.class_names
     features = Features.open("shapes", "shapes")
     classifier = features.extractor
     assert isinstance(classifier, ShapesExtractor)
-    recipe = Recipe.from_dict(records["choice"]["chosen"])
-    indices = choose_images(len(data.validation), LAYOUTS, 0, "card")
+    store = Store(run.path / "card-measures")
+    facts = {"weights": model_hashes(folder), "seed": seed, "versions": VERSIONS}
+    indices = np.arange(min(IMAGES, len(data.validation)))
     labels = torch.from_numpy(data.validation.labels[indices])
-    weights = subject.weights
 
-    def layout() -> Record:
-        found, _ = evaluate_layout(
-            pipeline.tokenizer, pipeline.prior, recipe, data.validation, indices, labels, features, per=PER,
-            classifier=classifier, seed=config.seed, watch=watched(progress),
+    def get(name: str, make: Callable[[], Record], **inputs: Any) -> Record:
+        return store.get(name, facts | inputs, make).record
+
+    def generation(recipe: Recipe, count: int, first: int) -> Record:
+        return evaluate_generation(
+            tokenizer, prior, recipe, data.train, features, count=count, seed=first, class_names=names,
+            classifier=classifier,
         )  # fmt: skip
-        return found
 
-    def memorisation() -> Record:
-        found, _ = evaluate_memorisation(
-            pipeline.tokenizer, pipeline.prior, recipe, data, Features(), count=SIZES.samples, seed=config.seed,
-            watch=watched(progress),
-        )  # fmt: skip
-        return {key: value for key, value in found.items() if not key.endswith("quantiles")}
+    def choose() -> Record:
+        first = derive_seed(seed, "demo", "choice") % 2**31  # other samples than the measured ones
+        return chosen(lambda recipe: generation(recipe, CHOICE_SAMPLES, first))
 
-    inputs = {"weights": weights, "seed": config.seed, "recipe": recipe.to_dict()}
-    records["layout"] = ledger.get("builtin/layout", {**inputs, "images": LAYOUTS, "per": PER}, layout)
-    records["memorisation"] = ledger.get("builtin/memorisation", {**inputs, "samples": SIZES.samples}, memorisation)
+    records = {"choice": get("choice", choose, samples=CHOICE_SAMPLES, candidates=[each.to_dict() for each in RECIPES])}
+    pipeline.recipe = recipe = Recipe.from_dict(records["choice"]["chosen"])
+    for kind in ("guided", "unguided"):
+        own = Recipe.from_dict(records["choice"][kind])
+        records[kind] = get(kind, lambda own=own: generation(own, SAMPLES, seed), recipe=own.to_dict(), samples=SAMPLES)
+    records["reconstruction"] = get("reconstruction", lambda: evaluate_reconstruction(
+        tokenizer, Split("validation", data.validation), features, count=IMAGES, seed=seed, revives=True
+    ), images=IMAGES)  # fmt: skip
+    records["recognition"] = get("recognition", lambda: recognise_reconstructions(
+        tokenizer, data.validation, indices, classifier, names
+    ), images=IMAGES)  # fmt: skip
+    records["likelihood"] = get("likelihood", lambda: evaluate_likelihood(
+        prior, encode_images(tokenizer, data.validation, indices), labels, image_size=tokenizer.config.image_size,
+        seed=seed, starts_from_data=True,
+    ), images=IMAGES)  # fmt: skip
+    rows = choose_images(len(data.validation), LAYOUTS, 0, "card")
+    records["layout"] = get("layout", lambda: evaluate_layout(
+        tokenizer, prior, recipe, data.validation, rows, torch.from_numpy(data.validation.labels[rows]), features,
+        per=PER, classifier=classifier, seed=seed,
+    )[0], recipe=recipe.to_dict(), images=LAYOUTS, per=PER)  # fmt: skip
+    near = get("memorisation", lambda: evaluate_memorisation(
+        tokenizer, prior, recipe, data, Features(), count=SAMPLES, seed=seed
+    )[0], recipe=recipe.to_dict(), samples=SAMPLES)  # fmt: skip
+    records["memorisation"] = {key: value for key, value in near.items() if not key.endswith("quantiles")}
     return records
 
 
+def chosen(evaluate: Callable[[Recipe], Record]) -> Record:
+    """The best recipe, and the best ones with and without guidance, by `CHOICE_RULE`."""
+    tried = []
+    for recipe in RECIPES:
+        record = evaluate(recipe)
+        figures = {"n": record["n"], "rate": record["recognition"]["rate"], "kid": record["kid"]}
+        tried.append({"recipe": recipe.to_dict(), "guided": recipe.guidance.active, **figures})
+    return {
+        "kind": "choice",
+        "measure": CHOICE_RULE,
+        "candidates": tried,
+        "chosen": _best(tried)["recipe"],
+        "guided": _best([each for each in tried if each["guided"]])["recipe"],
+        "unguided": _best([each for each in tried if not each["guided"]])["recipe"],
+    }
+
+
+def _best(tried: Sequence[Record]) -> Record:
+    top = max(each["rate"] for each in tried)
+    error = (top * (1 - top) / tried[0]["n"]) ** 0.5
+    near = [each for each in tried if each["rate"] >= top - error]
+    return min(near, key=lambda each: float("inf") if each["kid"] is None else float(each["kid"]))
+
+
+def recipe_text(data: dict[str, Any]) -> str:
+    """A recipe in words."""
+    recipe = Recipe.from_dict(data)
+    whole = recipe.guidance.whole
+    guidance = f"guidance {whole.scale:g} ({whole.kind})" if whole is not None else "no guidance"
+    return f"{guidance}, temperature {recipe.temperature:g}"
+
+
 def card(run: RunFolder, folder: Path, records: dict[str, Record], facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything that is known of the model."""
+    """The content of `card.json`."""
     config = run.config
     training = {"tokenizer": config.tokenizer_training.batch, "prior": config.prior_training.batch}
     known: dict[str, Any] = plain(
@@ -127,7 +186,7 @@ LIMITS = [
 
 
 def card_text(known: dict[str, Any]) -> Iterator[str]:
-    """The card for readers, made from its figures."""
+    """The card as Markdown."""
     measures, config, facts = known["measures"], known["config"], known["provenance"]
     layout, near = measures["layout"], measures["memorisation"]
     yield f"# {known['name']}"
@@ -179,13 +238,22 @@ def card_text(known: dict[str, Any]) -> Iterator[str]:
     yield from (f"- {limit}" for limit in known["limits"])
 
 
-def draw(pipeline: Pipeline, run: RunFolder) -> None:
-    """The README's pictures."""
-    config = run.config
-    data = open_data(DATA, config.data, config.tokenizer.image_size)
-    grid, images = sample_grid(pipeline, pipeline.recipe, SIZES.shown_rows, config.seed)
-    resampled, _ = resample_grid(pipeline, data, SIZES.resamples, config.seed, images)
-    for name, picture in (("samples", grid), ("resample", resampled)):
+def draw(pipeline: Pipeline, run: RunFolder, data: Data) -> None:
+    """Write the pictures of the README."""
+    tokenizer, prior, recipe, seed = pipeline.tokenizer, pipeline.prior, pipeline.recipe, run.config.seed
+    classes = uniform_classes(prior.num_classes, SHOWN_ROWS * prior.num_classes)
+    images = torch.cat([each.images for each in draw_samples(tokenizer, prior, recipe, classes, seed=seed)])
+    rows = np.arange(2 * prior.num_classes, 4 * prior.num_classes)  # two images of each class
+    labels = torch.from_numpy(data.validation.labels[rows])
+    _, shown = evaluate_layout(
+        tokenizer, prior, recipe, data.validation, rows, labels, Features(), per=SHOWN_PER, seed=seed
+    )
+    shown = Shown(*(part[: prior.num_classes] for part in shown))
+    pictures = {
+        "samples": samples_picture(images, data.class_names),
+        "resample": resampled_picture(shown, data.class_names),
+    }
+    for name, picture in pictures.items():
         picture.save(PICTURES / f"{name}.png", optimize=True)
 
 
@@ -203,12 +271,13 @@ def main() -> None:
     folder = options.out / "shipped"
     pipeline = export(run, folder)
     facts = provenance(["train", "--preset", PRESET, "--data", DATA])
-    records = measured(run, folder, pipeline, facts, progress)
+    data = open_data(DATA, run.config.data, run.config.tokenizer.image_size)
+    records = measured(run, folder, pipeline, data)
     pipeline.manifest.save(folder)
     known = card(run, folder, records, facts)
     save_json(folder / builtin.CARD, known)
     (folder / "README.md").write_text("\n".join(card_text(known)) + "\n", encoding="utf-8")
-    draw(pipeline, run)
+    draw(pipeline, run, data)
     target = Path(builtin.__file__).parent / DATA
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder, target)

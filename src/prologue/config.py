@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from prologue.errors import ConfigError
 from prologue.utils.rng import SEEDS
-from prologue.utils.serialization import OMIT_DEFAULT
+from prologue.utils.serialization import OMIT_DEFAULT, RENAMED
 
 Variant = Literal["2d", "1d", "prologue", "prologue-post"]
 Perceptual = Literal["none", "lpips", "convnext", "lite0"]
@@ -90,14 +90,17 @@ def _plain_component(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         where = f"{type(owner).__name__}.{name}"
-        _require(
-            isinstance(value, dict) and isinstance(value.get("name"), str),
-            f'{where} must be a table {{"name": NAME, OPTION: VALUE, …}}, not {value!r}',
-        )
+        each = value if isinstance(value, tuple) else (value,)
+        for component in each:
+            _require(
+                isinstance(component, dict) and isinstance(component.get("name"), str),
+                f'{where} must be a table {{"name": NAME, OPTION: VALUE, …}}, not {component!r}',
+            )
         try:
-            object.__setattr__(owner, name, json.loads(json.dumps(value)))
+            plain = tuple(json.loads(json.dumps(component)) for component in each)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where} has an option that JSON does not have: {error}") from error
+        object.__setattr__(owner, name, plain if isinstance(value, tuple) else plain[0])
 
 
 def _ids_per_position(component: Component) -> int:
@@ -499,6 +502,9 @@ class TokenizerTraining:
     """Step at which both cross-entropy terms begin."""
     ce_ramp: int = 0
     """Steps over which they rise from 0 after that."""
+    losses: tuple[Component, ...] = field(default=(), metadata=_component_of("prologue.training.losses:LOSSES"))
+    """Your own terms of the autoencoder's loss, each with a weight, which rises from 0 at step start over length steps:
+    {"name": "module:name", "weight": 1.0, "start": 0, "length": 0, OPTION: …}."""
     visual_dropout: float = 0.5
     """Chance that a sequence's visual inputs are hidden from the prior, which then leans on the prologue."""
     visual_dropout_start: int = 0
@@ -512,10 +518,11 @@ class TokenizerTraining:
     """Chance that the prior sees the null class; 1 in two-stage training, 0.1 in one-stage."""
     one_stage: bool = False
     """Ship this stage's prior; there is no second stage."""
-    revive_every: int = 0
-    """Steps between re-seedings of unused visual codes from encoder outputs; 0 turns it off."""
-    revive_until: float = 0.8
-    """Part of the stage after which codes are left alone."""
+    dead_code_reset_every: int = field(default=0, metadata={RENAMED: "revive_every"})
+    """Steps between resets of dead codes: visual codes that were not used since the last reset are set to encoder
+    outputs. 0 resets none."""
+    dead_code_reset_until: float = field(default=0.8, metadata={RENAMED: "revive_until"})
+    """Fraction of the stage after which no dead codes are reset."""
     prologue_kmeans: tuple[int, ...] = ()
     """Steps at which the prologue codebook is set to k-means centres of the encoder's prologue outputs."""
 
@@ -526,9 +533,10 @@ class TokenizerTraining:
         _not_negative(
             self, "l1", "l2", "perceptual_weight", "perceptual_start", "perceptual_ramp", "gan", "gan_start",
             "gan_ramp", "lecam", "r1", "vq", "ce_prologue", "ce_visual", "ce_start", "ce_ramp", "visual_dropout_start",
-            "visual_dropout_ramp", "revive_every",
+            "visual_dropout_ramp", "dead_code_reset_every",
         )  # fmt: skip
-        _fraction(self, "visual_dropout", "label_drop", "revive_until")
+        _fraction(self, "visual_dropout", "label_drop", "dead_code_reset_until")
+        _plain_component(self, "losses")
         _require(
             all(step >= 0 for step in self.prologue_kmeans),
             f"prologue_kmeans are steps, 0 or later, not {self.prologue_kmeans}",

@@ -279,6 +279,11 @@ class Pipeline:
     ) -> tuple[TokenIds, list[int], list[int]]:
         """Tokens, seeds and class ids of the images."""
         check_options(options, _OPTIONS)
+        given: Any = known
+        if not isinstance(given, Known | None):
+            raise SamplingError(
+                f"known tokens are Known(tokens, prologue=mask, visual=mask), not {type(given).__name__}"
+            )
         if count is None and known is not None and len(known) > 1:
             count = len(known)
         ids = self.deal(classes, count)

@@ -1,21 +1,22 @@
-"""The named configurations: the paper's (METHOD §7, §8) and small ones that train on a CPU.
+"""The named configurations: the paper's (METHOD §7, §8), and small ones for a CPU.
 
-Paper names are TOKENIZER-PRIOR (`base-b`, `large-xl`). A preset fixes sizes and schedule; any data works with any
-preset, and the class count comes from the data. Nothing here imports torch.
+The paper's names are TOKENIZER-PRIOR (`base-b`, `large-xl`). A preset fixes sizes and schedules. It works with any
+data, which give the number of classes. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from prologue.config import (
     VARIANTS,
     DataConfig,
     OptimizerConfig,
-    Perceptual,
     PriorOptions,
     PriorTraining,
     RunConfig,
@@ -24,20 +25,31 @@ from prologue.config import (
     TransformerConfig,
     Variant,
 )
-from prologue.errors import ConfigError, did_you_mean
+from prologue.errors import ConfigError
+from prologue.utils.registry import Registry
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A configuration, built when it is asked for, and whom it serves."""
+    """A configuration, built when it is asked for, and its purpose."""
 
     build: Callable[[], RunConfig]
     purpose: str
 
+    def __call__(self) -> RunConfig:
+        return self.build()
+
 
 def preset(name: str) -> RunConfig:
-    """The configuration of this name; an unknown one is a `ConfigError` with the nearest match and the list."""
-    return _find(name).build()
+    """The configuration of this name.
+
+    Raises:
+        ConfigError: the name is unknown, or a preset of the caller's gives something else than a `RunConfig`.
+    """
+    config = PRESETS.get(name)()
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"the preset {name!r} must return a RunConfig, not {type(config).__name__}")
+    return config
 
 
 def names() -> list[str]:
@@ -46,17 +58,12 @@ def names() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """For whom a preset is, in one line."""
-    return _find(name).purpose
+    """The purpose of a preset in one line: of the caller's, the first line of its docstring."""
+    found = PRESETS.get(name)
+    return found.purpose if isinstance(found, Preset) else (inspect.getdoc(found) or "").partition("\n")[0]
 
 
-def _find(name: str) -> Preset:
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}: {did_you_mean(name, PRESETS)}Presets are {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-# The paper's models, ImageNet at 256 px
+# The paper's models, ImageNet at 256 px. The defaults of the training configurations are the paper's.
 
 _PRIORS = {
     "s": PriorOptions(width=512, depth=10, heads=8, tied=True, dropout=0.1),
@@ -65,20 +72,16 @@ _PRIORS = {
     "xl": PriorOptions(width=1280, depth=32, heads=20, dropout=0.1),
 }
 
-_STAGE_1_PRIOR = PriorOptions(width=512, depth=7, heads=8)
 
-_POST_ENCODER = TransformerConfig(width=512, depth=10, heads=8, mlp_ratio="11/4")
-
-
-def _paper(tokenizer: TokenizerConfig, prior: PriorOptions, training: TokenizerTraining) -> RunConfig:
+def _paper(tokenizer: TokenizerConfig, prior: PriorOptions = _PRIORS["b"], **training: Any) -> RunConfig:
+    """A run of the paper; `training` are fields of the tokenizer's training that differ from the defaults."""
     return RunConfig(
         precision="bf16",
-        # ImageNet's own validation images are apart from its training folder: hold out just enough to follow a run.
+        # ImageNet has validation images of its own. A hundredth of the training images is enough to follow a run.
         data=DataConfig(validation_fraction=0.01),
         tokenizer=tokenizer,
         prior=prior,
-        tokenizer_training=training,
-        prior_training=PriorTraining(),
+        tokenizer_training=TokenizerTraining(**training),
         checkpoint_every=5000,
         log_every=100,
         sample_every=10_000,
@@ -89,79 +92,39 @@ def _two_stage(size: str, prior: str) -> RunConfig:
     """`base-*` and `large-*`."""
     if size == "large":
         tokenizer = TokenizerConfig(decoder=TransformerConfig(1024, 24, 16), codebook_size=4096)
-        return _paper(tokenizer, _PRIORS[prior], _paper_training(perceptual="convnext"))
-    return _paper(TokenizerConfig(), _PRIORS[prior], _paper_training())
+        return _paper(tokenizer, _PRIORS[prior], perceptual="convnext")
+    return _paper(TokenizerConfig(), _PRIORS[prior])
 
 
 def _baseline(variant: Variant) -> RunConfig:
-    """`2d-b` and `1d-b`: no prologue, so no cross-entropy reaches the encoder and there is nothing to drop."""
+    """`2d-b` and `1d-b`, which have no prologue, no cross-entropy for the encoder, and no visual dropout."""
     tokenizer = TokenizerConfig(variant=variant, prologue_tokens=0)
-    training = _paper_training(steps=750_000, ce_prologue=0.0, ce_visual=0.0, visual_dropout=0.0)
-    return _paper(tokenizer, _PRIORS["b"], training)
+    return _paper(tokenizer, steps=750_000, ce_prologue=0.0, ce_visual=0.0, visual_dropout=0.0)
 
 
 def _post_hoc() -> RunConfig:
-    """`post-b`: prologue tokens for a frozen `2d` tokenizer; only the cross-entropy terms are left."""
-    tokenizer = TokenizerConfig(variant="prologue-post", prologue_encoder=_POST_ENCODER)
-    training = _paper_training(steps=1_300_000, perceptual="none", l1=0.0, gan=0.0, vq=0.0)
-    return _paper(tokenizer, _PRIORS["b"], training)
+    """`post-b`: prologue tokens for a frozen `2d` tokenizer, trained by the cross-entropy terms alone."""
+    encoder = TransformerConfig(width=512, depth=10, heads=8, mlp_ratio="11/4")
+    tokenizer = TokenizerConfig(variant="prologue-post", prologue_encoder=encoder)
+    return _paper(tokenizer, steps=1_300_000, perceptual="none", l1=0.0, gan=0.0, vq=0.0)
 
 
 def _one_stage() -> RunConfig:
-    """`one-stage-b`: the base tokenizer, whose stage-1 prior sees the classes and is shipped."""
-    return _paper(TokenizerConfig(), _STAGE_1_PRIOR, _paper_training(label_drop=0.1, one_stage=True))
-
-
-def _paper_training(
-    *,
-    steps: int = 1_000_000,
-    perceptual: Perceptual = "lpips",
-    l1: float = 1.0,
-    gan: float = 0.1,
-    vq: float = 1.0,
-    ce_prologue: float = 3.0,
-    ce_visual: float = 3.0,
-    visual_dropout: float = 0.5,
-    label_drop: float = 1.0,
-    one_stage: bool = False,
-) -> TokenizerTraining:
-    """METHOD §7; a step here is one batch, which the paper counts as two alternating steps."""
-    return TokenizerTraining(
-        steps=steps,
-        batch=256,
-        autoencoder=OptimizerConfig(betas=(0.0, 0.99), weight_decay=0.0),
-        prior=OptimizerConfig(betas=(0.9, 0.99), weight_decay=0.03),
-        discriminator=OptimizerConfig(betas=(0.0, 0.99), weight_decay=1e-4),
-        prior_model=_STAGE_1_PRIOR,
-        ema_half_life=1000,
-        prior_ema_half_life=2500,
-        l1=l1,
-        perceptual=perceptual,
-        gan=gan,
-        lecam=0.001,
-        r1=0.01,
-        r1_every=25,
-        vq=vq,
-        ce_prologue=ce_prologue,
-        ce_visual=ce_visual,
-        visual_dropout=visual_dropout,
-        label_drop=label_drop,
-        one_stage=one_stage,
-    )
+    """`one-stage-b`: the base tokenizer, whose stage-1 prior sees the classes and is saved as the run's prior."""
+    return _paper(TokenizerConfig(), TokenizerTraining().prior_model, label_drop=0.1, one_stage=True)
 
 
 # Small models
 
 _KMEANS_PARTS = (0.05, 0.16, 0.3)
-"""Parts of stage 1 after which the prologue codebook is set to the encoder's own outputs. Once is too few: early they
-hardly depend on the image, and the prologue falls back to one code while the prior has not learnt to read it. Without,
-the prologue says half as much, and guided samples lie farther from the images (docs/study.md)."""
+"""Fractions of stage 1 after which the prologue codebook is set to encoder outputs. Once is not enough: early outputs
+hardly depend on the image, and the prologue collapses to one code before the prior has learned to use it. Without this
+start the prologue carries half as much information and guided samples have a larger distance (docs/study.md)."""
 
 _SMALL_CE = 0.1
-"""Weight of the cross-entropy, a thirtieth of the paper's: without perceptual and adversarial terms beside it, 3 costs
-half a decibel, and samples lie farther from the images. What only the cross-entropy trains, queries and codebook of the
-prologue, learns as fast, since Adam does not care for the size of gradients. At 0.3 reconstructions are worse and
-guided samples lie farther too, by the ablation in docs/study.md; 0.03 is not clearly better."""
+"""Weight of the cross-entropy; the paper's is 3. Without perceptual and adversarial terms, 3 costs half a decibel and
+samples have a larger distance. 0.3 is also worse in both, and 0.03 is not clearly better (docs/study.md). Queries and
+codebook of the prologue, which only the cross-entropy trains, learn equally fast, since Adam normalises gradients."""
 
 
 def small(
@@ -187,13 +150,13 @@ def small(
     shapes_validation: int = 2000,
     checkpoint_every: int = 500,
 ) -> RunConfig:
-    """A configuration for a CPU or a small GPU, in any of the four variants.
+    """A configuration for a CPU or a small GPU, in any variant.
 
-    It differs from the paper where that would collapse or stall at this size: dead visual codes are revived, the
-    prologue codebook starts from the encoder's own outputs, there is no perceptual or adversarial term, EMA half-lives
-    are a fiftieth of the updates, and the prior is kept that does best on held-out images. Heads have 32 dims. Batches
-    are small, since updates decide: at equal images seen, 8 a step gave 23.8 dB where 16 gave 19.9 and 32 gave 19.3
-    (32 px, 19,200 images).
+    It differs from the paper where the paper's settings would collapse or stall at this size. Unused visual codes are
+    reset, and the prologue codebook starts from encoder outputs. There is no perceptual and no adversarial term. EMA
+    half-lives are a fiftieth of the updates, and the prior with the lowest cross-entropy on held-out images is kept.
+    Heads have 32 dims. Batches are small, because the number of updates decides: for 19,200 images of 32 px, a batch of
+    8 gave 23.8 dB, 16 gave 19.9 dB and 32 gave 19.3 dB.
     """
     has_prologue, frozen_visual = VARIANTS[variant].has_prologue, VARIANTS[variant].post_hoc
     stack = TransformerConfig(width, depth, width // 32)
@@ -207,7 +170,7 @@ def small(
         code_dim=code_dim,
         codebook_size=codebook_size,
         prologue_tokens=prologue_tokens if has_prologue else 0,
-        # Without a prologue this value stands for nothing; the baselines keep it so that only what differs differs.
+        # The baselines, which have no prologue, keep this value, so that their configurations differ in little.
         prologue_codebook_size=prologue_codebook_size,
     )
     training = TokenizerTraining(
@@ -227,7 +190,7 @@ def small(
         ce_visual=_SMALL_CE if has_prologue else 0.0,
         visual_dropout=0.5 if has_prologue else 0.0,
         shared_prior_pass=has_prologue,
-        revive_every=0 if frozen_visual else 20,
+        dead_code_reset_every=0 if frozen_visual else 20,
         prologue_kmeans=tuple(max(1, round(part * tokenizer_steps)) for part in _KMEANS_PARTS) if has_prologue else (),
     )
     return RunConfig(
@@ -251,7 +214,7 @@ def small(
 def _small_optimizer(
     lr: float, steps: int, betas: tuple[float, float], weight_decay: float = 0.0, clip: float = 0.0
 ) -> OptimizerConfig:
-    """Warm-up over a twentieth, hold for a tenth, then decay to a tenth: the paper's shape on a short schedule."""
+    """Warm-up for a twentieth of the steps, hold for a tenth, then decay to a tenth of the peak."""
     return OptimizerConfig(
         lr=lr,
         final_lr=round(lr / 10, 9),
@@ -301,12 +264,8 @@ _SMALL_64 = partial(
 )
 
 
-_BUILTIN_CE = 0.3
-"""What the shipped weights were trained with."""
-
-
 def _builtin() -> RunConfig:
-    """The run of `builtin:shapes` (tools/builtin_shapes.py). Its scenes are many, so nothing else varies them."""
+    """The run of `builtin:shapes` (tools/builtin_shapes.py), without augmentation, since there are many scenes."""
     config = small(
         prior_width=160,
         prior_depth=6,
@@ -321,18 +280,14 @@ def _builtin() -> RunConfig:
         config,
         data=data,
         prior=dataclasses.replace(config.prior, dropout=0.0),
-        tokenizer_training=dataclasses.replace(
-            config.tokenizer_training, ce_prologue=_BUILTIN_CE, ce_visual=_BUILTIN_CE
-        ),
+        tokenizer_training=dataclasses.replace(config.tokenizer_training, ce_prologue=0.3, ce_visual=0.3),
         prior_training=dataclasses.replace(config.prior_training, keep_best_every=0),
         log_every=100,
         sample_every=0,
     )
 
 
-_SIZES = {"s": "S", "b": "B", "l": "L", "xl": "XL"}
-
-PRESETS: dict[str, Preset] = {
+_BUILT_IN: dict[str, Preset] = {
     "shapes-smoke": Preset(_SMOKE, "trying it out: a minute on 2 cores"),
     "small-32": Preset(small, "icons and thumbnails, on a CPU"),
     "small-64": Preset(_SMALL_64, "small pictures, a CPU overnight or a GPU"),
@@ -341,12 +296,15 @@ PRESETS: dict[str, Preset] = {
     "small-32-1d": Preset(partial(small, variant="1d"), "comparing with small-32: no prologue, 1d"),
     "small-32-post": Preset(partial(small, variant="prologue-post"), "a prologue for a trained small-32-2d"),
     **{
-        f"{size}-{prior}": Preset(partial(_two_stage, size, prior), f"paper: {size}, prior {label}")
+        f"{size}-{prior}": Preset(partial(_two_stage, size, prior), f"paper: {size}, prior {prior.upper()}")
         for size in ("base", "large")
-        for prior, label in _SIZES.items()
+        for prior in _PRIORS
     },
     "2d-b": Preset(partial(_baseline, "2d"), "paper: 2d baseline"),
     "1d-b": Preset(partial(_baseline, "1d"), "paper: 1d baseline"),
     "post-b": Preset(_post_hoc, "paper: a prologue for a trained 2d-b"),
-    "one-stage-b": Preset(_one_stage, "paper: the stage-1 prior is shipped"),
+    "one-stage-b": Preset(_one_stage, "paper: the stage-1 prior is kept"),
 }
+
+PRESETS: Registry[Callable[[], RunConfig]] = Registry("preset", _BUILT_IN)
+"""Presets by name; a preset from outside is a function without arguments that returns a `RunConfig`."""

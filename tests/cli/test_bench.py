@@ -40,7 +40,7 @@ def test_table_lines_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert set(written["records"][0]) == {
         *("prior", "tokenizer", "decoder", "device", "precision", "batch", "guided", "seconds", "images_per_second"),
         *("tokens_per_second", "baseline_seconds", "ratio", "gigabytes_per_second", "bandwidth_share"),
-        *("flops_per_second", "gemm_share", "limit_share", "target", "target_share", "reached", "warm_up_seconds"),
+        *("flops_per_second", "gemm_share", "limit_share", "warm_up_seconds"),
         *("compiled", "max_logit_error", "mean_logit_error", "top1_agreement"),
     }
     facts = written["provenance"]
@@ -71,9 +71,6 @@ def test_without_options_it_measures_what_is_asked_of_it() -> None:
     request = bench._request(bench.SamplingOptions())
     assert (request.prior, request.tokenizer, request.precisions) == ("b", "base", ("fp32", "int8", "auto"))
     assert [case.name for case in request.cases] == ["guided:1", "guided:16", "unguided:32"]
-    for case in request.cases:
-        shape = (case.batch, case.guided)
-        assert sampling.target(request.prior, request.tokenizer, "cpu", "int8", shape) is not None
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,24 @@ def test_components_by_name_or_with_options() -> None:
     assert _resolve([f"--tokenizer.quantizer={json.dumps(fsq)}"]).tokenizer.quantizer == fsq
 
 
+def test_lists_of_components() -> None:
+    terms = [{"name": "l2", "weight": 2.0, "start": 3}, {"name": "vq", "length": 1}]
+    config = _resolve(["--tokenizer-training.losses", *map(json.dumps, terms), "--seed", "1"])
+    assert (config.tokenizer_training.losses, config.seed) == (tuple(terms), 1)
+    assert _resolve("--tokenizer-training.losses none").tokenizer_training.losses == ()
+
+
+def test_fields_are_still_found_under_earlier_names(tmp_path: Path) -> None:
+    flags = "--tokenizer-training.revive-every 7 --tokenizer_training.revive_until=0.5"
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"tokenizer_training": {"revive_every": 7, "revive_until": 0.5}}), encoding="utf-8")
+    for found in (_resolve(flags), _resolve("", file)):
+        training = found.tokenizer_training
+        assert (training.dead_code_reset_every, training.dead_code_reset_until) == (7, 0.5)
+    both = _resolve("--tokenizer-training.dead-code-reset-every 9", file).tokenizer_training
+    assert (both.dead_code_reset_every, both.dead_code_reset_until) == (9, 0.5)
+
+
 def _fields(kind: Any, where: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Every field of a configuration that has no fields itself, by its dotted name."""
     for item in dataclasses.fields(kind):

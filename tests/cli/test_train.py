@@ -204,7 +204,7 @@ def test_impossible_things_are_refused(
         ([*here, "--tokenizer-training.perceptual", "lpips", "--tokenizer-training.perceptual-path", "no.safetensors"],
          "no.safetensors does not exist"),
         ([*here, "--tokenizer", str(tmp_path / "gone")], "gone"),
-        ([*here, "--tokenizer", str(tmp_path / "mine")], "mine/tokenizer holds no finished model"),
+        ([*here, "--tokenizer", str(tmp_path / "mine")], "mine/tokenizer has no config.json, so it is not a finished model"),
         ([*here, "--config", str(tmp_path / "gone.json")], "gone.json does not exist"),
         (on(str(tmp_path / "empty")), "empty"),
         (on(str(tmp_path / "texts")), "texts"),
@@ -244,7 +244,7 @@ def test_a_training_that_would_be_cut_up_is_refused(monkeypatch: pytest.MonkeyPa
         def __init__(self, **options: object) -> None: ...
 
     monkeypatch.setattr("accelerate.Accelerator", Launched)
-    with pytest.raises(ConfigError, match="plain data parallel here, not as FSDP"):
+    with pytest.raises(ConfigError, match="plain data parallelism, not FSDP"):
         make_accelerator("fp32", "cpu")
 
 

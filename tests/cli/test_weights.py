@@ -133,8 +133,8 @@ def test_without_a_network_the_file_to_fetch_is_named(standins: Standins, refuse
     first.unlink()
     url = PUBLISHED["lpips"].sources[0].url
     run = f"prologue weights lpips {first.name}"
-    refused(["weights", "lpips"], f"{first.name} cannot be downloaded", f"get {url}", run)
-    refused(["weights", "lpips", str(second)], f"get {url}")
+    refused(["weights", "lpips"], f"{first.name} cannot be downloaded", f"download {url}", run)
+    refused(["weights", "lpips", str(second)], f"download {url}")
     assert not place("lpips").exists()
 
 

@@ -43,6 +43,14 @@ def pack(root: Path, archive: Path, wrapper: str = "", method: int = zipfile.ZIP
     return archive
 
 
+def place(root: Path, form: str) -> Path:
+    """`root` itself, or a zip of it: `folder`, `zip`, `wrapped zip` (in one top folder) or `stored zip`."""
+    if form == "folder":
+        return root
+    method = zipfile.ZIP_STORED if form == "stored zip" else zipfile.ZIP_DEFLATED
+    return pack(root, root.with_suffix(".zip"), f"{root.name}/" if form == "wrapped zip" else "", method)
+
+
 def names(data: Data) -> tuple[list[str], list[str]]:
     assert isinstance(data.train, CroppedSet)
     assert isinstance(data.validation, CroppedSet)

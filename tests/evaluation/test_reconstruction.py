@@ -129,7 +129,7 @@ def test_a_collapsed_codebook_is_said(tiny_models, monkeypatch: pytest.MonkeyPat
     assert record["collapsed"] is True
     assert record["notes"][0] == "said before"
     assert "visual codebook has collapsed" in record["notes"][1]
-    assert "revive-every" in record["notes"][1]
+    assert "dead-code-reset-every" in record["notes"][1]
     # The 6 tokens of one image could not use more than 6 codes.
     few = evaluate_reconstruction(tokenizer, Split("validation", Pictures(9)), Features(), count=1)
     assert (few["collapsed"], few["notes"]) == (False, [])

@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 
 from prologue.cli.main import COMMANDS, IMPORTED
+from prologue.data.source import SOURCES
 from prologue.models.quantizers import PROLOGUE_QUANTIZERS, QUANTIZERS
+from prologue.presets import PRESETS
+from prologue.sampling.guidance import SCHEDULES
+from prologue.training.losses import LOSSES
 from prologue.utils.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"
+REGISTRIES: tuple[Registry[Any], ...] = (
+    *(QUANTIZERS, PROLOGUE_QUANTIZERS, PRESETS, LOSSES, SCHEDULES, SOURCES, COMMANDS),
+)
 
 
 @pytest.fixture
@@ -23,10 +30,9 @@ def outside_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
     What it registers is forgotten after the test. Calling again also forgets it, as a new process would.
     """
-    registries: tuple[Registry[Any], ...] = (QUANTIZERS, PROLOGUE_QUANTIZERS, COMMANDS)
-    known = {registry: dict(registry._components) for registry in registries}
-    for registry in registries:
+    for registry in REGISTRIES:
         monkeypatch.setattr(registry, "_components", dict(registry._components))
+    known = {registry: dict(registry._components) for registry in REGISTRIES}
     folder = tmp_path / "outside"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)

@@ -23,7 +23,7 @@ def train(out: Path, *flags: str) -> int:
     """A run of a few steps, with the upkeep of codebooks in its first steps."""
     tiny = (
         "--preset shapes-smoke --data shapes --device cpu --data.shapes-images 20 --data.shapes-validation 4 "
-        "--tokenizer-training.steps 6 --tokenizer-training.batch 4 --tokenizer-training.revive-every 2 "
+        "--tokenizer-training.steps 6 --tokenizer-training.batch 4 --tokenizer-training.dead-code-reset-every 2 "
         "--tokenizer-training.prologue-kmeans 2 --prior-training.steps 3 --prior-training.batch 4 "
         "--sample-every 3 --checkpoint-every 3"
     )

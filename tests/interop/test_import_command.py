@@ -133,7 +133,7 @@ def test_damaged_files_are_named(
 
 
 CONFIG_FAULTS: dict[str, tuple[Callable[[dict], object], str]] = {
-    "variant": (lambda c: c.update(variant="2d"), "variant is 'prologue' in the tensors, the config says '2d'"),
+    "variant": (lambda c: c.update(variant="2d"), "variant is 'prologue' in the tensors, but '2d' in the config"),
     "width": (lambda c: c["encoder"].update(width=64, rope_axes=[8, 8, 16]), "'enc' has width 32.*64"),
     "depth": (lambda c: c["prior"].update(depth=3), "'ar_model' has depth 2.*3"),
     "ratio": (lambda c: c["decoder"].update(mlp_ratio="4"), "feed-forward"),

@@ -29,15 +29,23 @@ RECIPES = {
 
 @torch.no_grad()
 def reference(
-    prior: Prior, classes: Tensor, recipe: Recipe, seeds: list[int], given: Tensor | None = None
+    prior: Prior,
+    classes: Tensor,
+    recipe: Recipe,
+    seeds: list[int],
+    given: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sequences by a whole forward pass for each step over the whole vocabulary, and each step's lead (B, T)."""
+    """Sequences by a whole forward pass for each step over the whole vocabulary, and each step's lead (B, T).
+
+    `given` is a prefix, or whole sequences with a mask `known` (B, T).
+    """
     layout = prior.layout
-    start = 0 if given is None else given.shape[1]
+    start = 0 if given is None or known is not None else given.shape[1]
     sequence = torch.zeros(len(classes), layout.length, dtype=torch.int64)
     lead = torch.full((len(classes), layout.length), torch.inf)
     if given is not None:
-        sequence[:, :start] = given
+        sequence[:, :start] = given[:, :start]
     null, scales, allowed = torch.full_like(classes, prior.null_class), recipe.guidance.scales(layout), layout.allowed()
     for step in range(start, layout.length):
         logits = prior(sequence, classes)[:, step]
@@ -50,6 +58,9 @@ def reference(
         best = perturbed.topk(2).values
         lead[:, step] = best[:, 0] - best[:, 1]
         sequence[:, step] = perturbed.argmax(-1)
+        if given is not None and known is not None:
+            sequence[:, step] = torch.where(known[:, step], given[:, step], sequence[:, step])
+            lead[known[:, step], step] = torch.inf
     return sequence, lead
 
 

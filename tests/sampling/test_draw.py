@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from prologue.sampling.draw import draw, filter_logits, gumbel_noise, image_keys
+from prologue.sampling.draw import DrawRule, draw, filter_logits, gumbel_noise, image_keys
+from prologue.sampling.recipe import Recipe
 
 LOGITS = [2.0, 1.5, 0.3, 0.0, -0.5, -1.0, -2.0]
 DRAWS = 20_000
@@ -99,3 +100,16 @@ def test_top_p_counts_the_mass_that_top_k_left() -> None:
     # Of the best two the first has 4/7 of the mass, so 0.5 is crossed at once; of all four it would have 0.4.
     assert torch.isfinite(filter_logits(logits, 2, 0.5)).tolist() == [[True, False, False, False]]
     assert torch.isfinite(filter_logits(logits, None, 0.5)).tolist() == [[True, True, False, False]]
+
+
+def test_rows_have_limits_of_their_own() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0]]).expand(4, -1)
+    limits = [(1, None, 1.0), (3, 0.5, 2.0), (None, 0.9, 0.3), (None, None, 1.0)]
+    noise = gumbel_noise(image_keys([1, 2, 3, 4]), 0, 0, 4)
+    noise[0, 2] = 9.0  # top_k = 1 takes the first of equal logits, without noise
+    rule = DrawRule.of([Recipe(top_k=k, top_p=p, temperature=t) for k, p, t in limits], "visual", torch.device("cpu"))
+    together = draw(logits, noise, rule.temperature, rule.top_k, rule.top_p)
+    alone = [draw(logits[:1], noise[i : i + 1], t, k, p) for i, (k, p, t) in enumerate(limits)]
+    assert together.tolist() == torch.cat(alone).tolist()
+    assert together[0] == 1
+    assert rule.filtered == [True, True, True, False]

@@ -41,7 +41,7 @@ def tiny_config(variant: str = "prologue", **training: Any) -> RunConfig:
         "steps": 20, "batch": 4, "autoencoder": FAST, "prior": FAST, "discriminator": FAST,
         "prior_model": PriorOptions(32, 1, 2, dropout=0.1), "ema_half_life": 3, "prior_ema_half_life": 3,
         "perceptual": "none", "gan": 0.1, "gan_start": 6, "gan_ramp": 3, "gan_channels": 4, "gan_augment": True,
-        "r1_every": 3, "revive_every": 4,
+        "r1_every": 3, "dead_code_reset_every": 4,
     }  # fmt: skip
     if has_prologue:
         defaults |= {"ce_start": 7, "ce_ramp": 3, "prologue_kmeans": (8,)}

@@ -37,7 +37,11 @@ def test_usage_by_position() -> None:
     [
         ((0.5, 3.0, 1.0), (True, True), []),
         ((0.5, None, None), (False, False), []),
-        ((0.01, None, None), (False, False), [r"1.0% of its codes in use\): try --tokenizer-training.revive-every 20"]),
+        (
+            (0.01, None, None),
+            (False, False),
+            [r"1.0% of its codes in use\): try --tokenizer-training.dead-code-reset"],
+        ),
         ((0.01, None, None), (True, False), ["try a lower learning rate"]),
         ((0.5, 0.01, 0.02), (True, False), ["diversity 0.01 nats, use 0.02 nats per image.*prologue-kmeans 100 400"]),
         ((0.5, 4.0, 0.02), (True, True), [r"collapsed \(use 0.02 nats per image\): try more steps"]),

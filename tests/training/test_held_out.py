@@ -55,7 +55,7 @@ def test_the_prior_of_the_lowest_held_out_loss_ships(kit: SimpleNamespace, tmp_p
     assert losses[STEPS] > 1.1 * losses[best]
     assert run.record["stages"]["prior"]["kept_step"] == best
     assert held_out_loss(kit, run.path, config) == pytest.approx(losses[best], rel=1e-5)
-    (said,) = [sentence for sentence in heard.said if "by heart" in sentence]
+    (said,) = [sentence for sentence in heard.said if "overfit" in sentence]
     assert f"after step {best} of {STEPS}" in said
     assert "prior.dropout" in said
     record = run.metrics("prior")[-1]
@@ -71,7 +71,7 @@ def test_the_last_ships_where_it_is_asked_for_or_nothing_is_held_out(
     assert "held_out_loss" not in run.metrics("prior")[-1]
     last = held_out_loss(kit, run.path, config)
     assert last > held_out_loss(kit, kit.run_training(tmp_path / "best", by_heart(kit)).path, config)
-    monkeypatch.setattr(BestPrior, "look", lambda *_: pytest.fail("nothing is held out"))
+    monkeypatch.setattr(BestPrior, "evaluate", lambda *_: pytest.fail("nothing is held out"))
     folder = tmp_path / "images"
     kit.save_pictures(folder, 6)
     alone = replace(by_heart(kit, steps=4), data=DataConfig(validation_fraction=0.0))

@@ -1,4 +1,4 @@
-"""Runs that go on for more steps than they were begun with."""
+"""Runs that continue to more steps than they were started with."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def test_a_finished_prior_goes_on_where_it_was(kit: SimpleNamespace, uninterrupt
     run = kit.run_training(out, config, heard, extend=True)
     assert heard.said[1:3] == ["tokenizer: finished already", "tokens: finished already"]
     assert heard.said[3] == "prior: continuing at step 20 of 26"
-    assert heard.said[4].startswith(
-        "prior: settings have changed, so the learning rate is computed anew: from here 0.0"
-    )
+    assert heard.said[4].startswith("prior: settings have changed; the learning rate is now 0.0")
     assert run.record["changes"] == [
         {"at": {"tokenizer": 20, "tokens": 0, "prior": 20}, "fields": {"prior_training.steps": [20, 26]}}
     ]

@@ -7,16 +7,23 @@ import math
 import pytest
 import torch
 
-from prologue.config import LayoutConfig, OptimizerConfig
+from prologue.config import Component, LayoutConfig, OptimizerConfig, TokenizerTraining
+from prologue.errors import ConfigError
+from prologue.models.quantizers import Quantized
 from prologue.models.sequence import SequenceLayout
+from prologue.models.tokenizer import Encoding
 from prologue.training.losses import (
+    LOSSES,
+    StepOutputs,
+    autoencoder_terms,
     cross_entropy_terms,
     discriminator_loss,
     generator_loss,
     lecam_loss,
     r1_penalty,
+    weighted_sum,
 )
-from prologue.training.schedule import ema_decay, learning_rate, ramp
+from prologue.training.schedule import Ramp, ema_decay, learning_rate
 
 
 def softplus(x: float) -> float:
@@ -60,6 +67,53 @@ def test_cross_entropy_is_summed_over_a_segment_and_divided_by_all_targets() -> 
     assert terms.visual.item() == pytest.approx(math.log(5))
 
 
+def doubled(outputs: StepOutputs, offset: float = 0.0) -> torch.Tensor:
+    """A term that lies outside the package."""
+    return 2 * outputs.images.mean() + offset
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(LOSSES, "_components", dict(LOSSES._components))
+    LOSSES.register(doubled)
+    return f"{__name__}:doubled"
+
+
+def outputs(step: int) -> StepOutputs:
+    images = torch.full((1, 3, 2, 2), 0.5)
+    quantized = Quantized(torch.zeros(1, 1), images, images, None, torch.tensor(3.0))
+    return StepOutputs(step, images, images + 0.25, Encoding(quantized, None))
+
+
+def test_terms_are_added_with_their_weights(registered: str) -> None:
+    added = {"name": registered, "weight": 4.0, "start": 5, "length": 2, "offset": 1.0}
+    terms = autoencoder_terms(TokenizerTraining(l1=0.5, l2=0.0, vq=2.0, losses=(added,)))
+    before, values = weighted_sum(terms, outputs(4))
+    assert before.item() == pytest.approx(0.5 * 0.25 + 2 * 3)
+    assert {key: float(value) for key, value in values.items()} == {"l1": 0.25, "l2": 0.0625, "vq": 3.0}
+    during, values = weighted_sum(terms, outputs(5))
+    assert during.item() == pytest.approx(before.item() + 4.0 / 2 * (2 * 0.5 + 1))
+    assert values["doubled"] == 2
+    assert weighted_sum(terms, outputs(6))[0].item() == pytest.approx(before.item() + 4.0 * 2)
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        ({"name": "edge"}, "unknown loss term 'edge'"),
+        ({"name": "my_losses:edges"}, "--import my_losses"),
+        ({"name": "{own}", "ofset": 1.0}, "unexpected keyword argument 'ofset'; did you mean 'offset'"),
+        ({"name": "{own}", "weight": "1"}, "weight must be a number, not '1'"),
+        ({"name": "{own}", "start": -1}, "start must be a number of steps, not -1"),
+        ({"name": "l2"}, "two loss terms.*named 'l2'"),
+    ],
+)
+def test_a_wrong_term_is_refused(component: Component, message: str, registered: str) -> None:
+    component = component | {"name": component["name"].format(own=registered)}
+    with pytest.raises(ConfigError, match=message):
+        autoencoder_terms(TokenizerTraining(losses=(component,)))
+
+
 def test_learning_rate() -> None:
     config = OptimizerConfig(lr=1.0, final_lr=0.1, warmup=4, hold=3)
     rates = [learning_rate(config, update, 12) for update in range(14)]
@@ -78,6 +132,6 @@ def test_a_half_life_halves() -> None:
 
 
 def test_ramp() -> None:
-    assert [ramp(update, 2, 4) for update in range(8)] == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
-    assert [ramp(update, 2, 0) for update in range(4)] == [0, 0, 1, 1]
-    assert ramp(0, 0, 0) == 1
+    assert [Ramp(2.0, 2, 4).at(step) for step in range(8)] == [0, 0, 0.5, 1, 1.5, 2, 2, 2]
+    assert [Ramp(0.5, 2).at(step) for step in range(4)] == [0, 0, 0.5, 0.5]
+    assert Ramp().at(0) == 1

@@ -12,7 +12,7 @@ import torch
 from prologue.config import PriorOptions
 from prologue.errors import ConfigError
 from prologue.models.weights import read_tensors
-from prologue.training.microbatches import averaged, parts_of
+from prologue.training.microbatches import averaged, microbatches
 from prologue.training.run import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_the_discriminator_learns_from_parts(kit: SimpleNamespace, tmp_path: Pat
 
 
 def test_parts_are_equal() -> None:
-    assert [(part.start, part.stop) for part in parts_of(6, 3)] == [(0, 2), (2, 4), (4, 6)]
+    assert [(part.start, part.stop) for part in microbatches(6, 3)] == [(0, 2), (2, 4), (4, 6)]
     with pytest.raises(ConfigError, match="6 images of a process do not divide into 4 equal parts"):
-        parts_of(6, 4)
+        microbatches(6, 4)
     assert averaged([{"a": 1.0, "b": torch.tensor(2.0)}, {"a": 3.0}]) == {"a": 2.0, "b": 2.0}

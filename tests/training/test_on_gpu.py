@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 EVERY = 4
-"""Steps between log records, revivals and looks at held-out images: only these may wait."""
+"""Steps between log records, resets of dead codes and looks at held-out images: only these may wait."""
 DEVICE = "cuda"
 
 
@@ -36,7 +36,7 @@ def waiting_is_an_error() -> Iterator[None]:
 def test_no_step_waits_for_the_device(
     kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, accumulate: int
 ) -> None:
-    config = kit.tiny_config(variant, revive_every=EVERY, accumulate=accumulate)
+    config = kit.tiny_config(variant, dead_code_reset_every=EVERY, accumulate=accumulate)
     config = dataclasses.replace(
         config,
         log_every=EVERY,

@@ -50,7 +50,7 @@ def test_a_lost_token_store_is_made_again_where_it_is_needed(
     before, heard = everything(copy), kit.Heard()
     kit.run_training(copy, kit.tiny_config(), heard)  # a finished prior does not need it
     assert everything(copy) == before
-    assert "tokens: finished already; the store is not whole, which the finished prior does not need" in heard.said[2]
+    assert "tokens: finished already; the finished prior does not need its damaged store" in heard.said[2]
     kit.run_training(copy, kit.tiny_config(), heard, stage="tokens")
     assert kit.hashes(copy) == kit.hashes(uninterrupted)
     RunFolder.load(copy).set_stage("prior", finished=False)
@@ -70,15 +70,13 @@ def test_a_lost_model_is_made_again_from_its_checkpoint(
     os.truncate(weights, weights.stat().st_size - 1)
     kit.run_training(copy, kit.tiny_config(), heard)
     (said,) = [sentence for sentence in heard.said if "is lost" in sentence]
-    assert said.startswith(
-        f"{part}: finished before, but its result is lost; it is made from its checkpoint of step 20"
-    )
+    assert said.startswith(f"{part}: its result is lost and is computed from its checkpoint of step 20")
     assert str(weights) in said
     assert kit.hashes(copy) == kit.hashes(uninterrupted)
     shutil.rmtree(copy / part)
     shutil.rmtree(copy / "checkpoints" / part)
     kit.run_training(copy, kit.tiny_config(), heard)
-    assert "is lost; it is made again" in [sentence for sentence in heard.said if "is lost" in sentence][1]
+    assert "is lost and is computed again" in [sentence for sentence in heard.said if "is lost" in sentence][1]
     assert kit.hashes(copy) == kit.hashes(uninterrupted)
 
 

@@ -19,6 +19,7 @@ import prologue.data.token_store as store_module
 import prologue.training.checkpoint as checkpoint_module
 import prologue.training.tokens_stage as tokens_module
 from prologue.errors import CheckpointError, RunError
+from prologue.models.weights import file_hash, read_tensors, write_tensors
 from prologue.training.checkpoint import Checkpoints
 from prologue.training.loop import Stopped, StopRequest
 from prologue.training.progress import Silent
@@ -54,6 +55,24 @@ def test_stopped_in_every_stage_and_continued(kit: SimpleNamespace, uninterrupte
     assert len(steps) == len(set(steps))
     left = [str(path.relative_to(out / "checkpoints")) for path in sorted((out / "checkpoints").glob("*/*"))]
     assert left == ["prior/step-00000020", "tokenizer/step-00000020"]  # what --extend goes on from
+
+
+def test_a_run_of_an_earlier_version_continues(kit: SimpleNamespace, uninterrupted: Path, tmp_path: Path) -> None:
+    """Settings and the window of unused codes had other names."""
+    out = tmp_path / "run"
+    stop(kit, out, "tokenizer", 9)
+    text = (out / "run.json").read_text(encoding="utf-8")
+    (out / "run.json").write_text(text.replace("dead_code_reset_", "revive_"), encoding="utf-8")
+    state = out / "checkpoints" / "tokenizer" / "step-00000009" / "state.safetensors"
+    tensors = read_tensors(state)
+    tensors["revival_window"] = tensors.pop("dead_code_window")
+    write_tensors(state, tensors)
+    checksum = {"step": 9, "sha256": file_hash(state)}
+    state.with_name("checksum.json").write_text(json.dumps(checksum), encoding="utf-8")
+    heard = kit.Heard()
+    kit.run_training(out, kit.tiny_config(), heard)
+    assert "tokenizer: continuing at step 9 of 20" in heard.said
+    assert kit.hashes(out) == kit.hashes(uninterrupted)
 
 
 def test_a_stop_at_the_last_step_finishes_the_stage(kit: SimpleNamespace, uninterrupted: Path, tmp_path: Path) -> None:
@@ -183,7 +202,7 @@ def test_a_full_disk_costs_no_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "write_tensors", full)
-        with pytest.raises(RunError, match=r"no room for a checkpoint .*it continues from the last checkpoint"):
+        with pytest.raises(RunError, match=r"no checkpoint fits in .*it continues from the last checkpoint"):
             kit.run_training(out, kit.tiny_config())
     assert sorted(path.name for path in (out / "checkpoints" / "tokenizer").iterdir()) == [
         "step-00000005",

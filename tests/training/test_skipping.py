@@ -126,7 +126,7 @@ def test_the_remedies_can_be_followed_and_nothing_else_changes(
         kit.run_training(out, high)
     with pytest.raises(RunError, match=r"\n  tokenizer_training\.l1: 1\.0 in the run, 2\.0 now\nRepeat the settings"):
         kit.run_training(out, replace(low, tokenizer_training=replace(low.tokenizer_training, l1=2.0)))
-    with pytest.raises(TrainingError, match="there is no earlier state, so it begins anew"):
+    with pytest.raises(TrainingError, match="there is no earlier state, so it starts again"):
         kit.run_training(out, low)  # nothing could be updated since step 2, so that state is of no use either
     assert steps_of(out, "tokenizer") == []
     heard = kit.Heard()

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer, to_model_range
-from prologue.training import adversary as adversary_module
+from prologue.training import losses
 from prologue.training.context import Context
-from prologue.training.losses import cross_entropy_terms
+from prologue.training.losses import cross_entropy_terms, generator_loss
 from prologue.training.tokenizer_stage import TokenizerStage
 
 MakeContext = Callable[..., Context]
@@ -43,7 +43,14 @@ def batch(stage: TokenizerStage, step: int = 0) -> tuple[Tensor, Tensor, Tensor]
 
 def moving(context: MakeContext, **training: Any) -> TokenizerStage:
     """A stage whose terms are all on from the first step, a few steps on, so that no rate is 0."""
-    options = {"gan_start": 0, "gan_ramp": 0, "ce_start": 0, "ce_ramp": 0, "prologue_kmeans": (), "revive_every": 0}
+    options = {
+        "gan_start": 0,
+        "gan_ramp": 0,
+        "ce_start": 0,
+        "ce_ramp": 0,
+        "prologue_kmeans": (),
+        "dead_code_reset_every": 0,
+    }
     stage = TokenizerStage(context(**(options | training)))
     for step in range(3):
         stage.step(step)
@@ -95,7 +102,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(context: MakeContext) -> None
             0.7 * (reconstruction - images).abs().mean()
             + 0.3 * (reconstruction - images).square().mean()
             + 0.5 * encoding.visual.loss
-            + 0.2 * stage.adversary.generator_loss(3, reconstruction)
+            + 0.2 * generator_loss(stage.adversary.fake_logits(3, reconstruction))
             + 2.0 * (ce.prologue + ce.eos)
             + 1.5 * ce.visual
         )
@@ -143,7 +150,7 @@ def test_the_generator_term_reaches_the_reconstruction(context: MakeContext) -> 
     stage = moving(context, gan_augment=False)
     assert stage.adversary is not None
     fake = torch.zeros(4, 3, 24, 24).uniform_(-1, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    stage.adversary.generator_loss(3, fake).backward()
+    generator_loss(stage.adversary.fake_logits(3, fake)).backward()
     assert fake.grad is not None
     assert float(fake.grad.abs().sum()) > 0
     assert no_gradients(stage.adversary.model)
@@ -152,7 +159,8 @@ def test_the_generator_term_reaches_the_reconstruction(context: MakeContext) -> 
 def test_the_adversary_begins_late_and_ramps(context: MakeContext) -> None:
     stage = TokenizerStage(context(gan_start=2, gan_ramp=2, gan=0.4))
     assert stage.adversary is not None
-    assert [stage.adversary.weight(step) for step in range(5)] == pytest.approx([0, 0, 0.2, 0.4, 0.4])
+    (ramp,) = (term.ramp for term in stage.terms if term.name == "gan_generator")
+    assert [ramp.at(step) for step in range(5)] == pytest.approx([0, 0, 0.2, 0.4, 0.4])
     before = contents(stage.adversary.model)
     for step in range(2):
         assert "gan_generator" not in stage.step(step)
@@ -166,9 +174,9 @@ def test_lecam_averages_are_updated_before_use_and_r1_comes_every_few_updates(
     context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    lecam = adversary_module.lecam_loss
+    lecam = losses.lecam_loss
     monkeypatch.setattr(
-        adversary_module,
+        losses,
         "lecam_loss",
         lambda *given: seen.append(tuple(value.detach().clone() for value in given)) or lecam(*given),
     )
@@ -233,8 +241,8 @@ def test_the_two_steps_draw_their_visual_dropout_apart(context: MakeContext) -> 
     assert len(set(draws.values())) == 4
 
 
-def test_revival_reseeds_what_nothing_used(context: MakeContext) -> None:
-    stage = TokenizerStage(context(revive_every=4, revive_until=0.5, prologue_kmeans=(), gan=0.0))
+def test_dead_codes_are_reset(context: MakeContext) -> None:
+    stage = TokenizerStage(context(dead_code_reset_every=4, dead_code_reset_until=0.5, prologue_kmeans=(), gan=0.0))
     codebook = "tokenizer.model.visual_quantizer.codebook"
     used: set[int] = set()
     for step in range(4):
@@ -257,10 +265,10 @@ def test_revival_reseeds_what_nothing_used(context: MakeContext) -> None:
     kept = sorted(used)
     assert not torch.equal(after[codebook][kept], after[codebook][dead[:1]].expand(len(kept), -1))
     assert (after[codebook][kept] - before[codebook][kept]).abs().max() < 0.01  # only the optimizer moved these
-    assert (after["revival_window"] == 0).all()
+    assert (after["dead_code_window"] == 0).all()
     for step in range(4, 12):
         stage.step(step)
-    assert int(stage.revival_window.counts.sum()) == 2 * 4 * 9  # steps 8 and 9; from 10 on codes are left alone
+    assert int(stage.upkeep.counts.counts.sum()) == 2 * 4 * 9  # steps 8 and 9; from 10 on codes are left alone
 
 
 def test_the_prologue_codebook_starts_from_the_encoder(context: MakeContext) -> None:
@@ -271,14 +279,14 @@ def test_the_prologue_codebook_starts_from_the_encoder(context: MakeContext) -> 
     assert quantizer is not None
     before = quantizer.codebook.detach().clone()
     assert float((before.norm(dim=1) - 1).abs().max()) > 0.1
-    stage._start_prologue(2)
+    stage.upkeep.start_prologue(2)
     rows = quantizer.codebook.detach()
     assert torch.allclose(rows.norm(dim=1), torch.ones(8), atol=1e-5)
     assert torch.equal(stage.ema_model().prologue_quantizer.codebook, rows)
     state = stage.tokenizer.optimizer.state[quantizer.codebook]
     assert (state["exp_avg_sq"] == 0).all()
     again = rows.clone()
-    stage._start_prologue(2)
+    stage.upkeep.start_prologue(2)
     assert torch.equal(again, quantizer.codebook)
 
 

@@ -166,7 +166,7 @@ def test_one_stage(kit: SimpleNamespace, tmp_path: Path) -> None:
     for stage in ("tokens", "prior"):
         with pytest.raises(ConfigError, match=f"one-stage run has no stage '{stage}'"):
             kit.run_training(run.path, config, stage=stage)
-    with pytest.raises(ConfigError, match="cannot take one over"):
+    with pytest.raises(ConfigError, match="cannot use a finished one"):
         kit.run_training(tmp_path / "other", config, tokenizer_from=run.path)
 
 

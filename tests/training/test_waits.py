@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import prologue.training.tokenizer_stage as stage_module
 from prologue.config import OptimizerConfig, PriorOptions
 from prologue.data.token_store import TokenStore
 from prologue.models.tokenizer import Tokenizer
+from prologue.training import upkeep
 from prologue.training.context import Context
 from prologue.training.prior_stage import PriorStage
 from prologue.training.tokenizer_stage import TokenizerStage
@@ -90,13 +90,13 @@ def stage_of(context: Context) -> TokenizerStage:
 def test_a_step_of_the_tokenizer_stage_waits_for_nothing(
     variant: str, training: dict[str, Any], context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With adversary, R1, LeCam, augmentation, dropout, k-means and revival, across the starts of all of them."""
+    """With adversary, R1, LeCam, augmentation, dropout, k-means and dead-code resets, across their starts."""
     fetched: list[torch.Tensor] = []
-    monkeypatch.setattr(stage_module, "fetch", lambda counts: fetched.append(counts) or fetch(counts))
+    monkeypatch.setattr(upkeep, "fetch", lambda counts: fetched.append(counts) or fetch(counts))
     stage = stage_of(context(variant, **training))
     found = {step: waits_of(lambda step=step: stage.step(step)) for step in range(12)}  # type: ignore[misc]
     assert {step: places for step, places in found.items() if places} == {}
-    assert len(fetched) == (0 if variant == "prologue-post" else 3)  # the counts of a revival, every 4 steps
+    assert len(fetched) == (0 if variant == "prologue-post" else 3)  # the counts for a reset, every 4 steps
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def store(kit: SimpleNamespace, uninterrupted: Path) -> TokenStore:
 def test_a_step_of_the_prior_stage_waits_for_nothing(
     accumulate: int, store: TokenStore, kit: SimpleNamespace, tmp_path: Path, uninterrupted: Path
 ) -> None:
-    """The look at held-out images along the way, every 6 steps, too; only its first one opens and encodes them."""
+    """This includes the evaluation on held-out images every 6 steps, except the first, which opens and encodes them."""
     config = kit.tiny_config()
     training = dataclasses.replace(config.prior_training, accumulate=accumulate)
     context = kit.make_context(tmp_path / "run", dataclasses.replace(config, prior_training=training))

@@ -1,4 +1,4 @@
-"""The models that come with the package, which are named `builtin:NAME` wherever a run's folder is taken."""
+"""The models in the package. The name `builtin:NAME` stands for a run folder in every command and function."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from prologue.utils.files import cache_folder, expand
 SCHEME = "builtin:"
 DEFAULT = "builtin:shapes"
 CARD = "card.json"
-"""How a model was made and what was measured of it."""
+"""File with a model's training and its measured figures."""
 _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Of all models that come with the package, as they are asked for."""
+    """The names of all models in the package, `builtin:NAME`."""
     return sorted(f"{SCHEME}{path.parent.name}" for path in _FOLDER.glob(f"*/{CARD}"))
 
 
 def locate(run: str | Path) -> Path:
-    """The folder of a run: `builtin:NAME` is the package's own, anything else is a path, whose `~` is a home folder.
+    """The folder of a run: a path, whose `~` is expanded, or the name of a model in the package.
 
-    Such a name is looked up nowhere else; an unknown one is a `CheckpointError` with the list.
+    Raises:
+        CheckpointError: the package has no model of this name.
     """
     text = str(run)
     if not text.startswith(SCHEME):
         return Path(expand(text))
     if text not in names():
         known = ", ".join(names()) or "none"
-        raise CheckpointError(f"no model {text!r} comes with this package: there is {known}")
+        raise CheckpointError(f"this package has no model {text!r}: there is {known}")
     return _FOLDER / text.removeprefix(SCHEME)
 
 
 def is_builtin(run: Path) -> bool:
-    """Whether a folder is that of a model of the package, which nothing may be written to."""
+    """Whether a folder is that of a model in the package, which is never written to."""
     return run.parent == _FOLDER
 
 
 def shown(run: Path) -> str:
-    """How a run's folder is named to users: a model of the package by its name."""
+    """The name of a run for messages: its path, or `builtin:NAME`."""
     return f"{SCHEME}{run.name}" if is_builtin(run) else str(run)
 
 
 def notes_folder(run: Path) -> Path:
-    """Where what is found out about a run is kept: its own folder, and for a model of the package the user's cache."""
+    """The folder for results about a run: its own folder, or the user's cache for a model in the package."""
     return cache_folder() / f"builtin-{run.name}" if is_builtin(run) else run

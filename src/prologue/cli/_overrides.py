@@ -25,9 +25,10 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from prologue.config import REGISTRY, RunConfig
 from prologue.errors import ConfigError, did_you_mean
+from prologue.presets import PRESETS
 from prologue.presets import preset as named_preset
 from prologue.utils.files import expand
-from prologue.utils.serialization import from_dict, load_json
+from prologue.utils.serialization import RENAMED, from_dict, load_json, with_new_names
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ def with_fields(kind: type[T], preset: str) -> type[T]:
 
     The help shows the values of `preset` as the defaults.
     """
+    PRESETS.import_named(preset)
     flags: Any = _flags(RunConfig, named_preset(preset))
     item: Any = ("fields", Annotated[flags, arg(name="")], dataclasses.field(default_factory=dict))
     return dataclasses.make_dataclass(kind.__name__, [item], bases=(kind,), frozen=True, kw_only=True)
@@ -60,12 +62,14 @@ def resolve_run_config(preset: str, config_file: Path | None, fields: Mapping[st
     Raises:
         ConfigError: an unknown preset, field or value. The message names it and the nearest known name.
     """
+    PRESETS.import_named(preset)
     base = named_preset(preset)
     settings: dict[str, Any] = {}
     if config_file is not None:
         settings = load_json(config_file)
         if not isinstance(settings, Mapping):
             raise ConfigError(f"{config_file}: a configuration must be a table of fields, not {settings!r}")
+        settings = _with_new_names(RunConfig, settings)
         for problem in _problems(RunConfig, settings, ""):
             raise ConfigError(f"{config_file}: {problem}")
     return from_dict(RunConfig, _with_paths(_merge(settings, given_fields(fields))), base=base)
@@ -83,7 +87,11 @@ def given_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _flags(kind: type, defaults: Any) -> Any:
+def _flag(path: str) -> str:
+    return "--" + path.replace("_", "-")
+
+
+def _flags(kind: type, defaults: Any, where: str = "") -> Any:
     """A `TypedDict` whose keys are the fields of a dataclass and may be absent."""
     hints, docs = typing.get_type_hints(kind), _docs(kind)
     keys: dict[str, Any] = {}
@@ -91,18 +99,21 @@ def _flags(kind: type, defaults: Any) -> Any:
         name, (inner, optional) = item.name, _without_none(hints[item.name])
         value = getattr(defaults, name, None)
         if dataclasses.is_dataclass(inner):
-            keys[name] = _flags(typing.cast(type, inner), value)
+            keys[name] = _flags(typing.cast(type, inner), value, f"{where}{name}.")
             if optional:
                 shown = arg(name=name.replace("_", "-"), help="Leave this group out.", help_behavior_hint="")
                 keys[f"{name} none"] = Annotated[_Null, shown]
             continue
+        if REGISTRY in item.metadata:
+            component = Annotated[dict[str, Any], _component_argument(item.metadata[REGISTRY])]
+            inner = tuple[component, ...] if typing.get_origin(inner) is tuple else component
         if optional:
             inner = _Null | inner
-        elif typing.get_args(inner)[-1:] == (Ellipsis,):
+        elif typing.get_origin(inner) is tuple and Ellipsis in typing.get_args(inner):
             inner = _Empty | inner
-        elif REGISTRY in item.metadata:
-            inner = Annotated[inner, _component_argument(item.metadata[REGISTRY])]
-        shown = arg(help=docs.get(name, ""), help_behavior_hint=f"(default: {_text(value)})")
+        earlier = item.metadata.get(RENAMED)
+        aliases = None if earlier is None else [_flag(where + earlier)]
+        shown = arg(help=docs.get(name, ""), help_behavior_hint=f"(default: {_text(value)})", aliases=aliases)
         keys[name] = Annotated[inner, shown]
     return TypedDict(kind.__name__, keys, total=False)  # type: ignore[operator]
 
@@ -159,6 +170,17 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, Mapping) and _is_group(value) else value
     return merged
+
+
+def _with_new_names(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the earlier names of renamed fields by the present ones."""
+    hints = typing.get_type_hints(kind)
+    renamed: dict[str, Any] = with_new_names(kind, settings)
+    for key, value in renamed.items():
+        inner, _ = _without_none(hints.get(key))
+        if dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
+            renamed[key] = _with_new_names(typing.cast(type, inner), value)
+    return renamed
 
 
 def _problems(kind: type, settings: Mapping[str, Any], where: str) -> Iterator[str]:

@@ -37,6 +37,8 @@ class PresetsOptions:
 def run(argv: list[str]) -> int:
     """Print the table of presets, or the configuration of one."""
     options = parse(PresetsOptions, argv, "prologue presets", "List the named configurations, or print one as JSON.")
+    if options.name is not None:
+        presets.PRESETS.import_named(options.name)
     chosen = [options.name] if options.name is not None else presets.names()
     records = [_record(name, presets.preset(name)) for name in chosen]
     if options.name is not None:

@@ -38,7 +38,7 @@ class TrainOptions:
     out: Annotated[Path, arg(metavar="RUN")]
     """Run folder; the same command continues an interrupted run."""
     preset: Annotated[str, arg(metavar="PRESET")] = DEFAULT_PRESET
-    """Named configuration; `prologue presets` lists them."""
+    """Named configuration (`prologue presets` lists them), or your own as module:name."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """JSON file with fields that override the preset's."""
     stage: StageName = "all"

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
-    order = numpy_stream(seed, "order", epoch).permutation(count)
+    order = numpy_stream(seed, "order", epoch).permutation(count).astype(np.int64, copy=False)
     order.flags.writeable = False
     return order
 
@@ -56,15 +56,9 @@ def batch_indices(
     """
     if count < 1:
         raise DataError("there are no images to train on")
-    positions = batch_positions(step, batch, rank, world)
-    parts = []
-    position = positions.start
-    while position < positions.stop:
-        epoch, offset = divmod(position, count)
-        taken = min(count - offset, positions.stop - position)
-        parts.append(_epoch_order(seed, epoch, count)[offset : offset + taken])
-        position += taken
-    return np.concatenate(parts)
+    epochs, places = np.divmod(np.asarray(batch_positions(step, batch, rank, world), dtype=np.int64), count)
+    read = range(int(epochs[0]), int(epochs[-1]) + 1)
+    return np.concatenate([_epoch_order(seed, epoch, count)[places[epochs == epoch]] for epoch in read])
 
 
 def train_batch(images: ImageSet, seed: int, step: int, batch: int, rank: int = 0, world: int = 1) -> Batch:

@@ -1,4 +1,4 @@
-"""Pictures on disk and for the eye: PNG files, labelled grids, and the NPZ archive of samples."""
+"""Pictures for people and evaluators: PNG files, labelled grids, and the NPZ archive of samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from prologue.utils.files import atomic_write
 _WHITE = (255, 255, 255)
 _INK = (30, 30, 30)
 _SHOWN_SIDE = 128
-"""Tiles smaller than this are enlarged in grids by a whole factor."""
+"""Least side of a tile in a grid, in pixels; smaller tiles are enlarged by a whole factor."""
 
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -37,20 +37,20 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def open_image(path: Path, background: tuple[int, int, int] = _WHITE) -> Image.Image:
-    """An image file as upright RGB on a background colour. A missing or damaged file is a `DataError` naming it."""
+    """An image file as upright RGB on a background colour. Raises `DataError` naming a missing or damaged file."""
     if not path.is_file():
         raise DataError(f"{path} is not a file: give the path of an image")
     try:
         return _decoded(path, background)
     except Exception as error:  # damaged files make the decoders raise nearly everything
         reason = str(error).split("<_io")[0].strip() or type(error).__name__
-        raise DataError(f"{path} cannot be read as an image ({reason}): give a whole PNG, JPEG or WebP file") from error
+        raise DataError(f"{path} cannot be read as an image ({reason}): give an undamaged PNG, JPEG or WebP") from error
 
 
 def _decoded(path: Path, background: tuple[int, int, int]) -> Image.Image:
     try:
         picture = OpenPicture(path.read_bytes(), MAX_PIXELS)
-    except UnidentifiedImageError:  # Pillow reads more formats than data sets may have
+    except UnidentifiedImageError:  # Pillow reads more formats than data sets may hold
         with Image.open(path) as image:
             return upright_rgb(image, background)
     with picture.image:
@@ -58,23 +58,23 @@ def _decoded(path: Path, background: tuple[int, int, int]) -> Image.Image:
 
 
 def fit(image: Image.Image, size: tuple[int, int], background: tuple[int, int, int] = _WHITE) -> UInt8[Tensor, "3 H W"]:
-    """Any picture as a tokenizer of images of `size` (rows, columns) takes it: covered, center-cropped (METHOD §2)."""
+    """The center crop (METHOD §2) of any picture to `size` (rows, columns), for a tokenizer of such images."""
     return torch.from_numpy(pixels(center_crop(upright_rgb(image, background), size)))
 
 
 def to_pil(images: UInt8[Tensor, "B 3 H W"]) -> list[Image.Image]:
-    """RGB pictures from uint8 tensors on any device."""
+    """RGB pictures of uint8 tensors on any device."""
     return [Image.fromarray(array) for array in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
 def save_png(path: Path, image: Image.Image, durable: bool = True) -> None:
-    """Write a PNG file, whole or not at all; for `durable` see `prologue.utils.files.replacing`."""
+    """Write a PNG file atomically; for `durable` see `prologue.utils.files.replacing`."""
     with atomic_write(path, durable) as file:
         image.save(file, format="PNG")
 
 
 def is_whole_png(path: Path) -> bool:
-    """Whether a PNG file is there from its first to its last bytes; what is between is not read."""
+    """Whether a PNG file exists with its first and last bytes; those between are not read."""
     try:
         with path.open("rb") as file:
             begin = file.read(len(_PNG_BEGIN))
@@ -85,11 +85,11 @@ def is_whole_png(path: Path) -> bool:
 
 
 def file_name(index: int, name: str | None, seed: int) -> str:
-    """`00000_ring_seed0.png`; what a file name cannot hold here is replaced by a dash."""
+    """`00000_ring_seed0.png`. Characters that this file system cannot hold become a dash."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60] if name is not None else ""
     try:
         os.fsencode(plain)
-    except UnicodeEncodeError:  # a file system of another time, which knows ASCII alone
+    except UnicodeEncodeError:  # the file system holds ASCII only
         plain = re.sub(r"[^\w.-]+", "-", plain, flags=re.ASCII).strip(".-")
     return f"{index:05d}_{plain}_seed{seed}.png" if plain else f"{index:05d}_seed{seed}.png"
 
@@ -103,9 +103,9 @@ def labelled_grid(
     column_labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
 ) -> Image.Image:
-    """Tiles of one size in rows, names above columns and left of rows; None leaves a place empty.
+    """Tiles of one size in rows, with labels above columns and left of rows. None leaves a cell empty.
 
-    Small tiles are enlarged by a whole factor so that they can be seen; names that are too long are shortened.
+    Small tiles are enlarged by a whole factor, and labels that are too long are shortened.
     """
     first = next(tile for row in rows for tile in row if tile is not None)
     factor = max(1, math.ceil(_SHOWN_SIDE / max(first.size)))
@@ -114,7 +114,8 @@ def labelled_grid(
     font = _font(max(13, min(24, width // 8)))
     text_height = math.ceil(font.getbbox("Ág")[3])
     top = gap + (text_height + gap if column_labels else 0)
-    left = gap + (_widest(row_labels, font, 2 * width) + gap if row_labels else 0)
+    widths = [math.ceil(font.getlength(_shorten(label, font, 2 * width))) + gap for label in row_labels]
+    left = gap + max(widths, default=0)
     columns = max(len(row) for row in rows)
     size = (left + columns * (width + gap), top + len(rows) * (height + gap))
     grid = Image.new("RGB", size, _WHITE)
@@ -135,7 +136,7 @@ def labelled_grid(
 
 
 def thumbnails(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Copies that are no larger than the tiles of small images in a grid, for sheets of many."""
+    """Copies reduced to the least side of a tile, for grids of many pictures."""
     copies = [image.copy() for image in images]
     for image in copies:
         image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
@@ -143,7 +144,7 @@ def thumbnails(images: Sequence[Image.Image]) -> list[Image.Image]:
 
 
 def titled(picture: Image.Image, title: str) -> Image.Image:
-    """A picture under a title, which is broken into as many lines as it needs."""
+    """A picture below a title, which is broken into lines."""
     font = _font(20)
     lines, line = [], ""
     for word in title.split():
@@ -163,9 +164,9 @@ def titled(picture: Image.Image, title: str) -> Image.Image:
 def class_grid(
     images: Sequence[Image.Image], names: Sequence[str], columns: int = 10, most_rows: int = 8, most_classes: int = 60
 ) -> Image.Image:
-    """Images in columns by their names, in order of appearance; more than `columns` classes go below each other.
+    """A grid with a column for each name, in order of appearance. Bands of `columns` columns lie below each other.
 
-    At most `most_rows` images of a class and `most_classes` classes are shown. Images of one name fill a square.
+    At most `most_rows` images of a name and `most_classes` names are shown. Images of a single name fill a square.
     """
     groups: dict[str, list[Image.Image]] = {}
     for image, name in zip(images, names, strict=True):
@@ -182,21 +183,19 @@ def class_grid(
         depth = min(most_rows, max(len(groups[label]) for label in band))
         table = [[groups[label][row] if row < len(groups[label]) else None for label in band] for row in range(depth)]
         bands.append(labelled_grid(table, band))
-    return _stack(bands)
-
-
-def _stack(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures below each other on white."""
-    out = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), _WHITE)
-    y = 0
-    for image in images:
-        out.paste(image, (0, y))
-        y += image.height
+    out = Image.new("RGB", (max(band.width for band in bands), sum(band.height for band in bands)), _WHITE)
+    top = 0
+    for image in bands:
+        out.paste(image, (0, top))
+        top += image.height
     return out
 
 
 def _font(size: int) -> Font:
-    """DejaVu Sans from matplotlib's files, for its many scripts (matplotlib stays unimported); else Pillow's own."""
+    """DejaVu Sans from the files of matplotlib, which has many scripts, else Pillow's own font.
+
+    Matplotlib is not imported.
+    """
     spec = find_spec("matplotlib")
     if spec is not None and spec.origin is not None:
         path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -207,12 +206,8 @@ def _font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def _widest(labels: Sequence[str], font: Font, limit: int) -> int:
-    return math.ceil(max(font.getlength(_shorten(label, font, limit)) for label in labels))
-
-
 def _shorten(text: str, font: Font, width: float) -> str:
-    """The text, or its beginning with an ellipsis, so that it fits."""
+    """The text, or its beginning with an ellipsis if it is wider."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
@@ -222,20 +217,20 @@ def _shorten(text: str, font: Font, width: float) -> str:
 
 
 class _Unfinished(Exception):
-    """An archive was left without `finish`."""
+    """The `with` block of an archive ended without `finish`."""
 
 
 class SampleArchive:
-    """`samples.npz`, written image by image: `arr_0` (N, H, W, 3) uint8 as METHOD §10's evaluators read it.
+    """`samples.npz`, written image by image: `arr_0` (N, H, W, 3) uint8, as the evaluators of METHOD §10 read it.
 
-    `finish` adds small arrays beside it (class ids, seeds, tokens) and puts the file in place; without it, leaving
-    the `with` block leaves nothing behind.
+    `finish` adds small arrays (class ids, seeds, tokens) and puts the file in place. If the `with` block ends without
+    it, no file is left.
     """
 
     def __init__(self, path: Path, count: int, size: tuple[int, int]) -> None:
         self._whole = atomic_write(path)
         self._zip = zipfile.ZipFile(self._whole.__enter__(), "w", zipfile.ZIP_STORED)
-        # By default a member tells when it was written, and the same samples would make other bytes.
+        # A ZipInfo without a time, so that the same samples give the same bytes.
         self._images = self._zip.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True)
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
         np.lib.format.write_array_header_1_0(self._images, header)
@@ -262,14 +257,14 @@ class SampleArchive:
     ) -> None:
         if self._zip.fp is not None:
             left = error if error is not None else _Unfinished()
-            with suppress(OSError):  # of a full disk, which has its error already
+            with suppress(OSError):  # a full disk has raised its error already
                 self._images.close()
                 self._zip.close()
             self._whole.__exit__(type(left), left, trace)
 
 
 def is_whole_archive(path: Path, count: int, size: tuple[int, int]) -> bool:
-    """Whether a file is an archive of `count` images as `SampleArchive` writes them, to its end; they are not read."""
+    """Whether a file is a whole archive of `count` images as `SampleArchive` writes it. The images are not read."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             return _read_shape(file) == (count, *size, 3)
@@ -284,7 +279,7 @@ def _read_shape(file: IO[bytes]) -> tuple[int, ...]:
 
 
 def read_images(path: Path, count: int) -> Iterator[Image.Image]:
-    """The first `count` images of an archive that `SampleArchive` wrote, each read when it is asked for."""
+    """The first `count` images of an archive of `SampleArchive`, each read when it is needed."""
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
         total, *shape = _read_shape(file)
         size = math.prod(shape)

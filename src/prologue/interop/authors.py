@@ -1,4 +1,4 @@
-"""The authors' published checkpoints: read, fold the constant condition away, write ours (METHOD §11)."""
+"""Import of the authors' checkpoints: their constant condition is folded into plain weights (METHOD §11)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prologue.config import VARIANTS, LayoutConfig, PriorConfig, TokenizerConfig, TransformerConfig, Variant
+from prologue.config import VARIANTS, PriorConfig, TokenizerConfig, TransformerConfig, Variant
 from prologue.errors import CheckpointError, ConfigError
 from prologue.models.prior import Prior
+from prologue.models.sequence import SequenceLayout
 from prologue.models.tokenizer import Tokenizer
 from prologue.models.weights import load_exactly, read_tensors
 from prologue.utils.serialization import from_dict, load_json, to_dict
@@ -28,14 +29,14 @@ _CODE_TEMPERATURE = 0.1
 
 
 class _Reader:
-    """The tensors of one file; what is taken is counted, so that nothing is left unread."""
+    """The tensors of one file. It records which are read, so that `finish` finds an unexpected one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
             raise CheckpointError(
                 f"{path} does not exist: the EMA weights are the later files of the authors' directory, and --online "
-                "takes the earlier ones"
+                "reads the earlier ones"
             )
         whole = read_tensors(path)
         self.tensors = {k: v for k, v in whole.items() if not k.endswith(_DROPPED)}
@@ -46,7 +47,7 @@ class _Reader:
         return key in self.tensors
 
     def take(self, key: str, like: tuple[int | None, ...] | None = None) -> Tensor:
-        """The tensor in fp32; where `like` is given, its shape must be that (None: any size)."""
+        """The tensor in fp32. `like` is its expected shape, in which None is any size."""
         shape = self.shape(key)
         self.unread.discard(key)
         if like is not None:
@@ -62,14 +63,14 @@ class _Reader:
         return tuple(self.tensors[key].shape)
 
     def size(self, key: str, axis: int, dims: int) -> int:
-        """One size of a tensor that has `dims` dimensions."""
+        """One size of a tensor with `dims` dimensions."""
         shape = self.shape(key)
         if len(shape) != dims:
             raise CheckpointError(f"{self.path}: tensor {key!r} has shape {shape}, expected {dims} dimensions")
         return shape[axis]
 
     def count(self, prefix: str) -> int:
-        """Number of numbered children under `prefix`."""
+        """The number of numbered children of `prefix`."""
         numbers = {key[len(prefix) :].split(".")[0] for key in self.tensors if key.startswith(prefix)}
         return len(numbers)
 
@@ -80,7 +81,7 @@ class _Reader:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the tensors do not tell. Head sizes other than 64 need `config`, in the form of parity's config.json."""
+    """What tensors do not say. Head sizes other than 64 need `config`, in the format of parity's config.json."""
 
     image_size: tuple[int, int] | None = None
     config: dict[str, Any] | None = None
@@ -88,14 +89,14 @@ class ImportOptions:
 
 
 def import_pipeline_models(tokenizer: Path, prior: Path, options: ImportOptions) -> tuple[Tokenizer, Prior]:
-    """Both models from the authors' directories, variant and sizes recognised from the tensors."""
+    """Both models from the authors' directories, with variant and sizes from the tensors."""
     imported = import_tokenizer(tokenizer, options)
     name = "model.safetensors" if options.online else "model_1.safetensors"
     return imported, import_prior(prior / name, imported.config, options)
 
 
 def import_tokenizer(folder: Path, options: ImportOptions) -> Tokenizer:
-    """The tokenizer of a directory: encoder and decoder files `_2`, `_3` (EMA), or the online ones."""
+    """The tokenizer of a directory, from the EMA files `_2` (encoder) and `_3` (decoder) or the online ones."""
     names = ("model.safetensors", "model_1.safetensors") if options.online else (
         "model_2.safetensors", "model_3.safetensors")  # fmt: skip
     encoder, decoder = (_Reader(folder / name) for name in names)
@@ -108,7 +109,7 @@ def import_tokenizer(folder: Path, options: ImportOptions) -> Tokenizer:
 
 
 def import_prior(path: Path, tokenizer: TokenizerConfig, options: ImportOptions) -> Prior:
-    """A prior file, whose sequences are made by `tokenizer`."""
+    """The prior of a file, for sequences of `tokenizer`."""
     reader = _Reader(path)
     config = _prior_config(reader, tokenizer, options)
     model = Prior(config)
@@ -118,7 +119,7 @@ def import_prior(path: Path, tokenizer: TokenizerConfig, options: ImportOptions)
 
 
 def fold_tokenizer(config: TokenizerConfig, encoder: _Reader, decoder: _Reader) -> Tensors:
-    """Our state dict from the authors' encoder and decoder files."""
+    """The state dict of a `Tokenizer` from the authors' encoder and decoder files."""
     out = _fold_network(encoder, "enc", "encoder", config.encoder)
     out |= _quantizer(encoder, "quantizer", "visual_quantizer")
     if config.prologue_encoder is not None:
@@ -133,7 +134,7 @@ def fold_tokenizer(config: TokenizerConfig, encoder: _Reader, decoder: _Reader) 
 
 
 def fold_prior(config: PriorConfig, reader: _Reader) -> Tensors:
-    """Our state dict from an authors' prior file."""
+    """The state dict of a `Prior` from the authors' file."""
     condition = _condition(reader, "ar_model")
     out = {
         "class_embedding.weight": reader.take("bos_emb.weight"),
@@ -146,7 +147,7 @@ def fold_prior(config: PriorConfig, reader: _Reader) -> Tensors:
 
 
 def _condition(reader: _Reader, network: str) -> Tensor:
-    """The constant condition `c` of a network: its null class, projected, normalised, activated."""
+    """The constant condition `c` of a network, computed from its null class."""
     weight = reader.take(f"{network}.cond_proj.0.weight", (None, None))
     c = weight[:, -1] + reader.take(f"{network}.cond_proj.0.bias", (len(weight),))
     scale = 1 + reader.take(f"{network}.cond_proj.1.weight", (len(weight),))
@@ -213,7 +214,7 @@ def _quantizer(reader: _Reader, theirs: str, ours: str) -> Tensors:
 def _transformer_config(
     reader: _Reader, network: str, default_ratio: str, declared: dict[str, Any] | None
 ) -> TransformerConfig:
-    """Sizes of a network from its tensors, checked against `declared`, which also gives what tensors cannot tell."""
+    """Sizes of a network from its tensors, which must agree with `declared`. `declared` adds the rest."""
     width = reader.size(f"{network}.layers.0.attn1.to_q.weight", 1, 2)
     head_dim = reader.size(f"{network}.layers.0.attn1.q_norm.weight", 0, 1)
     hidden = reader.size(f"{network}.layers.0.ffn.fc2.weight", 1, 2)
@@ -221,7 +222,7 @@ def _transformer_config(
     if declared is None and head_dim != _PUBLISHED_HEAD_DIM:
         raise CheckpointError(
             f"{reader.path}: head size {head_dim} of {network!r} is not the published {_PUBLISHED_HEAD_DIM}, so its "
-            "rotary axes are not known: give them with --config (the form of parity's config.json)"
+            "rotary axes are not known: give them with --config (the format of parity's config.json)"
         )
     sizes = {"width": width, "depth": depth, "heads": width // head_dim}
     for name, size in sizes.items():
@@ -234,8 +235,8 @@ def _transformer_config(
     )
     if found.hidden != hidden:
         raise CheckpointError(
-            f"{reader.path}: {network!r} has a feed-forward size of {hidden}, mlp_ratio {found.mlp_ratio} "
-            f"would give {found.hidden}"
+            f"{reader.path}: {network!r} has a feed-forward size of {hidden}, but mlp_ratio {found.mlp_ratio} "
+            f"gives {found.hidden}"
         )
     return found
 
@@ -251,7 +252,7 @@ def _tokenizer_config(encoder: _Reader, decoder: _Reader, options: ImportOptions
     patch_dim = decoder.size("dec.out.weight", 0, 2)
     patch = math.isqrt(patch_dim // 3)
     if 3 * patch * patch != patch_dim:
-        raise CheckpointError(f"{decoder.path}: {patch_dim} outputs per patch are not those of a square RGB patch")
+        raise CheckpointError(f"{decoder.path}: {patch_dim} outputs per patch do not make a square RGB patch")
     _agree(decoder.path, "patch_size", patch, declared)
     size = declared.get("image_size", 256)
     image_size = options.image_size or ((size, size) if isinstance(size, int) else tuple(size))
@@ -291,7 +292,7 @@ def _recognise_variant(encoder: _Reader, decoder: _Reader) -> Variant:
 
 
 def _check_grid(encoder: _Reader, config: TokenizerConfig) -> None:
-    """The number of visual tokens, which only `1d` queries and the authors' position masks know."""
+    """Compare the number of visual tokens with the queries and position masks that a file has."""
     counts = []
     if config.traits.visual_queries:
         counts.append(encoder.size("enc.learnable_query", 1, 3))
@@ -301,7 +302,7 @@ def _check_grid(encoder: _Reader, config: TokenizerConfig) -> None:
     for count in counts:
         if count != config.visual_tokens:
             raise CheckpointError(
-                f"{encoder.path} is of {count} visual tokens, but an image of "
+                f"{encoder.path} has {count} visual tokens, but an image of "
                 f"{config.image_size[0]}×{config.image_size[1]} has {config.visual_tokens} patches: "
                 "give the right --image-size"
             )
@@ -309,31 +310,26 @@ def _check_grid(encoder: _Reader, config: TokenizerConfig) -> None:
 
 def _agree(path: Path, name: str, found: object, declared: dict[str, Any]) -> None:
     if declared.get(name) is not None and declared[name] != found:
-        raise CheckpointError(f"{path}: {name} is {found!r} in the tensors, the config says {declared[name]!r}")
+        raise CheckpointError(f"{path}: {name} is {found!r} in the tensors, but {declared[name]!r} in the config")
 
 
 def _prior_config(reader: _Reader, tokenizer: TokenizerConfig, options: ImportOptions) -> PriorConfig:
     declared = options.config or {}
     vocabulary = reader.size("semantic_emb.weight", 0, 2)
-    prologue = tokenizer.prologue_tokens > 0 and vocabulary != tokenizer.codebook_size
-    expected = tokenizer.codebook_size + (tokenizer.prologue_codebook_size + 1 if prologue else 0)
-    if vocabulary != expected:
+    layout, without = SequenceLayout.of(tokenizer), SequenceLayout.of(tokenizer, prologue=False)
+    if vocabulary == without.vocabulary:
+        layout = without
+    if vocabulary != layout.vocabulary:
         raise CheckpointError(
-            f"{reader.path} has {vocabulary} token embeddings, a prior of this {tokenizer.variant!r} tokenizer has "
-            f"{expected}: the two were not trained together"
+            f"{reader.path} has {vocabulary} token embeddings, but a prior of this {tokenizer.variant!r} tokenizer has "
+            f"{layout.vocabulary}: the two were not trained together"
         )
-    layout = LayoutConfig(
-        prologue_tokens=tokenizer.prologue_tokens if prologue else 0,
-        prologue_codebook_size=tokenizer.prologue_codebook_size if prologue else 0,
-        visual_tokens=tokenizer.visual_tokens,
-        visual_codebook_size=tokenizer.codebook_size,
-    )
     classes = reader.size("bos_emb.weight", 0, 2) - 1
     tied = "ar_model.out.weight" not in reader
     _agree(reader.path, "num_classes", classes, declared)
     _agree(reader.path, "tied_embeddings", tied, declared.get("prior", {}))
     return PriorConfig(
-        layout=layout,
+        layout=layout.config,
         num_classes=classes,
         transformer=_transformer_config(reader, "ar_model", "11/4", declared.get("prior")),
         tied=tied,
@@ -341,7 +337,7 @@ def _prior_config(reader: _Reader, tokenizer: TokenizerConfig, options: ImportOp
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """A config in the form of parity's config.json; a value that cannot be one is a `CheckpointError` naming it."""
+    """A config in the format of parity's config.json; a `CheckpointError` names a value that is wrong."""
     try:
         config = load_json(path)
         if not isinstance(config, dict) or not {"variant", "encoder", "decoder", "prior"} <= config.keys():
@@ -361,7 +357,7 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 def _declared_sizes(network: Any, name: str) -> TransformerConfig:
-    """The sizes of one network of a config, which may say more than this package asks."""
+    """The sizes of one network of a config, which may have further keys."""
     asked = {field.name for field in dataclasses.fields(TransformerConfig)}
     if not isinstance(network, dict):
         raise ConfigError(f"{name} must be a table of sizes, not {network!r}")

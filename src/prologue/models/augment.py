@@ -1,6 +1,6 @@
-"""Differentiable augmentation for the discriminator on small data: colour, translation and cutout, seen by both sides.
+"""Differentiable augmentation of real and fake images for the discriminator: colour, translation and cutout.
 
-After Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training" (2020). An option, off in the paper.
+Source: Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training" (2020). The paper does not use it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _SHIFT = 1 / 8
-"""Largest translation, as part of each side."""
+"""Largest translation, as a fraction of each side."""
 _HOLE = 1 / 2
-"""Side of the cut-out rectangle, as part of each side."""
+"""Size of the cut-out rectangle, as a fraction of each side."""
 
 
 def augment(images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
-    """Images under random brightness, saturation, contrast, translation and cutout; one draw per image.
+    """Random brightness, saturation, contrast, translation and cutout, with one draw for each image.
 
-    Images are in model range; what is moved in or cut out is 0, the mid-grey. Gradients pass to `images`. All draws
-    come from `generator` (on any device), so that a generator in the same state gives the same transform.
+    Images are in model range. Pixels that are moved in or cut out are 0, which is mid-grey. Gradients reach `images`. A
+    generator in the same state, on any device, gives the same transform.
     """
     colour = _uniform(images, generator, 3)
     place = _uniform(images, generator, 4)
@@ -38,7 +38,7 @@ def _recolour(
     saturation: Float[Tensor, " b"],
     contrast: Float[Tensor, " b"],
 ) -> Float[Tensor, "b 3 h w"]:
-    """Add `brightness`, then stretch about each pixel's grey by `saturation` and about the image mean by `contrast`."""
+    """Add `brightness`, then scale by `saturation` around each pixel's grey and by `contrast` around the image mean."""
     brightness, saturation, contrast = (
         factor.to(images.dtype)[:, None, None, None] for factor in (brightness, saturation, contrast)
     )
@@ -63,13 +63,13 @@ def _translate(images: Float[Tensor, "b 3 h w"], draws: Float[Tensor, "b 2"]) ->
         view = [-1, 1, size, 1] if axis == 2 else [-1, 1, 1, size]
         inside = ((source >= 0) & (source < size)).view(view)
         index = source.clamp(0, size - 1).view(view).expand_as(images)
-        # Clamped sources are read more than once but masked: their gradient is exactly 0, in any order of summation.
+        # Clamped sources are read more than once, but the mask makes their gradient exactly 0.
         images = images.gather(axis, index) * inside.to(images.dtype)
     return images
 
 
 def _cut_out(images: Float[Tensor, "b 3 h w"], draws: Float[Tensor, "b 2"]) -> Float[Tensor, "b 3 h w"]:
-    """Blank one rectangle per image; its centre is anywhere in the image, so that it may hang over the edge."""
+    """Set one rectangle of each image to 0. Its centre lies anywhere in the image, so that it may cross the edge."""
     hit: list[Tensor] = []
     for axis in (2, 3):
         size = images.shape[axis]

@@ -19,7 +19,8 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """`x + layer_scale · mlp(norm(depthwise 7x7(x)))`. Indices in `block` leave room for torchvision's two permutes."""
+    """`x + layer_scale · mlp(norm(depthwise 7x7(x)))`. The keys of `block` are those of torchvision, which also counts
+    two permutes."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Images, already normalised, to logits. `features` alternates a downsampling layer and a stage of blocks."""
+    """Normalised images to logits. `features` alternates downsampling layers and stages of blocks."""
 
     def __init__(self, depths: tuple[int, ...], widths: tuple[int, ...], classes: int) -> None:
         super().__init__()

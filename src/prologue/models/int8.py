@@ -1,4 +1,4 @@
-"""Weight-only int8: linear layers whose weights are stored as int8 with one scale for each output."""
+"""Weight-only int8: linear layers with int8 weights and one scale for each output."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from prologue.models.layers import Linear
 from prologue.utils.private_api import int8_product
 
 _WHOLE = 32
-"""Inputs that the CPU's kernel takes at once: it reads beyond a row that is not a multiple."""
+"""The CPU kernel reads rows in blocks of this size, and past the end of a row that is not a multiple of it."""
 
 
 class Int8Linear(nn.Module):
-    """`x @ (weight · scale)ᵀ + bias` with an int8 weight; made of a trained layer, and not trained itself.
+    """`x @ (weight · scale)ᵀ + bias` with the weights of a trained layer in int8; it cannot be trained.
 
-    Each output's weights are divided by their largest absolute value over 127 and rounded to the nearest.
-    Activations keep the number format of `scale`.
+    The scale of an output is its largest absolute weight over 127; weights are rounded to the nearest step. Activations
+    keep the dtype of `scale`.
     """
 
     weight: Tensor
@@ -28,7 +28,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         wide = linear.weight.detach().float()
         scale = wide.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        # Rounded to the stored format first, so that the weights are rounded against the scale that is used.
+        # The scale is rounded to its stored dtype first, so that weights are rounded with the scale that is used.
         scale = scale.to(dtype)
         whole = (wide / scale.float()[:, None]).round().clamp(-127, 127)
         self.register_buffer("weight", whole.to(torch.int8))
@@ -40,7 +40,7 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def rows(self, x: Tensor, first: int, last: int | None) -> Tensor:
-        """Outputs `first:last` alone, without the bias."""
+        """Outputs `first:last`, without the bias."""
         weight, scale = self.weight[first:last], self.scale[first:last]
         if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % _WHOLE == 0:
             return int8_product(x.reshape(-1, x.shape[-1]), weight, scale).view(*x.shape[:-1], -1)
@@ -49,7 +49,7 @@ class Int8Linear(nn.Module):
 
 
 def quantize_linears(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every `Linear` below `module` by its int8 form, in place."""
+    """Replace every `Linear` in `module` by an `Int8Linear`, in place."""
     for name, child in list(module.named_children()):
         if isinstance(child, Linear):
             setattr(module, name, Int8Linear(child, dtype))
@@ -58,5 +58,5 @@ def quantize_linears(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def has_int8(module: nn.Module) -> bool:
-    """Whether any layer below stores int8 weights."""
+    """Whether any layer of `module` has int8 weights."""
     return any(isinstance(child, Int8Linear) for child in module.modules())

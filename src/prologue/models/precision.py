@@ -1,4 +1,4 @@
-"""The number formats that a tokenizer and its prior run in, by name."""
+"""Dtypes of a tokenizer and its prior, by name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ INT8 = "int8"
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether the device has units for bf16 products: CUDA of capability 8 or later, CPUs with AVX512-BF16 or AMX.
+    """Whether the device has bf16 units: CUDA of capability 8 or later, CPUs with AVX512-BF16 or AMX.
 
-    A CPU without them emulates bf16 and is slower than in fp32.
+    A CPU without them emulates bf16, which is slower than fp32.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
@@ -26,10 +26,10 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def pick_precision(precision: Precision, device: torch.device) -> Precision:
-    """The training precision named; `auto` is `bf16` where the device has units for its products, else `fp32`.
+    """The training precision of this name; `auto` is `bf16` where the device has bf16 units, else `fp32`.
 
-    On CPUs that have them a training step of small-32 takes 1.2 times less than in fp32, of larger batches up to
-    twice less.
+    On a CPU with bf16 units a training step of small-32 is 1.2 times as fast as in fp32, and up to twice as fast with
+    larger batches.
     """
     if precision != "auto":
         return precision
@@ -37,9 +37,10 @@ def pick_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The floating-point type named; `auto` is bf16 where the device has units for it, and fp32 elsewhere.
+    """The dtype of this name; `auto` is bf16 where the device has bf16 units, else fp32.
 
-    An unknown name, a type that is not floating point, or float64 on MPS (which lacks it) is a `ConfigError`.
+    Raises:
+        ConfigError: the name is unknown, the dtype is not floating point, or it is float64 on MPS, which has none.
     """
     choices = ", ".join(("auto", *DTYPES, "int8"))
     if isinstance(dtype, str):
@@ -60,15 +61,18 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def convert(
     tokenizer: Tokenizer, prior: Prior, dtype: str | torch.dtype, device: torch.device
 ) -> tuple[Tokenizer, Prior]:
-    """Both models on `device` in `dtype`, in place: `auto`, `fp32`, `bf16`, `int8`, or a floating-point torch dtype.
+    """Move both models to `device` and `dtype`, in place: `auto`, `fp32`, `bf16`, `int8`, or a torch dtype.
 
-    `int8` stores the prior's linear layers as int8 with a scale for each output, and computes in bf16; the tokenizer
-    then takes what `auto` picks. Unknown names and formats that the device lacks are a `ConfigError`.
+    `int8` stores the weights of the prior's linear layers as int8 and computes in bf16. The tokenizer then has the
+    dtype of `auto`.
+
+    Raises:
+        ConfigError: as for `pick_dtype`.
     """
     if dtype != INT8:
         kind = pick_dtype(dtype, device)
         return tokenizer.to(device, kind), prior.to(device, kind)
-    # Quantised from the weights as they are given: rounding them to bf16 first would round twice.
+    # Weights are quantized before the prior is converted to bf16: otherwise they would be rounded twice.
     quantize_linears(prior, torch.bfloat16)
     return tokenizer.to(device, pick_dtype("auto", device)), prior.to(device, torch.bfloat16)
 

@@ -1,14 +1,13 @@
-"""The prior: a causal transformer over `[prologue ids, EOS, visual ids]`, class by class (METHOD §6)."""
+"""The prior: a class-conditional causal transformer over `[prologue ids, EOS, visual ids]` (METHOD §6)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from prologue.config import PriorConfig, prior_rope_axes
 from prologue.errors import SamplingError
@@ -17,20 +16,21 @@ from prologue.models.layers import Dropout, Embedding, Linear, RMSNorm, head_in_
 from prologue.models.rope import Positions
 from prologue.models.sequence import SequenceLayout
 from prologue.models.transformer import Cache, Transformer
-from prologue.models.weights import WEIGHTS, load_exactly, read_config, read_tensors, save_model
+from prologue.models.weights import SavedModel
 from prologue.utils.rng import torch_stream
-from prologue.utils.serialization import to_dict
 
 
-class Prior(nn.Module):
-    """Predicts each target of a sequence from its class and the targets before it. `seed` draws the weights.
+class Prior(SavedModel):
+    """Predicts each target of a sequence from the class and earlier targets. `seed` sets the initial weights.
 
-    `layout` turns `TokenIds` into sequences and back. Class `num_classes` is the null class.
+    `layout` converts `TokenIds` to sequences and back. Class `num_classes` is the null class.
     """
 
+    config: PriorConfig
+    config_type = PriorConfig
+
     def __init__(self, config: PriorConfig, seed: int = 0) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.layout = SequenceLayout(config.layout)
         self.num_classes = config.num_classes
         width = config.transformer.width
@@ -50,7 +50,7 @@ class Prior(nn.Module):
 
     @property
     def precision(self) -> str:
-        """`int8` where the linear layers store it, else the number format of the weights."""
+        """`int8` for int8 linear layers, else the dtype of the weights."""
         return "int8" if has_int8(self) else str(self.token_embedding.weight.dtype).removeprefix("torch.")
 
     def forward(
@@ -63,9 +63,9 @@ class Prior(nn.Module):
     ) -> Float[Tensor, "B T V"]:
         """Teacher-forced logits, fp32: `logits[:, t]` predicts `sequence[:, t]`.
 
-        `visual_dropout` marks the samples whose visual inputs are replaced by EOS. `prologue_one_hot` embeds the
-        prologue as `one_hot @ token_embedding`, the path of the encoder's gradient (METHOD §7). Another shape or number
-        format is a `SamplingError`; the ids are not looked at, since that waits for the device (`layout.pack` does).
+        `visual_dropout` marks samples whose visual inputs are replaced by EOS. With `prologue_one_hot` the prologue is
+        embedded as `one_hot @ token_embedding`, the path of the encoder's gradient (METHOD §7). A wrong shape or dtype
+        is a `SamplingError`. Ids are not checked, since that waits for the device; `layout.pack` checks them.
         """
         self._check_kinds(sequence, class_ids)
         x = self.embed(self.layout.inputs(sequence, visual_dropout))
@@ -92,7 +92,7 @@ class Prior(nn.Module):
         return out
 
     def embed(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """Token inputs, ids as the prior counts them."""
+        """The embedding of ids of the prior's vocabulary."""
         out: Tensor = self.token_embedding(ids)
         return out
 
@@ -124,7 +124,7 @@ class Prior(nn.Module):
         return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
     def check_classes(self, class_ids: Int[Tensor, " B"]) -> None:
-        """Raise `SamplingError` for a class that the prior does not have. It waits for the device."""
+        """Raise `SamplingError` for a class that the prior does not have. This waits for the device."""
         if class_ids.dtype not in (torch.int64, torch.int32):
             raise SamplingError(f"class ids are int64, not {class_ids.dtype}")
         if class_ids.numel() and (int(class_ids.min()) < 0 or int(class_ids.max()) > self.num_classes):
@@ -132,15 +132,3 @@ class Prior(nn.Module):
                 f"class ids must lie in 0…{self.num_classes} ({self.num_classes} is the null class), "
                 f"not {class_ids.tolist()}"
             )
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`."""
-        save_model(Path(folder), to_dict(self.config), self)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote, on the CPU in fp32; anything missing or wrong is a `CheckpointError`."""
-        path = Path(folder)
-        model = cls(read_config(path, PriorConfig))
-        load_exactly(model, read_tensors(path / WEIGHTS), str(path / WEIGHTS))
-        return model.eval()

@@ -1,4 +1,4 @@
-"""Weights of others' networks: which published files they are made of, and where what is made of them lies."""
+"""Weights of published networks: the files to download, and the cached files that `prologue weights` writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Network = Literal["lpips", "convnext", "inception"]
 
 @dataclass(frozen=True)
 class Source:
-    """A published file, told by what its sha256 begins with, as most of these state it in their names."""
+    """A published file and the first digits of its sha256, which most file names contain."""
 
     name: str
     url: str
@@ -27,7 +27,7 @@ class Source:
     size: str
     licence: str
     package: str | None = None
-    """A dependency of ours that holds the file, and where in it."""
+    """Path of the file in a dependency of this package, `PACKAGE/PATH`."""
 
     @property
     def title(self) -> str:
@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Published:
-    """A network: the file that is made, what uses it, and the published files that it is made of."""
+    """A network: its file in the cache, its use, and the published files from which it is written."""
 
     file: str
     use: str
@@ -80,7 +80,7 @@ PUBLISHED: dict[Network, Published] = {
     ),
     "inception": Published(
         "weights-inception-2015-12-05-6726825d.pth",
-        "`--features inception` (extra [fid]), which reads the published form itself",
+        "`--features inception` (extra [fid]), which reads the published file",
         (
             Source(
                 "weights-inception-2015-12-05-6726825d.pth",
@@ -92,19 +92,21 @@ PUBLISHED: dict[Network, Published] = {
         ),
     ),
 }
-"""What `prologue weights` makes. The licences are those of the projects that publish the files."""
+"""The networks of `prologue weights`. The licences are those of the projects that publish the files."""
 
 
 def place(network: Network) -> Path:
-    """Where the weights of `network` are looked for when no file is named: the user's cache."""
+    """The default weight file of a network, in the user's cache."""
     return cache_folder() / "weights" / PUBLISHED[network].file
 
 
 def fetch(source: Source) -> Path:
-    """The published file: from a package that holds it, from torch's cache, else downloaded into that cache.
+    """The published file in an installed package or in torch's cache; a missing one is downloaded into that cache.
 
-    A download is written under another name until it is whole and its hash is right. One that fails is a
-    `CheckpointError` that says which file to fetch by another way. The hash of what was there is not checked here.
+    Only a download is compared with the hash.
+
+    Raises:
+        CheckpointError: the download failed.
     """
     import torch
 
@@ -119,19 +121,19 @@ def fetch(source: Source) -> Path:
 
 
 def download(url: str, path: Path, sha256: str) -> Path:
-    """Download `url` to `path`, whole or not at all; what its sha256 must begin with is `sha256`."""
+    """Download `url` to `path` atomically; its sha256 must begin with `sha256`."""
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path), sha256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path.name} cannot be downloaded ({error}): get {url} by another way") from error
+        raise CheckpointError(f"{path.name} cannot be downloaded ({error}): download {url} in another way") from error
     return path
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published PyTorch file; one that holds anything else, or is damaged, is a `CheckpointError`."""
+    """The tensors of a published PyTorch file; a damaged file, or one with other contents, is a `CheckpointError`."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""What each position of a prior's sequence means: the one owner of offsets, EOS, segments and masks (METHOD §6)."""
+"""The layout of a prior's sequence: the only place that knows offsets, EOS, segments, masks and length (METHOD §6)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from prologue.errors import SamplingError
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Ids of `B` images, each segment counted from 0 in its own codebook.
-
-    `prologue` is (B, P) and `visual` (B, N), int64; without a prologue, P is 0.
-    """
+    """Ids of B images, int64: `prologue` (B, P) and `visual` (B, N), each from 0 in its own codebook. P may be 0."""
 
     prologue: Int[Tensor, "B P"]
     visual: Int[Tensor, "B N"]
@@ -33,7 +30,7 @@ class TokenIds:
         return type(self)(self.prologue.to(device), self.visual.to(device))
 
     def without_prologue(self) -> Self:
-        """The visual ids alone, as a P = 0 prior takes them."""
+        """The visual ids alone, for a P = 0 prior."""
         return type(self)(self.prologue[:, :0], self.visual)
 
     @classmethod
@@ -42,9 +39,9 @@ class TokenIds:
 
 
 def check_ids(ids: Any, name: str, count: int, size: int) -> None:
-    """Raise `SamplingError` unless `ids` is an integer tensor (B, `count`) of ids below `size`."""
+    """Raise `SamplingError` unless `ids` is an integer tensor (B, `count`) with ids in 0…`size` − 1."""
     if not isinstance(ids, Tensor):
-        hint = "give its .visual" if isinstance(ids, TokenIds) else "torch.as_tensor makes one of an array or a list"
+        hint = "give its .visual" if isinstance(ids, TokenIds) else "torch.as_tensor converts an array or a list"
         raise SamplingError(f"{name} ids are an int64 tensor (B, {count}), not {type(ids).__name__}: {hint}")
     if ids.dtype not in _INTEGERS:
         raise SamplingError(f"{name} ids are int64, not {ids.dtype}")
@@ -60,7 +57,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of target positions `start:stop` whose ids lie in `first_id:last_id` (stop and last excluded)."""
+    """Target positions `start:stop` whose ids lie in `first_id:last_id`; both ends are exclusive."""
 
     name: str
     start: int
@@ -70,7 +67,7 @@ class Segment:
 
     @property
     def forced(self) -> bool:
-        """Whether only one id may stand here."""
+        """Whether only one id is allowed."""
         return self.last_id - self.first_id == 1
 
 
@@ -91,7 +88,7 @@ class SequenceLayout:
         self.visual_start = config.prologue_tokens + 1 if self.has_prologue else 0
         """Target position of the first visual token."""
         self.length = self.visual_start + config.visual_tokens
-        """T, the number of targets; also of inputs, BOS included and the last target left out."""
+        """T, the number of targets, and of inputs: BOS and all targets but the last."""
         visual = Segment("visual", self.visual_start, self.length, 0, config.visual_codebook_size)
         prologue = Segment("prologue", 0, config.prologue_tokens, self.prologue_offset, self.eos_id)
         eos = Segment("eos", config.prologue_tokens, self.visual_start, self.eos_id, self.eos_id + 1)
@@ -99,7 +96,7 @@ class SequenceLayout:
 
     @classmethod
     def of(cls, tokenizer: TokenizerConfig, prologue: bool = True) -> SequenceLayout:
-        """The layout of sequences made by `tokenizer`; `prologue=False` leaves its prologue out."""
+        """The layout of a tokenizer's sequences; `prologue=False` leaves the prologue out."""
         kept = prologue and tokenizer.prologue_tokens > 0
         return cls(
             LayoutConfig(
@@ -118,28 +115,28 @@ class SequenceLayout:
         raise IndexError(f"step {step} outside the {self.length} target positions")
 
     def kept(self, tokens: TokenIds) -> TokenIds:
-        """What of a tokenizer's ids stands in a sequence here: without a prologue the visual ids alone."""
+        """The ids of a tokenizer that this layout has: without a prologue the visual ids alone."""
         return tokens if self.has_prologue else tokens.without_prologue()
 
     def pack(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
-        """Ids as the prior counts them, EOS included. A wrong count or an id outside its codebook is an error."""
+        """Ids of the prior's vocabulary, with EOS. A wrong number of ids or an id outside its codebook is an error."""
         self.check(tokens)
         return self.join(tokens)
 
     def join(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
-        """`pack` of ids that are known to fit, such as those of a quantizer: nothing waits for the device to check."""
+        """`pack` without the check, which waits for the device."""
         visual = tokens.visual.long()
         return torch.cat([self.pack_prologue(tokens.prologue), visual], dim=1) if self.has_prologue else visual
 
     def pack_prologue(self, prologue: Int[Tensor, "B P"]) -> Int[Tensor, "B P+1"]:
-        """Prologue ids and EOS as the prior counts them: what is given when the visual segment is sampled."""
+        """Prologue ids and EOS in the prior's vocabulary: the given ids when only the visual segment is sampled."""
         eos = torch.full((len(prologue), 1), self.eos_id, dtype=torch.int64, device=prologue.device)
         return torch.cat([prologue.long() + self.prologue_offset, eos], dim=1)
 
     def unpack(self, sequence: Int[Tensor, "B T"]) -> TokenIds:
         """The inverse of `pack`."""
         if sequence.ndim != 2 or sequence.shape[1] != self.length:
-            raise SamplingError(f"a sequence here has {self.length} ids per image, not shape {tuple(sequence.shape)}")
+            raise SamplingError(f"a sequence must have {self.length} ids per image, not shape {tuple(sequence.shape)}")
         prologue = sequence[:, : self.prologue_tokens] - self.prologue_offset
         tokens = TokenIds(prologue, sequence[:, self.visual_start :])
         if self.has_prologue and bool((sequence[:, self.prologue_tokens] != self.eos_id).any()):
@@ -148,7 +145,7 @@ class SequenceLayout:
         return tokens
 
     def inputs(self, sequence: Int[Tensor, "B T"], visual_dropout: Bool[Tensor, " B"] | None = None) -> Tensor:
-        """Token inputs behind BOS, (B, T−1): all targets but the last; dropped samples have EOS for visual ids."""
+        """Token inputs after BOS, (B, T−1): all targets but the last, with EOS for dropped visual ids."""
         inputs = sequence[:, :-1]
         if visual_dropout is None or not self.has_prologue:
             return inputs
@@ -156,32 +153,32 @@ class SequenceLayout:
         return inputs.masked_fill(dropped, self.eos_id)
 
     def place_prologue(self, inputs: Float[Tensor, "B L D"], prologue: Float[Tensor, "B P D"]) -> Tensor:
-        """The vectors behind BOS with those of the prologue replaced."""
+        """Vectors of the inputs after BOS, with those of the prologue replaced."""
         return torch.cat([prologue, inputs[:, self.prologue_tokens :]], dim=1)
 
     def split_inputs(self, values: Float[Tensor, "... T"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values of all inputs, BOS first, as those of BOS, the prologue, EOS and the visual inputs."""
+        """Values of all inputs, split into those of BOS, the prologue, EOS and the visual tokens."""
         sizes = [1, self.prologue_tokens, int(self.has_prologue), self.visual_tokens - 1]
         bos, prologue, eos, visual = torch.split(values, sizes, dim=-1)
         return bos, prologue, eos, visual
 
     def by_segment(self, values: Float[Tensor, "B T"], sequence: Int[Tensor, "B T"]) -> dict[str, Tensor]:
-        """Sums (B,) of one value per target over `prologue`, `eos` and `visual`; 0 for a segment that is absent."""
+        """Sums (B,) of one value per target over `prologue`, `eos` and `visual`; 0 for an absent segment."""
         sums = {segment.name: values[:, segment.start : segment.stop].sum(1) for segment in self.segments}
         return {name: sums.get(name, values.new_zeros(len(sequence))) for name in ("prologue", "eos", "visual")}
 
     def check(self, tokens: TokenIds) -> None:
-        """Raise `SamplingError` unless counts and ids fit this layout."""
+        """Raise `SamplingError` unless the numbers of ids and the ids fit this layout."""
         check_ids(tokens.prologue, "prologue", self.prologue_tokens, self.config.prologue_codebook_size)
         check_ids(tokens.visual, "visual", self.visual_tokens, self.config.visual_codebook_size)
         if len(tokens.prologue) != len(tokens.visual):
             raise SamplingError(
-                f"prologue ids of {len(tokens.prologue)} images and visual ids of {len(tokens.visual)} do not belong "
-                "together: give both of each image"
+                f"prologue ids of {len(tokens.prologue)} images and visual ids of {len(tokens.visual)} do not fit: "
+                "pass both for each image"
             )
 
     def allowed(self, device: torch.device | str = "cpu") -> Bool[Tensor, "T V"]:
-        """True where an id may stand at a target position."""
+        """True where an id is allowed at a target position."""
         mask = torch.zeros(self.length, self.vocabulary, dtype=torch.bool, device=device)
         for segment in self.segments:
             mask[segment.start : segment.stop, segment.first_id : segment.last_id] = True

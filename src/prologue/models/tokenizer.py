@@ -1,11 +1,10 @@
-"""The image tokenizer: four variants as compositions of one encoder, two quantizers and one decoder (METHOD §4)."""
+"""The image tokenizer: an encoder, a quantizer for each kind of token, and a decoder (METHOD §4)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -19,13 +18,12 @@ from prologue.models.quantizers import Quantized, Quantizer, build_prologue_quan
 from prologue.models.rope import Positions
 from prologue.models.sequence import TokenIds, check_ids
 from prologue.models.transformer import Transformer
-from prologue.models.weights import WEIGHTS, load_exactly, read_config, read_tensors, save_model
+from prologue.models.weights import SavedModel
 from prologue.utils.rng import torch_stream
-from prologue.utils.serialization import to_dict
 
 
 def to_model_range(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """uint8 to model range: `u / 127.5 − 1` (METHOD §2). Another number format is a `DataError`."""
+    """uint8 to model range: `u / 127.5 − 1` (METHOD §2). Another dtype is a `DataError`."""
     if images.dtype != torch.uint8:
         raise DataError(f"to_model_range converts uint8 images of 0…255, not {images.dtype}")
     return images.float() / 127.5 - 1
@@ -38,43 +36,43 @@ def to_uint8(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
     return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
 
 
-BEYOND = 2.0
-"""Model range is [-1, 1]. What is decoded or resized leaves it a little; values beyond this are of another range."""
+LARGEST = 2.0
+"""Decoded and resized images leave the model range [-1, 1] a little. Larger absolute values are of another range."""
 
 
 def check_image_tensor(images: Any) -> None:
-    """Raise `DataError` unless this is a floating-point tensor (B, 3, H, W); its values are not looked at."""
+    """Raise `DataError` unless this is a floating-point tensor (B, 3, H, W). Values are not read."""
     if not isinstance(images, Tensor):
         raise DataError(
-            f"images are a tensor (B, 3, H, W) in [-1, 1], not {type(images).__name__}: "
-            "to_model_range makes one of a uint8 tensor"
+            f"images must be a tensor (B, 3, H, W) in [-1, 1], not {type(images).__name__}: "
+            "to_model_range converts a uint8 tensor"
         )
     if images.ndim != 4 or images.shape[1] != 3:
-        raise DataError(f"images are a tensor (B, 3, H, W), not {tuple(images.shape)}")
+        raise DataError(f"images must be a tensor (B, 3, H, W), not {tuple(images.shape)}")
     if not images.is_floating_point():
-        raise DataError(f"images are floating point in [-1, 1], not {images.dtype}: to_model_range converts uint8")
+        raise DataError(f"images must be floating point in [-1, 1], not {images.dtype}: to_model_range converts uint8")
 
 
 def check_model_range(images: Float[Tensor, "B 3 H W"]) -> None:
-    """Raise `DataError` for values that are not finite or lie beyond ±2. It waits for the device once."""
+    """Raise `DataError` if a value is not finite or its absolute value exceeds 2. This waits for the device once."""
     if not images.numel():
         return
-    low, high = torch.stack(images.detach().aminmax()).tolist()  # NaN passes through
-    if low >= -BEYOND and high <= BEYOND:
+    low, high = torch.stack(images.detach().aminmax()).tolist()  # aminmax keeps NaN
+    if low >= -LARGEST and high <= LARGEST:
         return
     per_image = images.detach().flatten(1).float()
     broken = ~per_image.isfinite().all(1)
     if bool(broken.any()):
         raise DataError(f"image {int(broken.nonzero()[0])} holds values that are not finite (NaN or infinity)")
-    number = int((per_image.abs().amax(1) > BEYOND).nonzero()[0])
+    number = int((per_image.abs().amax(1) > LARGEST).nonzero()[0])
     raise DataError(
         f"image {number} holds values from {float(per_image[number].min()):g} to {float(per_image[number].max()):g}, "
-        "and images lie in [-1, 1]: to_model_range converts uint8; of 0…255 take x / 127.5 - 1"
+        "but images must lie in [-1, 1]: to_model_range converts uint8; convert floats in 0…255 with x / 127.5 - 1"
     )
 
 
 class QueryTransformer(nn.Module):
-    """A linear input layer, learnable queries behind the inputs, and bidirectional blocks over both."""
+    """A linear input layer, learnable queries after the inputs, and bidirectional blocks over both."""
 
     def __init__(
         self, config: TransformerConfig, input_dim: int, inputs: Positions, queries: Positions | None = None
@@ -87,7 +85,7 @@ class QueryTransformer(nn.Module):
         self.transformer = Transformer(config, positions.table(tokenizer_rope_axes(config)), causal=False, bias=True)
 
     def forward(self, x: Float[Tensor, "B T I"]) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B Q D"]]:
-        """Outputs at the inputs, and at the queries (B, 0, D where there are none)."""
+        """Outputs at the inputs and at the queries, which are (B, 0, D) without queries."""
         h = self.input(x)
         if self.queries is not None:
             h = torch.cat([h, self.queries.weight.to(h.dtype).expand(len(h), -1, -1)], dim=1)
@@ -97,7 +95,7 @@ class QueryTransformer(nn.Module):
 
 @dataclass(frozen=True)
 class Encoding:
-    """Training outputs of both quantizers; `prologue` is None where the variant has none."""
+    """Training outputs of both quantizers; `prologue` is None for a variant without a prologue."""
 
     visual: Quantized
     prologue: Quantized | None
@@ -109,7 +107,7 @@ class Encoding:
 
     @classmethod
     def cat(cls, parts: Sequence[Encoding]) -> Encoding:
-        """Those of several batches as one, without gradients."""
+        """Concatenate encodings along the batch, without gradients."""
         visual = Quantized.cat([part.visual for part in parts])
         prologue = [part.prologue for part in parts if part.prologue is not None]
         return cls(visual, Quantized.cat(prologue) if prologue else None)
@@ -117,10 +115,10 @@ class Encoding:
 
 @dataclass(frozen=True)
 class _Composition:
-    """How a variant wires its parts."""
+    """The queries and positions of a variant's encoder and decoder."""
 
     visual_queries: int
-    """Queries of the encoder whose outputs become visual codes; 0 where the patches' outputs do."""
+    """Queries of the encoder whose outputs become visual codes. With 0, the outputs at the patches do."""
     encoder_queries: Positions | None
     """The visual queries, then those of the prologue."""
     decoder_inputs: Positions
@@ -137,15 +135,14 @@ class _Composition:
         return cls(visual, queries, decoder_inputs=patches, decoder_queries=None)
 
 
-class Tokenizer(nn.Module):
-    """Images in model range ↔ `TokenIds`. `seed` draws the initial weights.
+class Tokenizer(SavedModel):
+    """Converts images in model range to `TokenIds` and back (METHOD §2 to §5). `seed` sets the initial weights."""
 
-    Source: METHOD §2 to §5.
-    """
+    config: TokenizerConfig
+    config_type = TokenizerConfig
 
     def __init__(self, config: TokenizerConfig, seed: int = 0) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.composition = _Composition.of(config)
         patches = Positions.patches(config.grid)
         width = config.encoder.width
@@ -171,7 +168,7 @@ class Tokenizer(nn.Module):
         check_image_tensor(images)
         if tuple(images.shape[2:]) != self.config.image_size:
             rows, columns = self.config.image_size
-            raise DataError(f"this tokenizer takes images (B, 3, {rows}, {columns}), not {tuple(images.shape)}")
+            raise DataError(f"this tokenizer needs images (B, 3, {rows}, {columns}), not {tuple(images.shape)}")
         size = self.config.patch_size
         return rearrange(images, "b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=size, p2=size)
 
@@ -181,12 +178,12 @@ class Tokenizer(nn.Module):
         return rearrange(patches, "b (h w) (p1 p2 c) -> b c (h p1) (w p2)", p1=size, p2=size, h=rows)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What enters the visual (B, N, D) and the prologue quantizer (B, P, D')."""
+        """Inputs of the visual quantizer (B, patches, D) and of the prologue quantizer (B, queries, D')."""
         patches, queries = self.encoder(self.patchify(images).to(self.encoder.input.weight.dtype))
         count = self.composition.visual_queries
         visual = queries[:, :count] if count else patches
         if self.prologue_encoder is not None:
-            # The post-hoc prologue reads a finished visual path and must not disturb it (METHOD §4).
+            # A post-hoc prologue does not change the finished visual path (METHOD §4).
             return visual, self.prologue_encoder(patches.detach())[1]
         return visual, queries[:, count:] if self.prologue_quantizer is not None else None
 
@@ -206,10 +203,7 @@ class Tokenizer(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], reconstruct: bool = True
     ) -> tuple[Encoding, Float[Tensor, "B 3 H W"] | None]:
-        """One training pass: encoding and, where asked, reconstruction.
-
-        Outside of training mode values are checked as `encode` does, which waits for the device.
-        """
+        """The encoding and, with `reconstruct`, the reconstruction. Eval mode also checks values as `encode` does."""
         if not self.training:
             check_image_tensor(images)
             check_model_range(images)
@@ -217,9 +211,10 @@ class Tokenizer(nn.Module):
         return encoding, self.decode_codes(encoding.visual.codes) if reconstruct else None
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> TokenIds:
-        """Images in [-1, 1] → ids: prologue (B, P) and visual (B, N), int64.
+        """Images in [-1, 1] → int64 ids: prologue (B, P) and visual (B, N).
 
-        Another size or number format, values that are not finite or lie beyond ±2 are a `DataError`.
+        Raises:
+            DataError: the size or the dtype is wrong, or values are not finite or exceed ±2.
         """
         check_image_tensor(images)
         check_model_range(images)
@@ -227,7 +222,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode_known(self, images: Float[Tensor, "B 3 H W"]) -> TokenIds:
-        """`encode` for values that are known to lie in the range: it waits for no device."""
+        """`encode` without the check of values, which waits for the device."""
         visual, prologue = self.features(images)
         ids = self.visual_quantizer.encode(visual)
         if self.prologue_quantizer is None or prologue is None:
@@ -235,37 +230,25 @@ class Tokenizer(nn.Module):
         return TokenIds(self.prologue_quantizer.encode(prologue), ids)
 
     def decode(self, visual: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
-        """Visual ids → images in model range, not clamped, fp32. A wrong count or id is a `SamplingError`."""
+        """Visual ids → images in model range, fp32, not clamped. A wrong number of ids or id is a `SamplingError`."""
         self.check_visual(visual)
         return self.decode_known(visual.long())
 
     def check_visual(self, visual: Int[Tensor, "B N"]) -> None:
-        """Raise `SamplingError` unless these are visual ids of this tokenizer. It waits for the device."""
+        """Raise `SamplingError` unless these are visual ids of this tokenizer. This waits for the device."""
         check_ids(visual, "visual", self.config.visual_tokens, self.config.codebook_size)
 
     @torch.no_grad()
     def decode_known(self, visual: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
-        """`decode` for ids that are known to be right: it looks at no value, so that a compiler takes it whole."""
+        """`decode` without the check of ids, so that it compiles as one graph."""
         return self.decode_codes(self.visual_quantizer.codes(visual))
 
     def decode_codes(self, codes: Float[Tensor, "B N d"]) -> Float[Tensor, "B 3 H W"]:
-        """Codes → images in model range; the gradient passes."""
+        """Codes → images in model range, differentiable."""
         inputs, queries = self.decoder(codes.to(self.decoder.input.weight.dtype))
         h = inputs if self.composition.decoder_queries is None else queries
         return self.unpatchify(head_in_fp32(h, self.out_norm, self.out.weight, self.out.bias))
 
     def visual_path(self) -> list[nn.Module]:
-        """The parts that a post-hoc prologue leaves frozen."""
+        """The modules that stay frozen under a post-hoc prologue."""
         return [self.encoder, self.visual_quantizer, self.decoder, self.out_norm, self.out]
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`."""
-        save_model(Path(folder), to_dict(self.config), self)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote, on the CPU in fp32; anything missing or wrong is a `CheckpointError`."""
-        path = Path(folder)
-        model = cls(read_config(path, TokenizerConfig))
-        load_exactly(model, read_tensors(path / WEIGHTS), str(path / WEIGHTS))
-        return model.eval()

@@ -1,4 +1,4 @@
-"""Settings that a begun run may change: more steps on request, and what helps against gradients that are not finite."""
+"""Settings that may change in a started run: `--extend`, and remedies for gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from typing import Any
 from prologue.errors import RunError
 
 Difference = tuple[str, Any, Any]
-"""Dotted name, value in the run, value now."""
+"""Dotted name of a setting, its value in the run, its value now."""
 
 FREE_FIELDS = (
     *("checkpoint_every", "keep_checkpoints", "log_every", "sample_every", "stop_after_skipped"),
     *("data.cache_mb", "data.max_pixels", "data"),
 )
-"""Fields that change no result, and so may differ between the commands that continue a run.
+"""Fields without an effect on results, which may differ between the commands that continue a run.
 
-The last is the fact that says where the images are: they may have moved, and their fingerprint tells whether they are
-the same.
+`data` is the place of the images, which may move: the fingerprint tells whether they are the same.
 """
 STEPS = {"tokenizer": "tokenizer_training.steps", "prior": "prior_training.steps"}
-"""The number of steps of each trained stage."""
+"""The field with the number of steps of each trained stage."""
 _SCHEDULE = ("lr", "final_lr", "warmup", "hold")
 _REMEDIES = (*_SCHEDULE, "clip")
 
 
 def grown(changed: Sequence[Difference]) -> dict[str, tuple[int, int]]:
-    """The stages that get more steps, with the steps before and now."""
+    """The stages that get more steps, each with the steps before and now."""
     return {
         stage: (there, now)
         for stage, field in STEPS.items()
@@ -42,18 +41,15 @@ def check(
     extend: bool,
     told: Callable[[Difference], str],
 ) -> None:
-    """Refuse, as a `RunError` that names the difference and the way out, what a begun run cannot change.
-
-    `told` puts one difference into words.
-    """
+    """Raise a `RunError` for changes that a started run does not allow. `told` describes one difference."""
     if not (refused := [item for item in changed if not _allowed(item, stages, changed, extend)]):
         return
     listed = "\n  ".join(told(item) for item in refused)
     longer = all(_allowed(item, stages, changed, True) for item in refused)
     way = "Add --extend to train it for longer, repeat" if longer else "Repeat"
     raise RunError(
-        f"{path} was begun with other settings:\n  {listed}\n"
-        f"{way} the settings it was begun with to continue it, or choose another --out"
+        f"{path} was started with other settings:\n  {listed}\n"
+        f"{way} the settings of the run to continue it, or choose another --out"
     )
 
 

@@ -1,4 +1,4 @@
-"""Exact resume states: atomic, checksummed, the newest good one wins."""
+"""Checkpoints: complete states with checksums, written atomically."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ READ_ATTEMPTS = 10
 
 
 class Checkpoints:
-    """`checkpoints/STAGE/step-00001000/` of one stage; the last `keep` are kept, and the last good one."""
+    """The checkpoints of one stage, `checkpoints/STAGE/step-00001000/`. The last `keep` and the last good one stay."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
 
     def save(self, step: int, tensors: dict[str, Tensor], failing: bool = False) -> None:
-        """Store the state after `step` steps. A full disk is a `RunError`, and costs no older checkpoint.
+        """Store the state after `step` steps. A full disk is a `RunError`; then no older checkpoint is lost.
 
-        `failing` marks a state whose last updates were skipped: it does not replace the last one before them.
+        `failing` marks a state whose last updates were skipped. The last good checkpoint before it stays.
         """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f"{WRITING}{step:08d}"
-        for left in self.folder.glob(f"{WRITING}*"):  # by a process that was killed here
+        for left in self.folder.glob(f"{WRITING}*"):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
@@ -46,20 +46,20 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             if is_full(error):
                 raise RunError(
-                    f"no room for a checkpoint in {self.folder}: make room and run the same command again; "
-                    "it continues from the last checkpoint"
+                    f"the disk is full, so no checkpoint fits in {self.folder}: make room and run the same command "
+                    "again; it continues from the last checkpoint"
                 ) from error
             raise
-        # A later one can only be damaged, or the run would have continued from it; it must not count among those kept.
+        # A later checkpoint is damaged, or the run would have continued from it. It does not count.
         earlier = [other for other in self.steps() if other <= step]
         self._keep({*earlier[-self.keep :], *self.good(step + 1)[-1:]})
 
     def good(self, before: int) -> list[int]:
-        """The steps of those that are not failing and of fewer steps than `before`, in order."""
+        """The steps below `before` whose checkpoints are not marked as failing, in order."""
         return [step for step in self.steps() if step < before and not self._failing(step)]
 
     def drop_failing(self, before: int) -> None:
-        """Remove all but the good ones."""
+        """Remove all checkpoints except the good ones below `before`."""
         self._keep(set(self.good(before)))
 
     def _keep(self, steps: set[int]) -> None:
@@ -74,18 +74,18 @@ class Checkpoints:
             return False
 
     def restore(self, warn: Callable[[str], None]) -> tuple[int, dict[str, Tensor]] | None:
-        """(steps done, state) of the newest whole checkpoint; damaged ones are named to `warn` and passed over."""
+        """Step and state of the newest undamaged checkpoint; `warn` gets a sentence about each damaged one."""
         for step in reversed(self.steps()):
             try:
                 return step, self._read(step)
             except (CheckpointError, ConfigError) as error:
-                warn(f"passing over a damaged checkpoint: {error}")
+                warn(f"skipping a damaged checkpoint: {error}")
         return None
 
     def newest(self, only: tuple[str, ...]) -> tuple[int, str, dict[str, Tensor]] | None:
-        """(steps done, hash, tensors) of the newest whole checkpoint, of the tensors whose names begin so.
+        """Step, hash and tensors of the newest undamaged checkpoint; only tensors whose names begin with one of `only`.
 
-        Another process may be training: where it removes what is being read, there is a newer one to read.
+        Another process may be training and remove a checkpoint that is being read. Then there is a newer one.
         """
         for _ in range(READ_ATTEMPTS):
             seen = self.steps()
@@ -105,7 +105,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def keep_last(self) -> None:
-        """Remove all but the newest: what a finished stage needs to go on for longer."""
+        """Remove all checkpoints except the newest, from which `--extend` continues a finished stage."""
         self._keep(set(self.steps()[-1:]))
 
     def _read(self, step: int, only: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
@@ -121,13 +121,13 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """The numbers of steps of the checkpoints that are there, in order."""
+        """The steps of the existing checkpoints, in order."""
         names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
         return sorted(int(name) for name in names if name.isdigit())
 
 
 def is_full(error: BaseException) -> bool:
-    """True if an error means that the disk has no room (safetensors reports it as text)."""
+    """Whether an error means a full disk. safetensors reports it as text."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)

@@ -1,4 +1,4 @@
-"""What every stage shares: the run, its data, the process group, and where randomness comes from."""
+"""What every stage shares: the run, its data, the process group and the random streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prologue.utils.transfer import send
 
 @dataclass
 class Context:
-    """One process's view of a run. `accelerator` gives device, precision, group and gradient synchronisation."""
+    """A run as one process sees it. `accelerator` gives device, precision, process group and gradient exchange."""
 
     run: RunFolder
     data: Data
@@ -42,7 +42,7 @@ class Context:
 
     @property
     def main(self) -> bool:
-        """True in the one process that writes."""
+        """Whether this is the process that writes."""
         return bool(self.accelerator.is_main_process)
 
     @property
@@ -54,10 +54,9 @@ class Context:
         return int(self.accelerator.num_processes)
 
     def threads(self, stage: str, rows: int, width: int) -> int:
-        """CPU threads of a stage whose products have these sizes; a stage that was begun keeps its number.
+        """CPU threads of a stage whose matrix products have these sizes. A started stage keeps its number.
 
-        A stage that an earlier version began has no number: it used all that there were. A number that the user sets in
-        the environment wins.
+        Earlier versions stored no number and used all threads. A number in the user's environment takes precedence.
         """
         known = self.run.record["stages"].get(stage, {})
         if not known.keys() & {"steps", "threads"}:
@@ -67,31 +66,31 @@ class Context:
 
     @cached_property
     def batches(self) -> Prefetcher:
-        """The training images by step, made ahead where that takes time."""
+        """The training images of each step, loaded ahead where loading is slow."""
         return Prefetcher(self.data.train, self.config.seed, self.rank, self.world)
 
     def learner(
         self, name: str, module: nn.Module, config: OptimizerConfig, total: int, ema_half_life: float | None
     ) -> Learner:
-        """A learner on the device, wrapped for the process group."""
+        """Move `module` to the device, wrap it for the process group, and create its learner."""
         module.to(self.device)
         wrapped = module
         if self.world > 1:
-            # Not `accelerator.prepare_model`: it puts autocast into the bare module's forward too, and R1 needs fp32.
+            # `accelerator.prepare_model` would put autocast into the unwrapped module too, and R1 needs fp32.
             devices = [self.device] if self.device.type == "cuda" else None
             with warnings.catch_warnings():
-                # Newer torch has another name for the option, which the versions before it do not know.
+                # Newer versions of torch rename the option; older ones know only this name.
                 warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
                 wrapped = nn.parallel.DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
         return Learner(name, module, wrapped, config, total, ema_half_life)
 
     def images(self, step: int, batch: int) -> tuple[Tensor, Tensor]:
-        """This process's training images of `step` as uint8, and their class ids, on the device."""
+        """The training images of this process at `step` as uint8, and their class ids, on the device."""
         taken = self.batches.get(step, batch)
         return send(taken.images, self.device), send(taken.labels, self.device)
 
     def chance(self, probability: float, step: int, batch: int, name: str) -> Bool[Tensor, " B"]:
-        """This process's part of the global batch's coin flips: the same for every number of processes."""
+        """This process's share of a batch of coin flips, which do not depend on the number of processes."""
         if probability in (0.0, 1.0):
             share = batch // self.world
             return torch.full((share,), bool(probability), device=self.device)
@@ -101,14 +100,14 @@ class Context:
         return send(mine, self.device)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """`tensor` of all processes, one after another along the first dimension."""
+        """Concatenate `tensor` of all processes along the first dimension."""
         if self.world == 1:
             return tensor
         gathered: Tensor = self.accelerator.gather(tensor)
         return gathered
 
     def mean(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Each metric's mean over the processes, which must give the same names in the same order."""
+        """The mean of each metric over the processes, all of which give the same names in the same order."""
         values = {key: float(value) for key, value in metrics.items()}
         if self.world == 1 or not values:
             return values
@@ -116,7 +115,7 @@ class Context:
         return dict(zip(values, self.gather(own).mean(0).tolist(), strict=True))
 
     def set_dropout_stream(self, module: nn.Module, name: str, step: int) -> None:
-        """Let every dropout of `module` draw from this step's own stream, apart for each process."""
+        """Let every dropout of `module` draw from a stream of this step and this process."""
         generator = torch_stream(self.config.seed, name, step, self.rank, device=self.device)
         for child in module.modules():
             if isinstance(child, Dropout):

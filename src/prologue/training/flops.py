@@ -46,12 +46,11 @@ def _of_tokenizer(key: str) -> float:
     training = config.tokenizer_training
     tokenizer = Tokenizer(config.tokenizer)
     images = torch.zeros(1, 3, *config.tokenizer.image_size)
-    post_hoc = tokenizer.prologue_encoder is not None
-    if post_hoc:
+    if config.tokenizer.traits.post_hoc:
         for module in tokenizer.visual_path():
             module.requires_grad_(False)
     with _counter() as counter:
-        encoding, reconstruction = tokenizer(images, reconstruct=not post_hoc)
+        encoding, reconstruction = tokenizer(images, reconstruct=not config.tokenizer.traits.post_hoc)
         loss = encoding.visual.loss
         if reconstruction is not None:
             loss = loss + reconstruction.sum()

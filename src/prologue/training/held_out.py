@@ -1,4 +1,4 @@
-"""Held-out images along the way: their tokens, how a prior does on them, and the weights at which it did best."""
+"""Evaluation on held-out images during training, and the prior weights with the lowest cross-entropy on them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from prologue.training.learner import stored
 from prologue.training.losses import CrossEntropy, cross_entropy_terms
 
 HELD_OUT_IMAGES = 512
-"""That a prior is measured on along the way, at most."""
+"""Largest number of images that a prior is evaluated on during training."""
 BATCH = 64
 RISE = 0.01
-"""Part by which the held-out cross-entropy has to rise from its lowest for the user to be told."""
+"""Relative rise of the held-out cross-entropy above its minimum from which the user is warned."""
 
 
 def encode_evenly(
     context: Context, tokenizer: Tokenizer, images: ImageSet, count: int, batch: int
 ) -> tuple[TokenIds, Tensor]:
-    """Tokens and class ids of `count` center crops, evenly spaced, on the device; in the number format of training."""
+    """Encode `count` evenly spaced center crops in the precision of training; tokens and class ids on the device."""
     chosen = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
     parts, labels = [], []
     for start in range(0, count, batch):
@@ -39,25 +39,25 @@ def encode_evenly(
 
 
 class BestPrior:
-    """The weights at which a prior's cross-entropy on held-out images was lowest so far.
+    """The weights of a prior at its lowest cross-entropy on held-out images so far.
 
-    Every process measures all of the images, so that all of them keep the same weights.
+    Every process evaluates all images, so that all keep the same weights.
     """
 
     def __init__(self, context: Context, prior: Prior) -> None:
         self.context = context
         self.model = copy.deepcopy(prior).eval().requires_grad_(False)
-        # float64, which Apple's GPUs lack; elsewhere the figures stay on the device, so that nothing waits for it.
+        # MPS has no float64. Elsewhere the values stay on the device, so that nothing waits for it.
         self.home = torch.device("cpu") if context.device.type == "mps" else context.device
         self._lowest = torch.tensor([float("inf"), 0], dtype=torch.float64, device=self.home)
-        """The lowest cross-entropy, and the step it was found at."""
+        """The lowest cross-entropy, and its step."""
         self.last: CrossEntropy | None = None
-        """Per token, as the losses are."""
+        """The last evaluation, divided by T as the losses are."""
         self._images: tuple[TokenIds, Tensor] | None = None
 
     @torch.no_grad()
-    def look(self, step: int, prior: Prior) -> None:
-        """Measure `prior` after `step` steps, and keep its weights where it did better than before."""
+    def evaluate(self, step: int, prior: Prior) -> None:
+        """Evaluate `prior` after `step` steps, and keep its weights if they are the best so far."""
         tokens, labels = self._encoded()
         layout, sums = prior.layout, torch.zeros(3, dtype=torch.float64, device=self.home)
         for start in range(0, len(labels), BATCH):
@@ -77,12 +77,12 @@ class BestPrior:
 
     @property
     def lowest(self) -> float:
-        """The lowest cross-entropy per token so far."""
+        """The lowest cross-entropy so far, divided by T."""
         return float(self._lowest[0])
 
     @property
     def step(self) -> int:
-        """The step that it was found at; 0 before the first look."""
+        """The step of the lowest cross-entropy; 0 before the first evaluation."""
         return int(self._lowest[1])
 
     def _encoded(self) -> tuple[TokenIds, Tensor]:
@@ -95,25 +95,25 @@ class BestPrior:
         return self._images
 
     def metrics(self) -> dict[str, Tensor | float]:
-        """What was measured last, under the names of the losses."""
+        """The last evaluation, under the names of the losses."""
         if self.last is None:
             return {}
         terms = {f"held_out_{name}": value for name, value in self.last.metrics().items()}
         return terms | {"held_out_loss": self.last.total}
 
     def sentences(self, steps: int) -> list[str]:
-        """After the last step: what the user should read where the prior did worse on held-out images than before."""
+        """A warning, after the last step, if the prior overfits."""
         if self.last is None or self.last.total <= self.lowest * (1 + RISE):
             return []
         lowest, last = (float(value) * self.model.layout.length for value in (self.lowest, self.last.total))
         return [
-            f"prior: held-out images cost {lowest:.1f} nats each after step {self.step} of {steps}, {last:.1f} at the "
-            f"end, so it had begun to learn its training images by heart: the weights of step {self.step} are kept. "
-            "More images or a higher prior.dropout would let it learn longer"
+            f"prior: the cross-entropy of held-out images is {lowest:.1f} nats per image after step {self.step} of "
+            f"{steps} and {last:.1f} at the end, so the prior started to overfit: the weights of step {self.step} are "
+            "kept. More images or a higher prior.dropout would delay this"
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """For the checkpoint."""
+        """Everything that the next evaluation depends on."""
         last = torch.full((3,), torch.nan, dtype=torch.float64) if self.last is None else torch.stack(tuple(self.last))
         facts = {"lowest": self._lowest, "last": last}
         return {f"best.{key}": value for key, value in (facts | self._weights()).items()}
@@ -122,7 +122,7 @@ class BestPrior:
         return {f"model.{key}": value for key, value in self.model.state_dict().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Restore what `state` returned."""
         lowest, last = stored(tensors, "best.lowest", torch.zeros(2)), stored(tensors, "best.last", torch.zeros(3))
         for key, value in self._weights().items():
             value.copy_(stored(tensors, f"best.{key}", value))

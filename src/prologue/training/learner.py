@@ -1,4 +1,4 @@
-"""One network with its optimizer, schedule and EMA: what an update does, and the state that the next one depends on."""
+"""One network with its optimizer, learning-rate schedule and EMA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prologue.utils.private_api import step_unless
 
 
 def stored(tensors: dict[str, Tensor], key: str, like: Tensor) -> Tensor:
-    """A checkpoint's tensor of this name and of the shape of `like`; anything else is a `CheckpointError`."""
+    """The checkpoint's tensor `key`; without one of the shape of `like` it is a `CheckpointError`."""
     found = tensors.get(key)
     if found is None or found.shape != like.shape:
         raise CheckpointError(f"the checkpoint has no tensor {key!r} of shape {tuple(like.shape)}")
@@ -27,10 +27,10 @@ def stored(tensors: dict[str, Tensor], key: str, like: Tensor) -> Tensor:
 
 
 class Learner:
-    """Updates `module` by AdamW on the config's schedule over `total` updates, and keeps its EMA.
+    """Updates `module` with AdamW for `total` updates, and keeps its EMA.
 
-    `wrapped` is the module as the process group prepared it; its forward synchronises gradients. Parameters that
-    require no gradient are left alone. Weight decay spares biases, norms and other 1-D parameters (METHOD §8).
+    `wrapped` is the module as the process group prepared it: its backward pass synchronises gradients. Only parameters
+    that require a gradient are trained. Biases, norms and other 1-D parameters have no weight decay (METHOD §8).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Learner:
         self.updates = 0
         self.device = next(module.parameters()).device
         self.skips = torch.zeros(2, dtype=torch.int64, device=self.device)
-        """Updates skipped so far, and how many of the last ones in a row; on the device, so that nothing waits."""
+        """Skipped updates: in all, and in a row up to now. They stay on the device, so that nothing waits."""
         self.parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
         decayed = [p for p in self.parameters.values() if p.ndim > 1]
         spared = [p for p in self.parameters.values() if p.ndim <= 1]
@@ -62,16 +62,16 @@ class Learner:
             self.ema = copy.deepcopy(module).eval().requires_grad_(False)
 
     def no_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Around the forward and backward passes of a part of a batch: processes exchange gradients with the last."""
+        """A block around the passes of a microbatch: processes exchange gradients only with the last one."""
         if last or not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return self.wrapped.no_sync()
 
     def update(self, weight: float = 1.0) -> Tensor:
-        """Apply the gradients of `weight` times the loss, and clear them; the norm of the loss's own is returned.
+        """Update on gradients of `weight` times the loss, and clear them. Returns the gradient norm of the loss.
 
-        A gradient that is not finite skips the step, which still counts as an update, and is counted in `skips`
-        (METHOD §7). Nothing here waits for the device.
+        If a gradient is not finite, the step of the optimizer is skipped and counted in `skips`; it still counts as an
+        update (METHOD §7). Nothing here waits for the device.
         """
         rate = learning_rate(self.config, self.updates, self.total)
         for group in self.optimizer.param_groups:
@@ -89,24 +89,24 @@ class Learner:
         self._step(skip)
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
-        self._follow()
+        self._update_ema()
         return norm
 
     def _step(self, skip: Tensor) -> None:
-        """The optimizer's step, unless `skip`: then weights, moments and their counts of steps stay as they are."""
+        """Step the optimizer, unless `skip`: then weights, moments and step counts stay as they are."""
         if self.device.type in ("cpu", "cuda"):
             step_unless(self.optimizer, skip)
-        elif not bool(skip):  # the fused step of other devices does not read it
+        elif not bool(skip):  # on other devices the fused step does not support this
             self.optimizer.step()
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
-        """Of all gradients together; 0 before any loss reaches this network (its terms begin later)."""
+        """The norm of all gradients together; 0 while no loss reaches this network yet."""
         if not gradients:
             return torch.zeros((), device=self.device)
         return get_total_norm(gradients)
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_ema(self) -> None:
         if self.ema is None:
             return
         own = dict(self.ema.named_parameters())
@@ -117,7 +117,7 @@ class Learner:
 
     @torch.no_grad()
     def replace_rows(self, key: str, rows: Tensor, values: Tensor) -> None:
-        """Set rows of a parameter, in the EMA too, and forget what the optimizer knew of them."""
+        """Set rows of a parameter and of its EMA, and set their optimizer moments to 0."""
         parameter = self.parameters[key]
         parameter[rows] = values.to(parameter.dtype)
         if self.ema is not None:
@@ -129,11 +129,11 @@ class Learner:
 
     @property
     def ema_model(self) -> nn.Module:
-        """The weights to evaluate and ship: the EMA where there is one."""
+        """The module to evaluate and save: the EMA, or the module itself without one."""
         return self.module if self.ema is None else self.ema
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that the next update depends on, under this learner's name."""
+        """Every tensor that the next update depends on; all keys begin with this learner's name."""
         skipped, in_a_row = self.skips.cpu()
         return dict(self._tensors()) | {
             f"{self.name}.counts": torch.stack([torch.tensor(self.updates), skipped]),
@@ -141,7 +141,7 @@ class Learner:
         }
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`: bit by bit where this learner was when it was taken."""
+        """Restore what `state` returned, bit by bit."""
         self._create_moments(tensors)
         counts = torch.zeros(2, dtype=torch.int64)
         for key, target in (*self._tensors(), (f"{self.name}.counts", counts)):
@@ -152,14 +152,14 @@ class Learner:
         self.skips.copy_(torch.stack([counts[1], in_a_row]))
 
     def warm_start(self, model: nn.Module, updates: int) -> None:
-        """Go on from a model's weights after so many updates, without the moments that the optimizer had."""
+        """Continue after `updates` updates from a model's weights, with new optimizer moments."""
         for own in (self.module, *([self.ema] if self.ema is not None else [])):
             own.load_state_dict(model.state_dict())
         self.optimizer.state.clear()
         self.updates = updates
 
     def _create_moments(self, tensors: dict[str, Tensor]) -> None:
-        """Give the optimizer the state of a first step, for the parameters that had one: others got no gradient yet."""
+        """Create the optimizer state of the parameters that have one in the checkpoint: the others had no gradient."""
         self.optimizer.state.clear()
         for key, parameter in self.parameters.items():
             if f"{self.name}.adam.{key}.step" not in tensors:

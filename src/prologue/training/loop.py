@@ -1,4 +1,4 @@
-"""The one training loop: steps, logging, checkpoints, stopping and continuing; stages provide the rest."""
+"""The training loop of both stages: steps, logging, checkpoints, stop and resume."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ Metrics = dict[str, Tensor | float]
 
 
 class Stage(Protocol):
-    """A trainable stage: its steps are a function of their number and of the state."""
+    """What the loop trains. A step depends only on its number and the state."""
 
     name: str
     steps: int
     batch: int
     product: tuple[int, int]
-    """Rows and width of its usual product: tokens that one process computes at once, and the width of its network."""
+    """Size of a typical matrix product, for the number of threads: tokens of a microbatch, and network width."""
 
     @property
     def learners(self) -> Mapping[str, Learner]:
-        """The networks that are trained, by the section of their settings: `prior_training.optimizer`."""
+        """The trained networks by the section of their settings, such as `prior_training.optimizer`."""
 
     def step(self, step: int) -> Metrics:
-        """Do step `step` and return its metrics, left on the device: nothing in it waits for the device."""
+        """Do step `step` and return its metrics as tensors on the device. Nothing in a step waits for the device."""
 
     def summary(self, step: int) -> tuple[Metrics, list[str]]:
-        """Metrics over the steps since the last call, and sentences that the user should read."""
+        """Metrics of the steps since the last call, and warnings for the user."""
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on."""
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Restore what `state` returned."""
 
     def warm_start(self, step: int) -> None:
-        """Go on after `step` steps from the finished weights alone."""
+        """Continue after `step` steps from the finished weights alone."""
 
     def snapshot(self, step: int) -> Metrics:
-        """Write pictures of the current state; figures that are taken no more often come back. Changes no state."""
+        """Save pictures, and return metrics that are too slow for every log record. Changes no state."""
 
     def finish(self) -> None:
-        """Write the stage's result into the run."""
+        """Write the result of the stage into the run."""
 
 
 class Stopped(Exception):
-    """Work stopped on request, with what was done kept. `signal` is the signal's number."""
+    """A signal stopped the work; the finished part is saved. `signal` is the number of the signal."""
 
     def __init__(self, where: str, number: int) -> None:
         super().__init__(f"stopped {where}")
@@ -67,14 +67,14 @@ class Stopped(Exception):
 
 
 SAME_REQUEST_SECONDS = 1.0
-"""Launchers, terminals and schedulers pass a signal on that the process got already: so soon it is the same request."""
+"""A second signal within this time is the same request: launchers and schedulers forward a signal of the terminal."""
 
 
 class StopRequest:
-    """Set by SIGINT and SIGTERM; a second one, more than a moment later, stops at once.
+    """Set by SIGINT and SIGTERM; a second signal after `SAME_REQUEST_SECONDS` raises KeyboardInterrupt.
 
-    `agree` makes all processes of a group stop after the same step: it takes this process's signal number (0 for
-    none) and returns the largest of the group.
+    `agree` makes all processes of a group stop after the same step: it maps the signal number of this process (0 for
+    none) to the largest number of the group.
     """
 
     def __init__(self, agree: Callable[[int], int] | None = None) -> None:
@@ -82,17 +82,17 @@ class StopRequest:
         self.agree = agree
 
     def asked(self) -> int | None:
-        """The signal that asks to stop, if any; called by every process after every step."""
+        """The signal of any process, or None. Every process calls this after every step."""
         alone = self.alone()
         return alone if self.agree is None else self.agree(alone or 0) or None
 
     def alone(self) -> int | None:
-        """The same, of this process: for what one process does while the others wait."""
+        """The signal of this process, or None: for work of one process while the others wait."""
         return self.number
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handle the signals inside the block. Outside the main thread signals cannot be handled, and are not."""
+        """Handle signals inside the block. Outside the main thread Python cannot handle them, and nothing changes."""
         previous: dict[int, Any] = {}
         first: float | None = None
 
@@ -123,10 +123,13 @@ def run_stage(
     stop: StopRequest,
     track: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Train `stage` from its newest good checkpoint to its end, then let it write its result.
+    """Train `stage` from its newest good checkpoint to its last step, then write its result.
 
-    Every process of a group calls this; the main one writes. Raises `Stopped` on a stop signal, after a checkpoint, and
-    `TrainingError` where updates are skipped without end.
+    Every process of a group calls this; the main process writes.
+
+    Raises:
+        Stopped: on a signal, after a checkpoint.
+        TrainingError: too many updates in a row were skipped.
     """
     run, main = context.run, context.main
     checkpoints = run.checkpoints(stage.name)
@@ -139,13 +142,13 @@ def run_stage(
     elif start := int(run.record["stages"].get(stage.name, {}).get("warm_start", 0)):
         stage.warm_start(start)
         progress.say(
-            f"{stage.name}: its last checkpoint is gone, so it goes on from the finished weights at step {start} of "
-            f"{stage.steps}, with new moments of the optimizer"
+            f"{stage.name}: its last checkpoint is gone, so it continues from the finished weights at step {start} of "
+            f"{stage.steps}, with new optimizer moments"
         )
     if start and run.changed(stage.name):
         rates = (learning_rate(learner.config, learner.updates, learner.total) for learner in stage.learners.values())
         shown = ", ".join(f"{rate:.3g} ({section})" for section, rate in zip(stage.learners, rates, strict=True))
-        progress.say(f"{stage.name}: settings have changed, so the learning rate is computed anew: from here {shown}")
+        progress.say(f"{stage.name}: settings have changed; the learning rate is now {shown}")
     threads = context.threads(stage.name, *stage.product)
     if main:
         run.forget_metrics(stage.name, start)
@@ -174,7 +177,7 @@ def _steps(
     skipping: Skipping,
     threads: int,
 ) -> int:
-    """All steps from `start` on; the number of steps done at the last checkpoint."""
+    """Do all steps from `start` on. Returns the step of the last checkpoint."""
     config, checkpoints = context.run.config, context.run.checkpoints(stage.name)
     saved, since, clock = start, start, time.perf_counter()
     for step in range(start, stage.steps):
@@ -184,12 +187,14 @@ def _steps(
         last = done == stage.steps
         pictured = bool(config.sample_every) and (done % config.sample_every == 0 or last)
         if pictured or done % config.log_every == 0 or last:
-            figures = {key: float(value) for key, value in metrics.items()}  # waits for the device, so that time counts
+            figures = {
+                key: float(value) for key, value in metrics.items()
+            }  # waits for the device before the clock is read
             rate = (done - since) * stage.batch / max(time.perf_counter() - clock, 1e-9)
             with cpu_threads(threads):
                 taken = stage.snapshot(done) if pictured and context.main else {}
                 summary, sentences = stage.summary(step)
-            skipping.look()
+            skipping.read()
             record = _record(stage, done, {**context.mean({**figures, **summary, **skipping.metrics()}), **taken}, rate)
             for sentence in (*sentences, *skipping.sentences(done)):
                 progress.say(sentence)
@@ -204,9 +209,9 @@ def _steps(
         asked = stop.asked()
         saving = asked is not None or done % config.checkpoint_every == 0
         if saving:
-            skipping.look()
-        if skipping.hopeless:
-            raise _hopeless(stage, context, skipping, done, start)
+            skipping.read()
+        if skipping.limit_reached:
+            raise _too_many_skips(stage, context, skipping, done, start)
         if saving:
             if context.main:
                 checkpoints.save(done, stage.state(), skipping.failing)
@@ -216,10 +221,10 @@ def _steps(
     return saved
 
 
-def _hopeless(stage: Stage, context: Context, skipping: Skipping, done: int, start: int) -> TrainingError:
-    """The error, after what is of no use is removed: what was saved since the last update that succeeded.
+def _too_many_skips(stage: Stage, context: Context, skipping: Skipping, done: int, start: int) -> TrainingError:
+    """Remove the checkpoints since the last update that was not skipped, and return the error.
 
-    Where none did since the checkpoint that this call began with, that one is of no use either.
+    If all updates since the first checkpoint of this call were skipped, that one is removed too.
     """
     checkpoints = context.run.checkpoints(stage.name)
     useless = start if skipping.in_a_row >= done - start else done
@@ -236,9 +241,9 @@ def _record(stage: Stage, done: int, metrics: Metrics, rate: float) -> dict[str,
 
 
 def frozen_call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call `module` without gradients for its parameters, and without its wrapper: only its inputs get one.
+    """Call `module`, without the wrapper of a process group, so that only its inputs get a gradient.
 
-    Running statistics are left as they were, too.
+    Running statistics do not change either.
     """
     tensors = {key: value.detach() for key, value in module.named_parameters()}
     tensors |= {key: value.clone() for key, value in module.named_buffers()}

@@ -1,4 +1,4 @@
-"""A batch in parts that are computed one after another, so that they need less memory; their gradients add up."""
+"""Gradient accumulation: a batch in microbatches, which need less memory one after another."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from prologue.training.loop import Metrics
 from prologue.training.losses import cross_entropy_terms
 
 
-def parts_of(count: int, parts: int) -> list[slice]:
-    """`count` rows in so many equal parts; a count that does not divide is a `ConfigError`."""
-    if count % parts:
+def microbatches(count: int, number: int) -> list[slice]:
+    """Split `count` rows into `number` equal slices; a count that does not divide is a `ConfigError`."""
+    if count % number:
         raise ConfigError(
-            f"{count} images of a process do not divide into {parts} equal parts: "
+            f"{count} images of a process do not divide into {number} equal parts: "
             "choose a batch that is a multiple of accumulate times the number of processes"
         )
-    size = count // parts
+    size = count // number
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def averaged(metrics: Sequence[Metrics]) -> Metrics:
-    """Each metric's mean over the parts that have it."""
+    """The mean of each metric over the microbatches that have it."""
     if len(metrics) == 1:
         return metrics[0]
     names = dict.fromkeys(name for each in metrics for name in each)
@@ -42,10 +42,10 @@ def add_cross_entropy(
     sequence: Tensor,
     class_ids: Tensor,
     dropped: Tensor | None,
-    parts: int,
+    accumulate: int,
 ) -> Metrics:
-    """Leave the gradients of a prior's cross-entropy of a whole batch with `learner`; the terms come back."""
-    rows = parts_of(len(sequence), parts)
+    """Add the gradients of a prior's cross-entropy over a batch to `learner`, and return the terms."""
+    rows = microbatches(len(sequence), accumulate)
     each: list[Metrics] = []
     for part in rows:
         with learner.no_sync(part is rows[-1]):

@@ -1,4 +1,4 @@
-"""The two models of a folder: the finished ones, or those of the newest checkpoints of a run that is still training."""
+"""The two models of a folder: the finished ones, or those of the newest checkpoints of an unfinished run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Which = Literal["finished", "newest"]
 
 @dataclass(frozen=True)
 class State:
-    """The EMA weights of one model in a checkpoint, read when it was opened: a training may replace its files."""
+    """The EMA weights of one model in a checkpoint. They are read at once, because a training may remove the files."""
 
     stage: str
     step: int
@@ -34,7 +34,7 @@ class State:
 
 @dataclass(frozen=True)
 class RunModels:
-    """Where the models of a folder come from: `states` has those that are read from a checkpoint, by name."""
+    """The models of a folder; `states` has the weights that come from checkpoints, by model name."""
 
     folder: Path
     run: RunFolder | None = None
@@ -42,10 +42,11 @@ class RunModels:
 
     @classmethod
     def open(cls, folder: Path, which: Which = "finished") -> RunModels:
-        """`newest` takes, of each model whose stage is not finished, the EMA of the newest whole checkpoint.
+        """`newest` takes the EMA of the newest checkpoint for each model whose stage is not finished.
 
-        A folder without `run.json` is a `CheckpointError`, as is a run without any checkpoint or finished tokenizer;
-        anything else than `finished` and `newest` is a `ConfigError`.
+        Raises:
+            CheckpointError: `newest`, and the folder has no `run.json`, or neither a checkpoint nor a tokenizer.
+            ConfigError: `which` is neither `finished` nor `newest`.
         """
         if which not in get_args(Which):
             raise ConfigError(f"checkpoint must be one of {', '.join(get_args(Which))}, not {which!r}")
@@ -71,22 +72,22 @@ class RunModels:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the provenance states of the checkpoints; empty for finished models."""
+        """Stage and step of each checkpoint, for the provenance; empty for finished models."""
         found = {name: {"stage": state.stage, "step": state.step} for name, state in self.states.items()}
         return {"checkpoint": found} if found else {}
 
     def hashes(self) -> dict[str, str]:
-        """sha256 of the files that the models are read from."""
+        """The sha256 of each file that the models come from."""
         return model_hashes(self.folder) | {name: state.sha256 for name, state in self.states.items()}
 
     def manifest(self) -> Manifest:
-        """The folder's, or what it will say of a run whose training is not finished."""
+        """The folder's manifest, or the one that an unfinished run will get."""
         if self.run is None or (self.folder / MANIFEST).is_file():
             return Manifest.load(self.folder)
         return unfinished_manifest(self.run)
 
     def tokenizer(self) -> Tokenizer:
-        """On the CPU in fp32; anything missing or damaged is a `CheckpointError`."""
+        """The tokenizer, on the CPU in fp32; missing or damaged files are a `CheckpointError`."""
         if self.run is None or "tokenizer" not in self.states:
             return Tokenizer.from_pretrained(self.folder / "tokenizer")
         tokenizer = Tokenizer(self.run.config.tokenizer)
@@ -94,7 +95,7 @@ class RunModels:
         return tokenizer.eval()
 
     def prior(self) -> Prior:
-        """On the CPU in fp32; a run that has none yet is a `CheckpointError`, as is anything missing or damaged."""
+        """The prior, on the CPU in fp32; missing or damaged files are a `CheckpointError`, as is a run without one."""
         if self.run is None:
             return Prior.from_pretrained(self.folder / "prior")
         config, stages = self.run.config, self.run.record["stages"]
@@ -105,9 +106,9 @@ class RunModels:
             now = next((name for name in ("tokenizer", "tokens") if not self.run.finished(name)), "prior")
             at = f" (step {self.states[now].step} of {stages[now]['steps']})" if now in self.states else ""
             raise CheckpointError(
-                f"{self.folder} has no prior for its tokens yet, for it is in stage {now!r}{at}: wait for a checkpoint "
-                f"of its prior. `prologue evaluate reconstruction {in_shell(self.folder)} --checkpoint newest` "
-                "measures the tokenizer meanwhile"
+                f"{self.folder} has no prior for its tokens yet, it is in stage {now!r}{at}: wait for a checkpoint of "
+                f"the prior. `prologue evaluate reconstruction {in_shell(self.folder)} --checkpoint newest` "
+                "measures its tokenizer now"
             )
         sizes = config.tokenizer
         if "tokenizer" not in self.states:
@@ -121,7 +122,7 @@ class RunModels:
 
 
 def unfinished_manifest(run: RunFolder) -> Manifest:
-    """What the manifest of a run will say whose prior is still to be trained."""
+    """The manifest that a run will get once its prior is trained."""
     facts = run.record["facts"]
     names, background = tuple(facts.get("class_names", ())), run.config.data.background
     return Manifest(names, None, facts.get("data"), run.trained_on, background).shared()

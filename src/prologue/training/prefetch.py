@@ -1,4 +1,4 @@
-"""Training batches made ahead in background threads, where making one takes time that a step would wait for."""
+"""Background threads that load training batches ahead, where loading is slow."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from prologue.data.order import Batch, train_batch
 from prologue.data.source import ImageSet
 
 AHEAD = 2
-"""Batches that are made while the current one is used."""
+"""Batches that are loaded while the current one is used."""
 SLOW_SECONDS = 0.005
-"""A batch that takes longer than this starts the threads; what is drawn or kept in memory is quicker without."""
+"""A batch that takes longer than this starts the threads. Data in memory is faster without threads."""
 MOST_THREADS = 16
 
 
 class Prefetcher:
-    """One process's batches of `images` by step. What it returns does not depend on what was made ahead.
+    """The batches of `images` that one process gets at each step. They do not depend on what is loaded ahead.
 
-    A batch is cut into slices that threads make at the same time. An error of a background thread (a damaged file)
-    is raised by the `get` that asks for its batch.
+    Several threads load slices of one batch. The `get` of a batch raises the errors of its threads (a damaged file).
     """
 
     def __init__(self, images: ImageSet, seed: int, rank: int = 0, world: int = 1, threads: int | None = None) -> None:
@@ -33,7 +32,7 @@ class Prefetcher:
         self._waiting: dict[tuple[int, int], list[Future[Batch]]] = {}
 
     def get(self, step: int, batch: int) -> Batch:
-        """This process's share of the global batch of `step`."""
+        """The share of this process in the batch of `step`."""
         ready = self._waiting.pop((step, batch), None)
         if ready is not None:
             made = _join([part.result() for part in ready])
@@ -47,7 +46,7 @@ class Prefetcher:
         return made
 
     def close(self) -> None:
-        """Stop the threads; what they are making is given up."""
+        """Stop the threads and discard their batches."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -62,7 +61,7 @@ class Prefetcher:
         parts = max(count for count in range(1, self.threads + 1) if share % count == 0)
         for key in wanted:
             if key not in self._waiting:
-                # A process's slice of the batch, cut once more: the slices of `parts` times as many processes.
+                # The slices of this process are those of single processes among `parts` times as many.
                 self._waiting[key] = [
                     pool.submit(train_batch, self.images, self.seed, *key, self.rank * parts + part, self.world * parts)
                     for part in range(parts)
@@ -80,7 +79,7 @@ def _join(parts: list[Batch]) -> Batch:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from prologue.config import PriorTraining
 from prologue.data.order import batch_indices, batch_positions
-from prologue.data.pictures import labelled_grid, save_png, to_pil
 from prologue.data.token_store import TokenStore
 from prologue.models.prior import Prior
 from prologue.models.sequence import SequenceLayout, TokenIds
-from prologue.models.tokenizer import Tokenizer, to_uint8
-from prologue.sampling.decode import sample_sequences
-from prologue.sampling.recipe import Recipe
+from prologue.models.tokenizer import Tokenizer
 from prologue.training.context import Context
 from prologue.training.held_out import BestPrior
 from prologue.training.learner import Learner
 from prologue.training.loop import Metrics
 from prologue.training.microbatches import add_cross_entropy
+from prologue.training.snapshots import save_samples
 from prologue.utils.rng import derive_seed, numpy_stream
 from prologue.utils.transfer import send
 
-SNAPSHOT_CLASSES = 8
-SNAPSHOT_ROWS = 2
-
 
 class PriorStage:
-    """Trains the prior that ships."""
+    """Trains the prior that is saved with the run."""
 
     name = "prior"
 
@@ -65,7 +59,7 @@ class PriorStage:
         norm = self.learner.update()
         done = step + 1
         if self.best is not None and (done % self.training.keep_best_every == 0 or done == self.steps):
-            self.best.look(done, self.ema_model())
+            self.best.evaluate(done, self.ema_model())
         return terms | {"gradient_norm": norm}
 
     @property
@@ -73,7 +67,7 @@ class PriorStage:
         return {"prior_training.optimizer": self.learner}
 
     def _tokens(self, step: int) -> tuple[TokenIds, Tensor]:
-        """This process's tokens of `step`: images in the data order, a view of each by chance."""
+        """The tokens of this process at `step`: images in the data order, a random view of each."""
         context = self.context
         place = (step, self.batch, context.rank, context.world)
         seed = derive_seed(context.config.seed, "prior stage")
@@ -103,29 +97,21 @@ class PriorStage:
         self.learner.warm_start(Prior.from_pretrained(self.context.run.prior_folder), step)
 
     def ema_model(self) -> Prior:
-        """The EMA prior as it is now."""
-        shipped = self.learner.ema_model
-        assert isinstance(shipped, Prior)
-        return shipped
+        """The EMA prior."""
+        model = self.learner.ema_model
+        assert isinstance(model, Prior)
+        return model
 
-    @torch.no_grad()
     def snapshot(self, step: int) -> Metrics:
-        """Samples of the first classes, a column each; without classes, of the null class."""
-        context, prior = self.context, self.ema_model()
+        """Save samples."""
+        context = self.context
         if self.tokenizer is None:
             self.tokenizer = Tokenizer.from_pretrained(context.run.tokenizer_folder).to(context.device)
-        classes = list(range(min(SNAPSHOT_CLASSES, prior.num_classes))) or [prior.null_class] * SNAPSHOT_CLASSES
-        class_ids = torch.tensor(classes * SNAPSHOT_ROWS, device=context.device)
-        sequence = sample_sequences(prior, class_ids, Recipe(), list(range(len(class_ids))))
-        pictures = to_pil(to_uint8(self.tokenizer.decode(prior.layout.unpack(sequence).visual)))
-        rows = [pictures[start : start + len(classes)] for start in range(0, len(pictures), len(classes))]
-        names = [context.data.class_names[index] for index in classes] if prior.num_classes else []
-        path = context.run.samples_folder / f"prior-{step:08d}.png"
-        save_png(path, labelled_grid(rows, names))
+        save_samples(context, self.tokenizer, self.ema_model(), step)
         return {}
 
     def finish(self) -> None:
-        """Write the EMA prior: that of the last step, or the one that did best on held-out images."""
+        """Write the EMA prior of the last step, or the one with the lowest cross-entropy on held-out images."""
         run = self.context.run
         if self.best is None:
             self.ema_model().save_pretrained(run.prior_folder)

@@ -1,4 +1,4 @@
-"""What a user sees of a training: a live line in a terminal, a plain line now and then elsewhere."""
+"""Progress of a training: a live line in a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ SHOWN = (
 
 
 class Progress(Protocol):
-    """Where a loop reports to."""
+    """Receives the progress of a loop."""
 
     def say(self, sentence: str) -> None:
-        """Show a sentence that stays."""
+        """Show a sentence permanently."""
 
     def begin(self, name: str, start: int, total: int, batch: int) -> None:
-        """A stage of `total` steps of `batch` images begins after `start` steps."""
+        """A stage of `total` steps of `batch` images starts after `start` steps."""
 
     def advance(self, done: int) -> None:
-        """`done` steps are done."""
+        """`done` steps of the stage are done."""
 
     def show(self, done: int, record: dict[str, Any]) -> None:
-        """The same, with metrics."""
+        """The same, with a log record."""
 
     def end(self) -> None:
-        """The stage ends."""
+        """The stage has ended."""
 
 
 class Silent:
-    """Shows nothing: for tests, and for all processes but the first."""
+    """Shows nothing, for tests and for all processes except the main one."""
 
     def say(self, sentence: str) -> None:
         pass
@@ -51,15 +51,15 @@ class Silent:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """The metrics of a log record that a user follows, in a line."""
+    """The most important metrics of a log record, in one line."""
     parts = [f"{name} {record[name]:.3g}" for name in SHOWN if record.get(name)]
     return "  ".join([*parts, f"{record['images_per_second']:.0f} images/s"])
 
 
 class Terminal:
-    """A rich progress bar where standard error is a terminal; a line every ten seconds where it is not.
+    """A progress bar if standard error is a terminal, otherwise a line every `PLAIN_SECONDS`.
 
-    Of several processes that share a terminal each gets lines, which begin with its `prefix`.
+    With a `prefix`, for one of several processes on a terminal, there are lines that begin with it.
     """
 
     def __init__(self, prefix: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What a finished stage left in the run's folder: whether it is still there and whole, which a flag cannot say."""
+"""Checks whether the result of a finished stage is still complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prologue.training.run import RunFolder
 
 
 def hash_of_tokenizer(run: RunFolder) -> str:
-    """sha256 of the tokenizer's weights, read once until the file is replaced: a large one takes seconds."""
+    """The sha256 of the tokenizer's weights. It is cached while the file does not change."""
     path = run.tokenizer_folder / WEIGHTS
     found = path.stat()
     return _hash(path, found.st_mtime_ns, found.st_size, found.st_ino)
@@ -25,7 +25,7 @@ def _hash(path: Path, *stamps: int) -> str:
 
 
 def fault_of(run: RunFolder, stage: str) -> str | None:
-    """What is wrong with the result of a stage; None where it is whole. Weights and shards are not read for it."""
+    """The fault of a stage's result, or None if it is complete. This reads neither weights nor token shards."""
     tokenizer = run.tokenizer_folder / WEIGHTS
     try:
         if stage == "tokens":

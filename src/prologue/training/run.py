@@ -1,4 +1,4 @@
-"""The run folder: resolved configuration, stage states, metrics; what makes the same command continue."""
+"""The run folder: resolved configuration, states of the stages, metrics."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from prologue.utils.serialization import from_dict, load_json, save_json, to_dic
 
 RUN_FORMAT = 1
 OPENING = "opening.png"
-"""A picture that a demo shows before it has a run."""
+"""A picture that a demo writes before its run exists."""
 
 
 def is_vacant(path: Path) -> bool:
-    """Whether a run can begin here. What a kill leaves of its very first write does not count, nor does `OPENING`."""
+    """Whether a new run can start here: the folder has at most `OPENING`, a lock, and leftovers of a first write."""
     return not path.exists() or (path.is_dir() and all(_is_no_run(file.name) for file in path.iterdir()))
 
 
@@ -35,7 +35,7 @@ def _is_no_run(name: str) -> bool:
 
 
 class RunFolder:
-    """One run: `run.json`, `metrics.jsonl`, `checkpoints/`, and the places of the models and tokens."""
+    """One run: `run.json`, `metrics.jsonl`, `checkpoints/`, and the paths of models and tokens."""
 
     def __init__(self, path: Path, record: dict[str, Any], config: RunConfig) -> None:
         self.path = path
@@ -51,12 +51,15 @@ class RunFolder:
         extend: bool = False,
         changed_data: Callable[[], str | None] = lambda: None,
     ) -> RunFolder:
-        """Create the run, or continue it. `facts` are JSON values that must not change either (data, tokenizer).
+        """Create the run, or continue it.
 
-        `changed_data` says which image files differ from those of the run, where that is known.
+        Args:
+            facts: further JSON values that must not change (data, tokenizer).
+            extend: allow more steps, also of finished stages, and other learning rates.
+            changed_data: describes which image files differ from those of the run, if that is known.
 
-        Changed settings, a folder that is no run, or one of another format are a `RunError`; nothing is touched.
-        `extend` allows more steps, also of finished stages, and other learning rates in their schedules.
+        Raises:
+            RunError: settings have changed, or the folder is not a run of this format. Nothing is written then.
         """
         plain_facts = json.loads(json.dumps(dict(facts)))
         if not (path / "run.json").exists():
@@ -72,7 +75,7 @@ class RunFolder:
             )
             if difference[0] not in FREE_FIELDS
         ]
-        if changed and not run.record["stages"]:  # nothing was begun: there is nothing to lose
+        if changed and not run.record["stages"]:  # no stage has started
             return cls._create(path, config, plain_facts)
         check(path, run.record["stages"], changed, extend, lambda item: _told(*item, changed_data))
         run.config = config
@@ -82,7 +85,7 @@ class RunFolder:
         return run
 
     def _change(self, changed: Sequence[Difference]) -> None:
-        """Take over settings that may change, and record them; stages that get more steps are not finished any more."""
+        """Store changed settings and record the change; stages with more steps are no longer finished."""
         stages, more = self.record["stages"], grown(changed)
         for stage, (before, _) in more.items():
             if self.finished(stage):
@@ -95,35 +98,35 @@ class RunFolder:
         self.save()
 
     def _reopen(self, stage: str, steps: int, more: Mapping[str, Any]) -> None:
-        """Let a finished stage go on after its `steps` steps; what was made from its models has to go on too."""
+        """Continue a finished stage after its `steps` steps, and with it the stages that use its result."""
         stages, known = self.record["stages"], self.record["stages"][stage]
         if stage == "tokenizer":
             if "taken_from" in known and not self.config.tokenizer.traits.post_hoc:
                 raise RunError(
-                    f"{self.path} took its tokenizer from {known['taken_from']}, so it has no steps of its own to "
-                    "extend: extend that run, and train a prior on it in another --out"
+                    f"{self.path} took its tokenizer from {known['taken_from']} and trained none itself: extend that "
+                    "run, and train a prior on it in another --out"
                 )
             if not self.checkpoints(stage).steps():
                 raise RunError(
                     f"{self.path} holds no checkpoint of its finished stage 'tokenizer' (earlier versions removed it), "
-                    "and its weights alone are not enough to go on: extend only --prior-training.steps, or choose "
+                    "and its weights alone are not enough to continue: extend only --prior-training.steps, or choose "
                     "another --out"
                 )
             if self.finished("prior") and "prior" not in more:
                 raise RunError(
-                    "a longer stage 'tokenizer' gives other tokens, which the finished prior does not know: raise "
-                    "--prior-training.steps too, so that it learns them"
+                    "a longer stage 'tokenizer' changes the tokens, which the finished prior was not trained on: raise "
+                    "--prior-training.steps too"
                 )
             stages.get("tokens", {}).pop("finished", None)
             if "prior" in stages:
-                stages["prior"].pop("tokenizer", None)  # it goes on with the new tokens, which it does not know yet
+                stages["prior"].pop("tokenizer", None)  # it continues on the new tokens
                 stages["prior"]["stale"] = True
         elif not self.checkpoints(stage).steps():
             known["warm_start"] = steps
         known["finished"] = False
 
     def done(self, stage: str) -> int:
-        """Steps of a stage that are kept."""
+        """Finished steps of a stage whose result is kept."""
         newest = max(self.checkpoints(stage).steps(), default=0)
         known = self.record["stages"].get(stage, {})
         return max(newest, int(known.get("warm_start", 0)), int(known.get("steps", 0)) if self.finished(stage) else 0)
@@ -144,7 +147,7 @@ class RunFolder:
 
     @classmethod
     def load(cls, path: Path) -> RunFolder:
-        """An existing run, as its `run.json` describes it."""
+        """Open an existing run."""
         try:
             record = load_json(path / "run.json")
         except ConfigError as error:
@@ -160,11 +163,11 @@ class RunFolder:
             config = from_dict(RunConfig, record["config"], "config")
         except (ConfigError, KeyError) as error:
             raise CheckpointError(f"{path / 'run.json'} does not fit this version: {error}") from error
-        record["config"] = to_dict(config)  # fields that its version did not have stand at their defaults
+        record["config"] = to_dict(config)  # fields that its version did not have get their defaults
         return cls(path, record, config)
 
     def reload(self) -> None:
-        """Take over what another process has written into `run.json`."""
+        """Read what another process has written to `run.json`."""
         self.record = self.load(self.path).record
 
     def save(self) -> None:
@@ -197,18 +200,18 @@ class RunFolder:
         return bool(self.record["stages"].get(stage, {}).get("finished"))
 
     def changed(self, stage: str) -> bool:
-        """Whether a setting of a stage's training changed after it had begun."""
+        """Whether a training setting of a stage changed after the stage had started."""
         changes = self.record.get("changes", [])
         return any(name.startswith(f"{stage}_training.") for change in changes for name in change["fields"])
 
     def set_stage(self, stage: str, **values: Any) -> None:
-        """Store what is known of a stage in `run.json`."""
+        """Store values of a stage in `run.json`."""
         self.record["stages"].setdefault(stage, {}).update(values)
         self.save()
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """Feature extractors that the tokenizer's losses used: this run's, or what the run it was taken from says."""
+        """Feature networks that were used in losses of the tokenizer, here or in the run that it was taken from."""
         taken = self.record["stages"].get("tokenizer", {}).get("trained_on")
         if taken is not None:
             return tuple(taken)
@@ -216,17 +219,17 @@ class RunFolder:
         return ("lite0",) if training.perceptual == "lite0" and training.perceptual_weight > 0 else ()
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
-        """The logged records, of one stage or all."""
+        """The log records of one stage, or of all."""
         return [record for record in self._records() if stage is None or record.get("stage") == stage]
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`; numbers that are not finite, which JSON lacks, become null."""
+        """Append a line to `metrics.jsonl`. Numbers that are not finite become null."""
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")
 
     def forget_metrics(self, stage: str, done: int) -> None:
-        """Drop a stage's lines of later steps than the `done` ones: they will be written again after a resume."""
+        """Remove a stage's records after step `done`, which a resumed training writes again."""
         if not self.metrics_file.exists():
             return
         kept = [r for r in self._records() if r.get("stage") != stage or r.get("step", 0) <= done]
@@ -243,13 +246,13 @@ class RunFolder:
 
 
 def _add_first_rule(config: Any) -> None:
-    """Runs that name no rule for the files of a data folder were begun before there was a second one."""
+    """Add file rule 1 to runs of the versions that had no other rule."""
     if isinstance(config, dict) and isinstance(config.get("data"), dict):
         config["data"].setdefault("file_rule", 1)
 
 
 def _told(name: str, there: Any, now: Any, changed_data: Callable[[], str | None]) -> str:
-    """One changed setting, in words."""
+    """Describe one changed setting."""
     if name != "data_fingerprint":
         return f"{name}: {there!r} in the run, {now!r} now"
     files = changed_data() or "images were added, removed or changed, or they are cropped or labelled in another way"
@@ -257,7 +260,7 @@ def _told(name: str, there: Any, now: Any, changed_data: Callable[[], str | None
 
 
 def differences(there: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where nested settings differ: dotted name, value there, value now; None for what one side lacks."""
+    """The differences of nested settings: dotted name, value there, value now; None for a missing value."""
     if isinstance(there, dict) and isinstance(now, dict):
         for key in sorted({*there, *now}):
             yield from differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)

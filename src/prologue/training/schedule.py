@@ -1,8 +1,11 @@
-"""Learning rates and other functions of an update count."""
+"""Learning rate, EMA decay and weights as functions of the number of updates or steps."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prologue.config import OptimizerConfig, RunConfig
+from prologue.errors import ConfigError
 
 
 def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
@@ -17,7 +20,7 @@ def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
 
 
 def schedule_notes(config: RunConfig) -> list[str]:
-    """Sentences on schedules that do not fit their stage, as when only the number of steps was changed."""
+    """Warnings about schedules that do not fit the steps of their stage."""
     first, second = config.tokenizer_training, config.prior_training
     notes = []
     for field, optimizer, steps in (
@@ -33,19 +36,34 @@ def schedule_notes(config: RunConfig) -> list[str]:
     late = [step for step in first.prologue_kmeans if step >= first.steps / 2]
     if late:
         notes.append(
-            f"the prologue codebook would start anew at step {late[-1]}, late or never in {first.steps} steps: "
+            f"the prologue codebook would start from data again at step {late[-1]}, too late in {first.steps} steps: "
             "set --tokenizer-training.prologue-kmeans to steps in the first third"
         )
     return notes
 
 
 def ema_decay(half_life: float) -> float:
-    """`0.5^(1/half_life)`, the half-life in updates."""
+    """`0.5^(1/half_life)`, with the half-life in updates."""
     return float(0.5 ** (1 / half_life))
 
 
-def ramp(update: int, start: int, length: int) -> float:
-    """Weight of a term that begins at `start` and grows linearly to 1 over `length` updates."""
-    if update < start:
-        return 0.0
-    return 1.0 if length == 0 else min(1.0, (update - start + 1) / length)
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that is 0 before step `start` and then rises linearly to `weight` over `length` steps."""
+
+    weight: float = 1.0
+    start: int = 0
+    length: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("weight", (int, float)), ("start", (int,)), ("length", (int,))):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds) or (name != "weight" and value < 0):
+                kind = "a number" if name == "weight" else "a number of steps"
+                raise ConfigError(f"{name} must be {kind}, not {value!r}")
+
+    def at(self, step: int) -> float:
+        """The weight at `step`."""
+        if step < self.start:
+            return 0.0
+        return self.weight * (1.0 if self.length == 0 else min(1.0, (step - self.start + 1) / self.length))

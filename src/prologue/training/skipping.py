@@ -1,4 +1,4 @@
-"""Updates that were skipped because their gradients were not finite: counted, said, and the end of a hopeless run."""
+"""Updates that were skipped because their gradients were not finite: counts, warnings, and when to stop."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ WHY = "because their gradients were not finite"
 
 
 class Skipping:
-    """The skipped updates of a stage's networks, which `learners` has by the section of their settings."""
+    """The skipped updates of a stage. `learners` are its networks by the section of their settings."""
 
     def __init__(self, stage: str, learners: Mapping[str, Learner], limit: int) -> None:
         self.stage, self.learners, self.limit = stage, learners, limit
-        self.total, self.in_a_row = 0, 0
-        """Of all networks together; of the one that skipped the most of its last updates."""
-        self._said = 0
-        self.look()
-        self._said = self.total
+        self.read()
+        self._warned_at = self.total
 
-    def look(self) -> None:
-        """Take over what the device has counted, which waits for it."""
+    def read(self) -> None:
+        """Read the counts, which waits for the device.
+
+        `total` counts the skips of all networks; `in_a_row` is the longest current row of skips of one network.
+        """
         counts = torch.stack([learner.skips for learner in self.learners.values()]).tolist()
-        self.total = sum(total for total, _ in counts)
+        self.total: int = sum(total for total, _ in counts)
+        self.in_a_row: int
         self.in_a_row, self._worst = max(
             (row, section) for (_, row), section in zip(counts, self.learners, strict=True)
         )
@@ -38,27 +39,27 @@ class Skipping:
         return self.in_a_row > 0
 
     @property
-    def hopeless(self) -> bool:
-        """Whether so many were skipped in a row that the training is to stop."""
+    def limit_reached(self) -> bool:
+        """Whether training has to stop, because `limit` updates in a row were skipped."""
         return bool(self.limit) and self.in_a_row >= self.limit
 
     def metrics(self) -> dict[str, float]:
         return {"skipped": float(self.total), "skipped_in_a_row": float(self.in_a_row)}
 
     def sentences(self, done: int) -> list[str]:
-        """A sentence where there are skipped updates; the next one when there are twice as many."""
-        if not self.total or self.total < 2 * self._said:
+        """A warning about skipped updates, and the next one when there are twice as many."""
+        if not self.total or self.total < 2 * self._warned_at:
             return []
-        self._said = self.total
+        self._warned_at = self.total
         row = f", the last {self.in_a_row} of {self._worst} in a row" if self.in_a_row > 1 else ""
         return [f"{self.stage}: {updates(self.total)} skipped up to step {done}{row}, {WHY}"]
 
     def error(self, done: int, good: int) -> TrainingError:
-        """What to try; `good` is the step of the checkpoint that the run continues from."""
+        """The error that stops the training, with what to try. The run continues from the checkpoint of step `good`."""
         flag = f"--{self._worst.replace('_', '-')}"
         config = self.learners[self._worst].config
         clipped = f"{flag}.clip {config.clip / 10 or 1:g}"
-        state = f"the state after step {good} is kept" if good else "there is no earlier state, so it begins anew"
+        state = f"the state after step {good} is kept" if good else "there is no earlier state, so it starts again"
         return TrainingError(
             f"{self.stage}: training stopped after step {done}, because the gradients of the last {self.in_a_row} "
             f"updates of {self._worst} were not finite; {state}. Run the same command again with a lower learning rate "
@@ -68,4 +69,5 @@ class Skipping:
 
 
 def updates(total: int) -> str:
+    """`1 update was` or `2 updates were`."""
     return counted(total, "update was", "updates were")

@@ -6,19 +6,24 @@ import torch
 from torch import Tensor
 
 from prologue.config import PriorOptions
+from prologue.data.source import ImageSet
 from prologue.models.prior import Prior
 from prologue.models.sequence import SequenceLayout, TokenIds
-from prologue.models.tokenizer import Encoding
+from prologue.models.tokenizer import Encoding, Tokenizer
 from prologue.training.context import Context
+from prologue.training.held_out import encode_evenly
 from prologue.training.loop import Metrics, frozen_call
 from prologue.training.losses import CrossEntropy, cross_entropy_terms
 from prologue.training.microbatches import add_cross_entropy
-from prologue.training.schedule import ramp
+from prologue.training.schedule import Ramp
 from prologue.utils.rng import derive_seed, torch_stream
+
+USE_IMAGES = 256
+"""Largest number of images that the use of the prologue is measured on during training."""
 
 
 class StageOnePrior:
-    """The prior of stage 1: fixed while it teaches the encoder, then updated on the ids."""
+    """The prior of stage 1: held fixed in the encoder's step, then updated on the ids."""
 
     def __init__(self, context: Context, options: PriorOptions) -> None:
         training = context.config.tokenizer_training
@@ -29,15 +34,19 @@ class StageOnePrior:
         self.learner = context.learner(
             "prior", self.model, training.prior, training.steps, training.prior_ema_half_life
         )
+        self.dropout = Ramp(training.visual_dropout, training.visual_dropout_start, training.visual_dropout_ramp)
         self.last_cost: Tensor | None = None
+        """Cost of the prologue at the last update, in nats per image."""
+        self.last_use: float | None = None
+        """Use of the prologue as last measured, in nats per image."""
 
     def encoder_terms(
         self, step: int, encoding: Encoding, class_ids: Tensor, shared: bool, part: slice = slice(None)
     ) -> CrossEntropy:
-        """The cross-entropy whose gradient reaches the encoder through the prologue's one-hot (METHOD §7).
+        """The cross-entropy whose gradient reaches the encoder through the one-hot of the prologue (METHOD §7).
 
-        The prior is held fixed; `shared` lets the same pass give its own gradients too, for `shared_step`. `part` are
-        the rows of the step's images that `encoding` is of.
+        The prior is held fixed, unless `shared`: then the pass also gives its gradients, for `shared_step`. `part` has
+        the rows of the batch that `encoding` belongs to.
         """
         assert encoding.prologue is not None
         layout = self.model.layout
@@ -55,22 +64,22 @@ class StageOnePrior:
         return cross_entropy_terms(logits, sequence, layout)
 
     def shared_step(self, terms: Metrics, weight: float) -> Metrics:
-        """One update on the gradients that `weight` times the shared passes' terms left.
+        """Update on the gradients of the shared passes, whose terms had this `weight`.
 
-        They are those of `step`: the prior has not moved since, the one-hot embeds what the ids look up, and only the
-        draw of visual dropout is the encoder step's.
+        The gradients equal those of `step` apart from the draw of visual dropout, because the prior has not changed
+        since and the one-hot gives the same embeddings as the ids.
         """
         return self._metrics(terms, self.learner.update(weight))
 
     def step(self, step: int, tokens: TokenIds, class_ids: Tensor) -> Metrics:
-        """One update on the ids, everything looked up."""
+        """Update on the ids; all embeddings are looked up."""
         layout = self.model.layout
         sequence = layout.join(tokens)
         self.context.set_dropout_stream(self.model, "stage-one dropout", step)
         dropped = self._dropped(step, "prior") if layout.has_prologue else None
-        parts = self.training.accumulate
-        terms = add_cross_entropy(self.context, self.learner, layout, sequence, class_ids, dropped, parts)
-        del terms["loss"]  # that name is the autoencoder's
+        accumulate = self.training.accumulate
+        terms = add_cross_entropy(self.context, self.learner, layout, sequence, class_ids, dropped, accumulate)
+        del terms["loss"]  # the autoencoder step logs this name
         return self._metrics(terms, self.learner.update())
 
     def _metrics(self, terms: Metrics, norm: Tensor) -> Metrics:
@@ -78,10 +87,22 @@ class StageOnePrior:
         return terms | {"prior_gradient_norm": norm}
 
     @torch.no_grad()
-    def use(self, tokens: TokenIds, class_ids: Tensor, batch: int) -> float:
-        """What the EMA prior's visual cross-entropy loses when every image gets another one's prologue (METHOD §1).
+    def measure_use(self, tokenizer: Tokenizer, images: ImageSet) -> Metrics:
+        """Measure the use of the prologue on up to `USE_IMAGES` evenly spaced images."""
+        count, share = min(USE_IMAGES, len(images)), max(1, self.training.batch // self.context.world)
+        if not self.model.layout.has_prologue or count < 2:
+            return {}
+        tokens, class_ids = encode_evenly(self.context, tokenizer, images, count, share)
+        if self.training.label_drop == 1:
+            class_ids = torch.full_like(class_ids, self.model.null_class)
+        self.last_use = self.use(tokens, class_ids, share)
+        return {"prologue_use": self.last_use, "prologue_use_images": float(count)}
 
-        Nats per image; `batch` images at a time. The exchange is one cycle through all images, the same at every call.
+    @torch.no_grad()
+    def use(self, tokens: TokenIds, class_ids: Tensor, batch: int) -> float:
+        """The rise of the EMA prior's visual cross-entropy when the images exchange their prologues (METHOD §1).
+
+        In nats per image; `batch` images at a time. The exchange is one cycle through all images, the same each time.
         """
         order = torch.randperm(len(tokens), generator=torch_stream(self.context.config.seed, "prologue use"))
         others = torch.empty_like(order)
@@ -101,6 +122,6 @@ class StageOnePrior:
         return total / len(tokens)
 
     def _dropped(self, step: int, who: str) -> Tensor:
-        options = self.training
-        chance = options.visual_dropout * ramp(step, options.visual_dropout_start, options.visual_dropout_ramp)
-        return self.context.chance(chance, step, options.batch, f"visual dropout of the {who} step")
+        """Samples whose visual inputs are hidden in this step of `who`."""
+        name = f"visual dropout of the {who} step"
+        return self.context.chance(self.dropout.at(step), step, self.training.batch, name)

@@ -1,4 +1,4 @@
-"""Between the stages: every training view is encoded once by the EMA tokenizer into the token store (METHOD §8)."""
+"""Between the stages: the EMA tokenizer encodes every training view once into the token store (METHOD §8)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prologue.data.token_store import TokenStore, TokenStoreWriter
+from prologue.data.token_store import StoreLayout, TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, RunError
 from prologue.models.tokenizer import Tokenizer, to_model_range
 from prologue.models.weights import WEIGHTS, file_hash
@@ -22,19 +22,21 @@ VIEWS_PER_BATCH = 256
 
 
 def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> TokenStore:
-    """Fill the run's token store, continuing a store that an earlier call began. Raises `Stopped` on a signal."""
+    """Fill the token store of the run, or continue a partial one. Raises `Stopped` on a signal."""
     run, images = context.run, context.data.train
     tokenizer = Tokenizer.from_pretrained(run.tokenizer_folder).to(context.device)
     config = tokenizer.config
     writer = _writer(
         run.tokens_folder,
         progress,
-        prologue_tokens=config.prologue_tokens,
-        visual_tokens=config.visual_tokens,
-        views=images.views,
-        prologue_codebook_size=config.prologue_codebook_size if config.prologue_tokens else 0,
-        visual_codebook_size=config.codebook_size,
-        meta={"tokenizer": file_hash(run.tokenizer_folder / WEIGHTS), "data": context.data.fingerprint},
+        StoreLayout(
+            prologue_tokens=config.prologue_tokens,
+            visual_tokens=config.visual_tokens,
+            views=images.views,
+            prologue_codebook_size=config.prologue_codebook_size if config.prologue_tokens else 0,
+            visual_codebook_size=config.codebook_size,
+        ),
+        {"tokenizer": file_hash(run.tokenizer_folder / WEIGHTS), "data": context.data.fingerprint},
     )
     start, batch = writer.done, max(1, VIEWS_PER_BATCH // images.views)
     threads = context.threads("tokens", VIEWS_PER_BATCH * config.visual_tokens, config.encoder.width)
@@ -42,8 +44,8 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
         run.set_stage("tokens", threads=threads)
     progress.begin("tokens", start, len(images), 1)
     try:
-        # The first batch may reach back before `start`: an image's ids must not depend, in the last bit of a
-        # product, on where an earlier call stopped.
+        # The first batch may begin before `start`: batches must not depend on where an earlier call stopped, because
+        # ids can depend on rounding.
         for first in range(start // batch * batch, 0 if writer.finished else len(images), batch):
             indices = range(first, min(first + batch, len(images)))
             views = torch.from_numpy(np.concatenate([images.token_views(index) for index in indices]))
@@ -61,11 +63,11 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
     return writer.finish()
 
 
-def _writer(folder: Path, progress: Progress, **sizes: Any) -> TokenStoreWriter:
-    """The store to go on with; one that is damaged, or of another tokenizer, is removed first."""
+def _writer(folder: Path, progress: Progress, layout: StoreLayout, meta: dict[str, Any]) -> TokenStoreWriter:
+    """Open the store. If it is damaged or belongs to another tokenizer, start a new one."""
     try:
-        return TokenStoreWriter(folder, **sizes)
+        return TokenStoreWriter(folder, layout, meta)
     except (CheckpointError, RunError) as error:
-        progress.say(f"tokens: the store is made anew: {error}")
+        progress.say(f"tokens: the store is written again: {error}")
         shutil.rmtree(folder)
-        return TokenStoreWriter(folder, **sizes)
+        return TokenStoreWriter(folder, layout, meta)

@@ -1,4 +1,4 @@
-"""A whole run: the stages in order, each continued where it was, finished ones skipped."""
+"""A whole run: all stages in order. Each continues from its checkpoint; finished stages are skipped."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from prologue.sampling.manifest import NAME as MANIFEST
 from prologue.sampling.manifest import Manifest
 from prologue.training.context import Context
 from prologue.training.loop import Stage, Stopped, StopRequest, run_stage
+from prologue.training.losses import autoencoder_terms
 from prologue.training.prior_stage import PriorStage
 from prologue.training.progress import Progress, Silent
 from prologue.training.results import fault_of, hash_of_tokenizer
@@ -40,22 +41,22 @@ from prologue.utils.private_api import reset_accelerator_state
 
 StageName = Literal["tokenizer", "tokens", "prior", "all"]
 LONGEST_WAIT = timedelta(days=7)
-"""For the main process, which encodes the whole data set while the others wait."""
+"""How long processes wait for the main one, which encodes the whole data set alone."""
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `prologue train` is asked for."""
+    """The request of `prologue train`."""
 
     config: RunConfig
     data: str
     out: Path
     stage: StageName = "all"
     tokenizer_from: Path | None = None
-    """A finished run whose tokenizer is taken over, or whose visual path a post-hoc prologue reads."""
+    """A finished run whose tokenizer is used, or whose visual path a post-hoc prologue reads."""
     device: str = "auto"
     extend: bool = False
-    """More steps than the run was begun with continue it."""
+    """Allow more steps than the run was started with."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further JSON values that belong to the run and must not change."""
 
@@ -63,12 +64,13 @@ class TrainRequest:
 def train(
     request: TrainRequest, progress: Progress, stop: StopRequest | None = None, data: Data | None = None
 ) -> RunFolder:
-    """Train, or continue, a run. Raises `Stopped` when a signal, or `stop`, stops it; the same request then continues.
+    """Train a run, or continue it. `data` are the images of the request if they are already open.
 
-    `data` are the request's images where they are open already.
+    Under `accelerate launch` or `torchrun` every process calls this. The main process writes; it locks the folder
+    before any process reads it.
 
-    Under `accelerate launch` or `torchrun` every process calls this; the main one writes, and holds the folder's lock
-    before anyone looks at the folder.
+    Raises:
+        Stopped: by a signal, or by `stop`. The same request then continues the run.
     """
     with folder_lock(request.out) if launched().main else nullcontext():
         return _train(request, progress, stop, data)
@@ -76,6 +78,7 @@ def train(
 
 def _train(request: TrainRequest, progress: Progress, stop: StopRequest | None, data: Data | None) -> RunFolder:
     config = _settled(request)
+    autoencoder_terms(config.tokenizer_training)  # reports a wrong term before anything is written
     accelerator = make_accelerator(config.precision, request.device)
     given = _given_tokenizer(request, config)
     if given is not None:
@@ -109,7 +112,7 @@ def _train(request: TrainRequest, progress: Progress, stop: StopRequest | None, 
     context = Context(run, data, accelerator)
     try:
         trainer = _Trainer(context, request, given, progress, stop)
-        if trainer.finished():  # and so is not written to
+        if trainer.finished():
             return run
         with stop.listening():
             trainer.train()
@@ -126,9 +129,9 @@ class _Trainer:
         self.run, self.progress, self.stop = context.run, progress, stop
 
     def finished(self) -> bool:
-        """Say so where nothing of what is asked for is left to do. Writes nothing."""
+        """Whether nothing is left to do; then report it. Writes nothing."""
         left = [stage for stage in self._wanted if not self._is_done(stage)]
-        self.context.accelerator.wait_for_everyone()  # before a process changes what the others look at
+        self.context.accelerator.wait_for_everyone()  # the others have to read before one writes
         unlisted = (self.run.prior_folder / WEIGHTS).is_file() and not (self.run.path / MANIFEST).is_file()
         if left or unlisted:
             return False
@@ -149,7 +152,7 @@ class _Trainer:
                 if self.context.main:
                     keep_inventory(self.run.path, self.context.data.files)
                 stages[name]()
-            # Only the main process writes run.json: the others read it once it says how the stage ended.
+            # Only the main process writes run.json. The others read it after the stage.
             self.context.accelerator.wait_for_everyone()
             self.run.reload()
         if self.context.main and self.run.finished(self._last) and fault_of(self.run, self._last) is None:
@@ -158,7 +161,7 @@ class _Trainer:
 
     @property
     def _last(self) -> str:
-        """The stage whose result completes the run."""
+        """The last stage of the run."""
         return "tokenizer" if self.run.config.tokenizer_training.one_stage else "prior"
 
     @property
@@ -171,7 +174,7 @@ class _Trainer:
         return ["tokenizer"]
 
     def _is_done(self, stage: str) -> bool:
-        """Whether a stage was finished, and what it left is whole or not needed any more."""
+        """Whether a stage is finished, and its result is complete or no longer needed."""
         if not self.run.finished(stage):
             return False
         return fault_of(self.run, stage) is None or (stage == "tokens" and self._tokens_are_unneeded())
@@ -181,18 +184,18 @@ class _Trainer:
 
     def _say_done(self, stage: str) -> None:
         fault = fault_of(self.run, stage)
-        lacking = "" if fault is None else f"; the store is not whole, which the finished prior does not need ({fault})"
+        lacking = "" if fault is None else f"; the finished prior does not need its damaged store ({fault})"
         self.progress.say(f"{stage}: finished already{lacking}")
 
     def _say_lost(self, stage: str) -> None:
-        """Say that a stage was finished and what is lost of it; what is left continues."""
+        """Report a finished stage whose result is lost, and mark it as unfinished."""
         if not self.run.finished(stage):
             return
         fault, checkpoints = fault_of(self.run, stage), self.run.checkpoints(stage)
         if stage == "prior" and "another tokenizer" in str(fault) and self.context.main:
-            checkpoints.clear()  # its state knows the other tokens
+            checkpoints.clear()  # its state was trained on the other tokens
         left = f"from its checkpoint of step {checkpoints.steps()[-1]}" if checkpoints.steps() else "again"
-        self.progress.say(f"{stage}: finished before, but its result is lost; it is made {left}. {fault}")
+        self.progress.say(f"{stage}: its result is lost and is computed {left}. {fault}")
         if self.context.main:
             self.run.set_stage(stage, finished=False)
 
@@ -216,7 +219,7 @@ class _Trainer:
             self.run.set_stage("tokenizer", finished=True, **known)
 
     def _tokens(self) -> None:
-        """By the main process; the others wait."""
+        """The main process encodes; the others wait."""
         self._require("tokenizer", "tokens")
         stopped: Stopped | None = None
         if self.context.main:
@@ -248,7 +251,7 @@ class _Trainer:
 
     @property
     def _post_hoc(self) -> bool:
-        """Whether a prologue is trained for the given tokenizer, which may itself be a post-hoc one taken over."""
+        """Whether a prologue is trained for the given tokenizer, and not the given tokenizer used as it is."""
         asked = self.run.config.tokenizer.traits
         return self.given is not None and asked.post_hoc and not self.given.config.traits.post_hoc
 
@@ -260,7 +263,7 @@ class _Trainer:
             )
 
     def _trained_on(self) -> list[str]:
-        """Feature extractors that a loss of this run's visual path used, here or where it was taken from."""
+        """Feature networks in the losses of this run's visual path, here or in the run that it was taken from."""
         if self.request.tokenizer_from is not None:
             return _trained_on_in(self.request.tokenizer_from)
         return list(self.run.trained_on)
@@ -278,7 +281,7 @@ class _Trainer:
 
     @contextmanager
     def _tracker(self) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-        """A TensorBoard log where it is installed, else nothing."""
+        """A TensorBoard log if TensorBoard is installed."""
         if not self.context.main:
             yield None
             return
@@ -301,7 +304,7 @@ class _Trainer:
 
 
 def _settled(request: TrainRequest) -> RunConfig:
-    """What the configuration leaves open: as the run began, else what is fast here, and the newest rule for files."""
+    """Resolve `precision` auto and an open file rule: as the run was started, or the defaults of this machine."""
     config = request.config
     precision, rule = config.precision, config.data.file_rule
     if (precision == "auto" or rule is None) and (request.out / "run.json").is_file():
@@ -315,16 +318,16 @@ def _settled(request: TrainRequest) -> RunConfig:
 
 
 _UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-"""Ways of Accelerate that cut a model up: a checkpoint here holds it whole."""
+"""Modes of Accelerate that shard a model. Checkpoints here need the whole model in one process."""
 
 
 def make_accelerator(precision: Precision, device: str) -> Any:
-    """Accelerate's device, precision and process group for this process."""
+    """Accelerate's view of device, precision and process group for this process."""
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     chosen = pick_device(device)
-    # Accelerate keeps precision and device for the whole program; a second run in it may ask for others.
+    # Accelerate keeps precision and device for the whole program, but a second run may use others.
     reset_accelerator_state()
     with environment_named():
         accelerator = Accelerator(
@@ -336,13 +339,13 @@ def make_accelerator(precision: Precision, device: str) -> Any:
         )
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     if kind in _UNSUPPORTED:
-        raise ConfigError(f"processes share a training as plain data parallel here, not as {kind}: launch without it")
+        raise ConfigError(f"training supports plain data parallelism, not {kind}: launch without it")
     return accelerator
 
 
 @contextmanager
 def _main_first(accelerator: Any) -> Iterator[None]:
-    """The main process goes through the block before the others do."""
+    """Run the block in the main process first, then in the others."""
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
     yield
@@ -351,7 +354,7 @@ def _main_first(accelerator: Any) -> Iterator[None]:
 
 
 def _agreement() -> Callable[[int], int]:
-    """The largest of all processes' numbers, over a group of its own on the hosts: no process waits for a device."""
+    """A maximum over all processes, in a group on the hosts, so that no process waits for a device."""
     group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
     def agree(number: int) -> int:
@@ -373,7 +376,7 @@ def _given_tokenizer(request: TrainRequest, config: RunConfig) -> Tokenizer | No
         return None
     if config.tokenizer_training.one_stage and not post_hoc:
         raise ConfigError(
-            "a one-stage run trains its prior with its tokenizer, so it cannot take one over: "
+            "a one-stage run trains its prior together with its tokenizer and cannot use a finished one: "
             "leave --tokenizer out, or set tokenizer_training.one_stage to false"
         )
     source = request.tokenizer_from
@@ -383,12 +386,12 @@ def _given_tokenizer(request: TrainRequest, config: RunConfig) -> Tokenizer | No
 
 
 def adopted_config(asked: TokenizerConfig, given: TokenizerConfig) -> TokenizerConfig:
-    """The given tokenizer's sizes; a post-hoc variant keeps its own prologue on top of them."""
+    """The sizes of the given tokenizer; a post-hoc variant adds its own prologue."""
     return asked.on_top_of(given) if asked.traits.post_hoc else given
 
 
 def _trained_on_in(source: Path) -> list[str]:
-    """What a run or an exported folder says of its tokenizer's training."""
+    """The feature networks that a run or an exported folder names."""
     if (source / "run.json").is_file():
         return list(RunFolder.load(source).trained_on)
     return list(Manifest.load(source).trained_on) if (source / "pipeline.json").is_file() else []

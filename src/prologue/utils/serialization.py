@@ -18,6 +18,8 @@ T = TypeVar("T")
 OMIT_DEFAULT = "omit_default"
 """Key of a field's metadata: the field is not written while it has its default value. Files of versions without the
 field stay equal to new ones."""
+RENAMED = "renamed"
+"""Key of a field's metadata: the field's name in files of earlier versions, which is still read."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def from_dict(kind: type[T], data: Mapping[str, Any], where: str = "", base: T |
     """
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    data = with_new_names(kind, data)
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where or kind.__name__} must be a table of fields, not {data!r}")
     for key in data:
@@ -63,6 +66,12 @@ def from_dict(kind: type[T], data: Mapping[str, Any], where: str = "", base: T |
         return kind(**values)
     except TypeError as error:
         raise ConfigError(f"{where or kind.__name__}: {error}") from error
+
+
+def with_new_names(kind: type, data: Any) -> Any:
+    """A table of fields whose earlier names are replaced by the present ones; other values are returned as they are."""
+    new = {each.metadata[RENAMED]: each.name for each in dataclasses.fields(kind) if RENAMED in each.metadata}
+    return {new.get(key, key): value for key, value in data.items()} if isinstance(data, Mapping) else data
 
 
 def _join(where: str, key: str) -> str:

@@ -98,12 +98,41 @@ def test_accents_may_be_spelled_in_either_way(flat: Path, on_disk: str, given: s
     assert labelled(opened(flat))[given] == "even"  # the exact spelling leads
 
 
-def test_a_column_that_is_there_twice_is_refused(flat: Path) -> None:
-    (flat / "labels.csv").write_text("file,label,label\n0.png,a,b\n")
-    with pytest.raises(DataError, match=r"labels\.csv has the column 'label' twice: remove one"):
-        opened(flat)
-
-
 def test_repeated_lines_of_one_label_are_one(flat: Path) -> None:
     (flat / "labels.csv").write_text(table() + "0.png,even\n./0.png,even\n")
     assert labelled(opened(flat)) == EXPECTED
+
+
+def test_a_table_may_name_some_of_the_images(tmp_path: Path) -> None:
+    fill(tmp_path, "cat10", "cat2", "Bird", count=12)
+    rows = "".join(f"{name}/{n}.png,{'odd' if n % 2 else 'even'}\n" for name in ("Bird", "cat2") for n in range(12))
+    (tmp_path / "labels.csv").write_text("file,label\n" + rows, encoding="utf-8-sig")
+    data = opened(tmp_path)
+    assert data.class_names == ("even", "odd")
+    assert len(labelled(data)) == 24
+    assert all(label == ("odd" if int(Path(name).stem) % 2 else "even") for name, label in labelled(data).items())
+    assert data.notes == ("12 images that labels.csv does not name are left out.",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\nBird/99.png,x\n", r"line 2 names Bird/99.png, which does not exist"),
+        ("file,label\n/data/1.png,x\n", r"line 2 names /data/1.png: write .* relative to the folder of the table"),
+        ("file,label\nC:\\data\\1.png,x\n", r"line 2 names C:.*: write .* relative to the folder of the table"),
+        ("file,label\n../Bird/1.png,x\n", r"line 2 names ../Bird/1.png: write .* relative to the folder of the table"),
+        ("file,label\nnotes.txt,x\n", r"notes.txt, which is not a PNG, JPEG, .* image"),
+        ("file,class\nBird/1.png,x\n", r"lacks the column 'label'"),
+        ("Bird/1.png,x\n", r"lacks the column 'file'"),
+        ("", r"lacks the column 'file'"),
+        ("file,label\n", r"names no image"),
+        ("file,label\nBird/1.png,\n", r"line 2 has no label"),
+        ("file,label\nBird/1.png,a\nBird/1.png,b\n", r"line 3 calls Bird/1.png 'b', an earlier line 'a'"),
+        ("file,label,label\n0.png,a,b\n", r"labels\.csv has the column 'label' twice: remove one"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (fill(tmp_path, "Bird") / "notes.txt").write_text("not an image")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path)

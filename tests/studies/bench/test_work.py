@@ -1,4 +1,4 @@
-"""Counted work, measured limits and the aims."""
+"""Counted work and measured limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from prologue.studies.bench.limits import compute_types, gemm_rate, memory_bandwidth
-from prologue.studies.bench.targets import BEST, target
 from prologue.studies.bench.work import StepWork, matrices
 
 CPU = torch.device("cpu")
@@ -44,26 +43,3 @@ def test_limits_are_positive_rates(tiny_models) -> None:
 def test_fp32_is_held_against_fp32_alone() -> None:
     assert compute_types("fp32", CPU) == (torch.float32,)
     assert torch.float32 in compute_types("int8", CPU)
-
-
-def test_targets_are_those_of_prior_b_on_the_base_tokenizer() -> None:
-    found = target("b", "base", "cpu", "fp32", (16, True))
-    assert found is not None
-    assert found.ratio == 1.5
-    assert found.reached(1.5, 0.1) is True
-    assert found.reached(1.49, 0.69) is False
-    assert found.reached(1.0, 0.7) is True
-    assert found.reached(None, 0.1) is None
-    assert target("b", "base", "cpu", "int8", (1, True)) == target("b", "base", "cpu", BEST, (1, True))
-    assert target("s", "base", "cpu", "fp32", (16, True)) is None
-    assert target("b", "base", "cpu", "fp32", (2, True)) is None
-    assert target("b", "base", "cuda", "fp32", (1, True)) is None
-
-
-def test_prior_xl_has_to_reach_a_share_of_the_bandwidth_on_a_gpu() -> None:
-    found = target("xl", "base", "cuda", "bf16", (1, False))
-    assert found is not None
-    assert found.ratio is None
-    assert found.reached(99.0, 0.59) is False
-    assert found.reached(0.5, 0.6) is True
-    assert target("xl", "base", "cpu", "bf16", (1, False)) is None

@@ -84,7 +84,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
             count=options.count,
             batch=options.batch,
             seed=options.seed,
-            revives=training_of(info).tokenizer_training.revive_every > 0,
+            revives=training_of(info).tokenizer_training.dead_code_reset_every > 0,
             watch=progress,
             statistics=statistics,
             lpips=None if lpips is None else lpips.to(device),

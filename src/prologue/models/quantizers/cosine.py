@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -57,7 +58,7 @@ class CosineQuantizer(Quantizer):
         self, z: Float[Tensor, "B T d"], counts: Int[Tensor, " K"], generator: torch.Generator
     ) -> Sequence[Rows]:
         """As many unused codes as `z` has vectors get distinct ones of them, drawn without replacement."""
-        unused = torch.nonzero(counts == 0).flatten()
+        unused = torch.from_numpy(np.flatnonzero(counts.numpy() == 0))
         if not len(unused):
             return ()
         pool = z.flatten(0, 1)

@@ -1,1 +1,1 @@
-"""Measurements of speed, each against a baseline of the same process and the measured limits of the machine."""
+"""Measurements of speed against a baseline in the same process and the measured limits of the machine."""

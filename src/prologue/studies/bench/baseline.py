@@ -1,7 +1,7 @@
-"""The authors' way to sample, from this package's own modules: what `prologue bench sampling` compares with.
+"""The sampling loop of the authors with the modules of this package: the baseline of `prologue bench sampling`.
 
-Eager, fp32, a cache that grows by concatenation, the head over the whole vocabulary at every position, an EOS step
-like every other, both rows of a guided image at every step, softmax and `torch.multinomial`.
+It is eager and in fp32, and the cache grows by concatenation. Every position computes the head over the whole
+vocabulary and both rows of a guided image, also at EOS. Ids are drawn with softmax and `torch.multinomial`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prologue.sampling.guidance import Guidance
 from prologue.utils.rng import torch_stream
 
 Cached = tuple[Tensor, Tensor]
-"""Keys and values of one block so far, each (B, H, T, d)."""
+"""Keys and values of one block, each (B, H, T, d)."""
 
 
 @torch.inference_mode()
@@ -32,9 +32,9 @@ def baseline_sequences(
     greedy: bool = False,
     positions: int | None = None,
 ) -> Int[Tensor, "B T"]:
-    """Target ids as the prior counts them, EOS included, drawn at temperature 1.
+    """Ids of the prior's vocabulary, with EOS, sampled at temperature 1.
 
-    `greedy` takes the best id instead of a draw. `positions` stops after so many (a warm-up needs only a few).
+    `greedy` takes the most likely id. `positions` is the number of positions to sample. The default is all.
     """
     layout = prior.layout
     scales = guidance.scales(layout)
@@ -59,7 +59,7 @@ def baseline_sequences(
 
 
 def _step(prior: Prior, x: Float[Tensor, "B 1 D"], caches: list[Cached | None], step: int) -> Float[Tensor, "B 1 D"]:
-    """Block outputs at input position `step`; `caches` grow by one position."""
+    """Block outputs at input position `step`. `caches` grow by one position."""
     transformer = prior.transformer
     rope = (transformer.cos[step : step + 1], transformer.sin[step : step + 1])
     for index, block in enumerate(transformer.blocks):
@@ -83,5 +83,5 @@ def _attention(attention: Attention, x: Tensor, rope: RopeTable, cached: Cached 
 
 @torch.inference_mode()
 def baseline_images(tokenizer: Tokenizer, visual: Int[Tensor, "B N"]) -> UInt8[Tensor, "B 3 H W"]:
-    """Pixels of visual ids on the CPU: the whole batch in one eager fp32 pass."""
+    """Pixels of visual ids on the CPU. The whole batch is decoded in one eager fp32 pass."""
     return to_uint8(tokenizer.decode(visual)).cpu()

@@ -1,4 +1,4 @@
-"""What this machine can do at best: reading memory, and products with few rows whose weights come from memory."""
+"""The limits of the machine: the rate of reading memory, and of products with few rows and weights in memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from prologue.models.precision import pick_precision
 from prologue.studies.bench.work import matrices
 
 BEYOND_CACHES = {"cpu": 512 << 20, "cuda": 2 << 30, "mps": 512 << 20}
-"""Bytes by device type that no cache holds."""
+"""Bytes, by device type, that exceed every cache."""
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until everything that was started on the device is done."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -26,7 +26,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call, from an idle device to an idle device."""
+    """Wall time of one call, with an idle device before and after it."""
     synchronise(device)
     begin = time.perf_counter()
     work()
@@ -36,9 +36,9 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 @torch.inference_mode()
 def memory_bandwidth(device: torch.device, size: int | None = None, repeats: int = 5) -> float:
-    """Bytes per second of reading a buffer of `size` bytes (left out: well beyond the caches).
+    """Bytes per second of reading a buffer of `size` bytes. The default size exceeds the caches.
 
-    The best of several passes of a sum and of a matrix-vector product, since neither is the faster everywhere.
+    The result is the best of several sums and matrix-vector products.
     """
     columns = 4096
     rows = max(1, (BEYOND_CACHES[device.type] if size is None else size) // (4 * columns))
@@ -58,10 +58,10 @@ def gemm_rate(
     size: int | None = None,
     repeats: int = 5,
 ) -> float:
-    """FLOP per second of `F.linear` with `rows` rows through all matrices of one decode step of the prior, in order.
+    """FLOP per second of `F.linear` with `rows` rows through the matrices of one decode step of the prior.
 
-    The set of matrices is repeated until it has at least `size` bytes (left out: beyond the caches), so that its
-    weights are read from memory as a decode step reads them. The best of `repeats` passes.
+    The matrices are repeated up to at least `size` bytes, so that the weights are read from memory. The default size
+    exceeds the caches. The result is the best of `repeats` passes.
     """
     once = matrices(config)
     least = (BEYOND_CACHES[device.type] if size is None else size) // 2
@@ -80,7 +80,7 @@ def gemm_rate(
 
 
 def _graphed(work: Callable[[], None]) -> Callable[[], None]:
-    """The same work as one CUDA graph: launches one by one would take longer than products of a few rows."""
+    """The work as one CUDA graph. Single launches would take longer than products with few rows."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -93,7 +93,7 @@ def _graphed(work: Callable[[], None]) -> Callable[[], None]:
 
 
 def compute_types(precision: str, device: torch.device) -> tuple[torch.dtype, ...]:
-    """The number formats that a product of this precision may be computed in; the fastest of them is its limit."""
+    """The number formats in which products of this precision may be computed. The fastest one is the limit."""
     if precision == "fp32":
         return (torch.float32,)
     units = pick_precision("auto", device) == "bf16"

@@ -1,4 +1,4 @@
-"""What figures of speed depend on beside the request."""
+"""The machine, as the provenance of a measurement of speed states it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Machine(TypedDict):
-    """Fields of a measurement's provenance."""
+    """Fields of the provenance."""
 
     device: str
     device_name: str
@@ -18,7 +18,7 @@ class Machine(TypedDict):
 
 
 def machine(device: torch.device) -> Machine:
-    """The device by its kind and by its name, and the threads that torch uses on the CPU."""
+    """Type and name of the device, and the number of CPU threads of torch."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return Machine(device=device.type, device_name=name, threads=torch.get_num_threads())
 

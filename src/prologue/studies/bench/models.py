@@ -1,4 +1,4 @@
-"""The models that a bench measures: any prior on any tokenizer, with random weights, opened in a precision."""
+"""The models of a bench: any prior with any tokenizer, with random weights, in any precision."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ PRECISIONS = ("auto", "fp32", "bf16", "int8")
 PAPER_TOKENIZERS = ("base", "large")
 PAPER_PRIORS = ("s", "b", "l", "xl")
 CLASSES = 1000
-"""Classes of the paper's priors; each is one embedding row and costs no time."""
+"""Classes of the priors in the paper. The number does not affect the time."""
 
 Compile = Literal["auto"] | bool
 Models = tuple[Tokenizer, Prior]
 
 
 def tokenizer_config(name: str) -> TokenizerConfig:
-    """`base`, `large`, or the tokenizer of a preset; another name is a `ConfigError`."""
+    """The tokenizer `base` or `large`, or that of a preset. Raises `ConfigError` for another name."""
     if name in PAPER_TOKENIZERS:
         return presets.preset(f"{name}-b").tokenizer
     return presets.preset(_known(name, "tokenizer", PAPER_TOKENIZERS)).tokenizer
 
 
 def prior_options(name: str) -> PriorOptions:
-    """`s`, `b`, `l`, `xl`, or the prior of a preset; another name is a `ConfigError`."""
+    """The prior `s`, `b`, `l` or `xl`, or that of a preset. Raises `ConfigError` for another name."""
     if name in PAPER_PRIORS:
         return presets.preset(f"base-{name}").prior
     return presets.preset(_known(name, "prior", PAPER_PRIORS)).prior
@@ -49,11 +49,11 @@ def _known(name: str, what: str, short: tuple[str, ...]) -> str:
         return name
     choices = [*short, *presets.names()]
     hint = did_you_mean(name, choices)
-    raise ConfigError(f"unknown {what} {name!r}: {hint}choose {', '.join(short)}, or a preset for its {what}")
+    raise ConfigError(f"unknown {what} {name!r}: {hint}choose {', '.join(short)}, or a preset")
 
 
 def random_models(prior: str, tokenizer: str, seed: int) -> Models:
-    """Both models on the CPU in fp32, with weights drawn from `seed`."""
+    """Both models on the CPU in fp32, with random weights of `seed`."""
     config, options = tokenizer_config(tokenizer), prior_options(prior)
     layout = SequenceLayout.of(config, prologue=options.prologue).config
     built = options.sized(layout, CLASSES)
@@ -65,17 +65,14 @@ def random_models(prior: str, tokenizer: str, seed: int) -> Models:
 
 @torch.no_grad()
 def _wake(model: torch.nn.Module) -> None:
-    """Raise the near-zero output layers of a fresh model to the size of the others.
-
-    It takes no less time with them, but no error of the blocks would reach the logits whose agreement is measured.
-    """
+    """Scale near-zero output layers of a new model up, so that errors of the blocks reach the logits."""
     for module in model.modules():
         if isinstance(module, Linear) and module.std == NEAR_ZERO_STD:
             module.weight.mul_(INIT_STD / NEAR_ZERO_STD)
 
 
 def resolve(precision: str, device: torch.device) -> str:
-    """The precision's own name: for `auto`, of what it picks on this device."""
+    """The name of the precision. `auto` becomes the precision of this device."""
     if precision != "auto":
         return precision
     picked = pick_dtype("auto", device)
@@ -83,27 +80,27 @@ def resolve(precision: str, device: torch.device) -> str:
 
 
 def converted(models: Models, precision: str, device: torch.device) -> Models:
-    """Copies of the models in this precision; the originals stay as they are."""
+    """Copies of the models in this precision."""
     tokenizer, prior = deepcopy(models)
     return convert(tokenizer, prior, precision, device)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near a prior's teacher-forced logits are to those in fp32, over the ids that may stand at each position.
+    """Differences of teacher-forced logits to those in fp32, over the allowed ids of each position.
 
-    All None: not measured.
+    All fields are None if this was not measured.
     """
 
     max_error: float | None
     mean_error: float | None
     top1: float | None
-    """Part of the positions at which both find the same id the most likely."""
+    """Part of the positions with the same most likely id."""
 
 
 @torch.inference_mode()
 def agreement(reference: Prior, other: Prior, seed: int, sequences: int = 4) -> Agreement:
-    """Compare two priors on random sequences, one at a time; EOS is left out, since it has only one outcome."""
+    """Compare two priors on random sequences, one at a time. EOS is excluded, since it is certain."""
     layout, device = reference.layout, reference.token_embedding.weight.device
     allowed = layout.allowed(device)
     drawn = allowed.sum(-1) > 1

@@ -1,9 +1,9 @@
-"""Sampling speed: every case and precision against the baseline and against the limits of the machine."""
+"""Sampling speed of all cases and precisions, against the baseline and the limits of the machine."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,6 @@ from prologue.studies.bench.baseline import baseline_images, baseline_sequences
 from prologue.studies.bench.limits import compute_types, gemm_rate, memory_bandwidth, seconds_of
 from prologue.studies.bench.machine import machine
 from prologue.studies.bench.models import Agreement, Compile, Models, agreement, converted, random_models, resolve
-from prologue.studies.bench.targets import BEST, FEW_ROWS, target
 from prologue.studies.bench.work import WEIGHT_BYTES, StepWork
 
 Record = dict[str, Any]
@@ -26,14 +25,16 @@ Record = dict[str, Any]
 GUIDANCE = Guidance.split(prologue=("constant", 0.7), visual=("cosine", 3.75, 0.2))
 GUIDANCE_WORDS = "split:constant:0.7,cosine:3.75:0.2"
 WARM_UP_POSITIONS = 4
-"""Positions of the baseline's warm-up: it compiles nothing, and a whole loop of it takes long."""
+"""Positions in the warm-up of the baseline, which compiles nothing."""
+FEW_ROWS = 4
+"""Largest number of rows for which memory is the limit, not products."""
 
 BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
 class Case:
-    """So many images at once, with or without guidance."""
+    """A batch size, with or without guidance."""
 
     batch: int
     guided: bool
@@ -53,7 +54,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure; the names are those of the command's options."""
+    """The options of `prologue bench sampling`."""
 
     prior: str
     tokenizer: str
@@ -65,12 +66,12 @@ class Request:
     baseline_repeat: int = 1
     seed: int = 0
     limit_size: int | None = None
-    """Bytes of the buffers that the limits are measured with; left out: beyond the caches."""
+    """Bytes of the buffers for the limits. The default exceeds the caches."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the repeated runs, tokens and decoder apart, and of the warm-up before them."""
+    """Seconds of the runs, for tokens and decoder separately, and of the warm-up."""
 
     tokens: tuple[float, ...]
     decoder: tuple[float, ...]
@@ -78,17 +79,17 @@ class Timing:
     compiled: bool
 
     def seconds(self, decoder: str) -> float:
-        """The median run, with the decoder `included` or `apart`."""
+        """The median over runs, with the decoder `included` or `apart`."""
         if decoder == "apart":
             return statistics.median(self.tokens)
         return statistics.median(map(sum, zip(self.tokens, self.decoder, strict=True)))
 
 
 class SamplingBench:
-    """Measures a request. `watch` hears of each measurement in a line, `save` gets the records after each.
+    """Measures a request. After each measurement, `watch` gets a line of text and `save` gets all records.
 
-    Baseline and engine work on the same weights and classes in one process. In every other case the baseline comes
-    last, so that a machine that slows down or speeds up favours neither.
+    Baseline and engine have the same weights and classes in one process. The baseline is first in one case and last in
+    the next one, so that a change of the machine's speed favours neither.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class SamplingBench:
         self.gemm_rates: dict[tuple[int, torch.dtype], float] = {}
 
     def run(self) -> list[Record]:
-        """Measure everything, and return two records for each case and precision: decoder included and apart."""
+        """Measure everything. Returns two records per case and precision: decoder included and apart."""
         request = self.request
         self.bandwidth = memory_bandwidth(request.device, request.limit_size)
         self.watch(f"memory: {self.bandwidth / 1e9:.1f} GB/s")
@@ -125,7 +126,7 @@ class SamplingBench:
         return self.records()
 
     def records(self) -> list[Record]:
-        """Of all that is measured so far; what a missing baseline would tell is None."""
+        """The records of all measurements so far. Fields that need a missing baseline are None."""
         return [
             self._record(case, precision, decoder)
             for case in self.request.cases
@@ -135,7 +136,7 @@ class SamplingBench:
         ]
 
     def facts(self) -> Record:
-        """What the provenance of the records states."""
+        """The facts in the provenance of the records."""
         request = self.request
         rates = {
             f"{rows} rows, {str(dtype).removeprefix('torch.')}": rate for (rows, dtype), rate in self.gemm_rates.items()
@@ -185,7 +186,7 @@ class SamplingBench:
             if precision != "fp32":
                 other = self.converted[precision][1]
                 self.agreements[precision] = agreement(self.models[1], other, request.seed)
-        # A new pipeline for each case: what it compiles shows in this warm-up, and is let go of with it.
+        # A new pipeline for each case, whose warm-up contains the compilation.
         pipeline, classes = Pipeline(*self.converted[precision], compile=request.compile), self._classes(case)
         compiled: list[str] = []
         pipeline.on_compile = lambda what, seconds: compiled.append(what)
@@ -212,10 +213,6 @@ class SamplingBench:
         seconds = timing.seconds(decoder)
         baseline_seconds = None if baseline is None else baseline.seconds(decoder)
         ratio = None if baseline_seconds is None else baseline_seconds / seconds
-        limits = self._limits(case, precision, timing)
-        aim = target(request.prior, request.tokenizer, request.device.type, precision, (case.batch, case.guided))
-        if decoder == "apart":  # the aims stand for whole images
-            aim = None
         agreed = self.agreements.get(precision, Agreement(None, None, None))
         return {
             "prior": request.prior,
@@ -230,10 +227,7 @@ class SamplingBench:
             "tokens_per_second": case.rows * self.models[1].layout.length / seconds,
             "baseline_seconds": baseline_seconds,
             "ratio": ratio,
-            **limits,
-            "target": None if aim is None else aim.ratio,
-            "target_share": None if aim is None else aim.limit_share,
-            "reached": None if aim is None else aim.reached(ratio, limits["limit_share"]),
+            **self._limits(case, precision, timing),
             "warm_up_seconds": timing.warm_up,
             "compiled": timing.compiled,
             "max_logit_error": agreed.max_error,
@@ -242,7 +236,7 @@ class SamplingBench:
         }
 
     def _limits(self, case: Case, precision: str, timing: Timing) -> dict[str, float]:
-        """Rates of the decode steps and their share of the machine's, the decoder never counted."""
+        """Rates of the decode steps, without the decoder, and their shares of the limits."""
         step = timing.seconds("apart") / self.work.steps
         cache_bytes = self.converted[precision][1].class_embedding.weight.dtype.itemsize
         bandwidth = self.work.bytes_read(case.rows, WEIGHT_BYTES[precision], cache_bytes) / step
@@ -265,30 +259,13 @@ class SamplingBench:
         return line
 
 
-def best_of(records: list[Record]) -> Iterator[tuple[Record, float, bool]]:
-    """For each case that has an aim for the best precision: its fastest record, the aim and whether it is reached."""
-    whole = [record for record in records if record["decoder"] == "included" and record["ratio"] is not None]
-    for shape in dict.fromkeys((record["batch"], record["guided"]) for record in whole):
-        rows = [record for record in whole if (record["batch"], record["guided"]) == shape]
-        fastest = min(rows, key=lambda record: record["seconds"])
-        aim = target(fastest["prior"], fastest["tokenizer"], fastest["device"], BEST, shape)
-        if aim is not None and aim.ratio is not None:
-            yield fastest, aim.ratio, bool(aim.reached(fastest["ratio"], fastest["limit_share"]))
-
-
 def _timed(
     draw: Callable[[], Tensor], decode: Callable[[Tensor], object], repeat: int, device: torch.device
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Seconds of each run's tokens and of its pictures."""
+    """Seconds for the tokens and for the pictures of each run."""
     tokens, decoder = [], []
     for _ in range(repeat):
-        visual, seconds = _timed_result(draw, device)
-        tokens.append(seconds)
-        decoder.append(seconds_of(partial(decode, visual), device))
+        drawn: list[Tensor] = []
+        tokens.append(seconds_of(lambda drawn=drawn: drawn.append(draw()), device))  # type: ignore[misc]
+        decoder.append(seconds_of(partial(decode, drawn[0]), device))
     return tuple(tokens), tuple(decoder)
-
-
-def _timed_result(draw: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
-    drawn: list[Tensor] = []
-    seconds = seconds_of(lambda: drawn.append(draw()), device)
-    return drawn[0], seconds

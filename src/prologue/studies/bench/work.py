@@ -9,19 +9,19 @@ from prologue.config import PriorConfig
 from prologue.models.sequence import SequenceLayout
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
-"""Bytes of a weight by precision. Scales and parts that an int8 prior keeps wider are left out, which understates."""
+"""Bytes per weight. The scales of int8, and the parts that it keeps in higher precision, are excluded."""
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """Means over the steps of a sequence; what an implementation does beyond it does not count."""
+    """Necessary work per step, averaged over a sequence."""
 
     steps: int
-    """Steps that a sequence needs: EOS has only one outcome and needs none of its own."""
+    """Steps per sequence. EOS is certain and needs no step."""
     weights: float
-    """Elements of the matrices of one step: the blocks', and the head of the step's segment."""
+    """Elements of the matrices of one step: those of the blocks, and the head of the segment."""
     cached: float
-    """Keys and values that one row attends to, in elements."""
+    """Elements of the keys and values that one row attends to."""
 
     @classmethod
     def of(cls, config: PriorConfig) -> Self:
@@ -35,16 +35,16 @@ class StepWork:
         return cls(steps, blocks + ids / steps * size.width, cached)
 
     def bytes_read(self, rows: int, weight_bytes: float, cache_bytes: float) -> float:
-        """Bytes per step: every weight once, every row's keys and values once."""
+        """Bytes per step: all weights once, and the keys and values of all rows once."""
         return self.weights * weight_bytes + rows * self.cached * cache_bytes
 
     def flops(self, rows: int) -> float:
-        """Floating-point operations per step: two for each weight and row, two for each key or value element."""
+        """FLOP per step: two per weight and row, and two per element of keys and values and row."""
         return 2 * rows * (self.weights + self.cached)
 
 
 def matrices(config: PriorConfig) -> list[tuple[int, int]]:
-    """(outputs, inputs) of every matrix of one visual step, in the order they are used."""
+    """(outputs, inputs) of all matrices of one visual step, in their order."""
     size = config.transformer
     block = [
         (3 * size.width, size.width),

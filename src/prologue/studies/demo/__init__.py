@@ -1,1 +1,1 @@
-"""`prologue demo`: the whole method on the embedded shapes within a time budget, and its report."""
+"""`prologue demo`: a run of the embedded shapes that fits a time budget."""

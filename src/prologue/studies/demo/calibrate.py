@@ -1,4 +1,4 @@
-"""A few seconds of the demo's own work on this machine, from which its schedule is planned."""
+"""Measured durations of the parts of a demo on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from prologue.config import RunConfig, Variant
@@ -17,15 +16,12 @@ from prologue.data.order import center_batch
 from prologue.data.source import Data, open_data
 from prologue.data.token_store import TokenStore
 from prologue.evaluation.feature_networks import Features
-from prologue.evaluation.features import ShapesExtractor
 from prologue.evaluation.generation import evaluate_generation
 from prologue.evaluation.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Split
 from prologue.models.tokenizer import to_model_range
-from prologue.report.figures import Curve, line_chart
-from prologue.sampling.recipe import Recipe
 from prologue.studies.demo.plan import Timings
-from prologue.studies.demo.recipe import demo_config
+from prologue.studies.demo.recipe import RECIPE, demo_config
 from prologue.training.context import Context
 from prologue.training.loop import StopRequest
 from prologue.training.prior_stage import PriorStage
@@ -36,19 +32,18 @@ from prologue.training.tokens_stage import write_tokens
 from prologue.training.train import make_accelerator
 
 _IMAGES = 128
-_WARMUPS = 1
 _LEAST = 3
 _FIRST_STEP = 300
-"""Steps are timed from here on, away from the start of the prologue codebook."""
+"""The first step that is timed. The k-means steps of the prologue codebook are earlier."""
 _MOST_SECONDS = 12.0
 _LARGE = 4.0
-"""Minutes from which on sampling and measuring are timed on whole batches."""
+"""Minutes of a budget whose evaluations are timed on more images."""
 _PART = 0.03
-"""Part of the budget that steps are timed for, both stages of both variants together."""
+"""Part of the budget for timing steps."""
 
 
 def calibrate(variant: Variant, minutes: float, device: str, shares: int = 1) -> Timings:
-    """Time the demo's steps of `variant`; `shares` variants divide the time for it. Nothing of it stays."""
+    """Time the parts of a run of `variant` in a temporary folder. `shares` variants divide the time for it."""
     seconds = min(_MOST_SECONDS, _PART * 60 * minutes) / shares / 2
     config = demo_config(1000, 1000, minutes, variant=variant)
     data_config = dataclasses.replace(config.data, shapes_images=_IMAGES, shapes_validation=_IMAGES // 2)
@@ -71,32 +66,24 @@ def _measure(context: Context, config: RunConfig, data: Data, seconds: float, im
     token_view = _seconds(lambda: write_tokens(context, Silent(), StopRequest())) / _IMAGES
     prior = PriorStage(context, TokenStore(context.run.tokens_folder))
     prior_step = _median(lambda step: float(prior.step(step)["loss"]), seconds)
-
     features = Features.open("shapes", "shapes")
-    classifier = features.extractor
-    assert isinstance(classifier, ShapesExtractor)
 
     def sample(count: int) -> None:
-        evaluate_generation(
-            model, prior.ema_model(), Recipe(), data.train, features, count=count, classifier=classifier
-        )
+        evaluate_generation(model, prior.ema_model(), RECIPE, data.train, features, count=count)
 
     def reconstruct(count: int) -> None:
         evaluate_reconstruction(model, Split("validation", data.validation), features, count=count)
 
     sample(8)
-    sampled_row = _seconds(lambda: sample(images)) / images
+    sampled_row = _seconds(lambda: sample(images)) / images / 2
     center_batch(data.validation, range(len(data.validation)))
     reconstruct(12)
     reconstructed = _seconds(lambda: reconstruct(images)) / images
-    curve = Curve("", np.arange(100.0), np.arange(100.0))
-    line_chart("", "", [curve])
-    figure = _seconds(lambda: line_chart("", "", [curve]))
-    return Timings(tokenizer_step, prior_step, token_view, sampled_row, reconstructed, rendering, checkpoint, figure)
+    return Timings(tokenizer_step, prior_step, token_view, sampled_row, reconstructed, rendering, checkpoint)
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """What `work` takes. The device has to be done with it."""
+    """Wall time of `work`, until the device is idle."""
     begin = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -105,11 +92,10 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _median(step: Callable[[int], object], seconds: float) -> float:
-    """Median duration of steps, warm-up apart, over about `seconds`."""
-    for number in range(_WARMUPS):
-        step(_FIRST_STEP + number)
+    """Median wall time of the steps in about `seconds`, after a warm-up step."""
+    step(_FIRST_STEP)
     times: list[float] = []
     while len(times) < _LEAST or sum(times) < seconds:
-        number = _FIRST_STEP + _WARMUPS + len(times)
+        number = _FIRST_STEP + 1 + len(times)
         times.append(_seconds(lambda number=number: step(number)))  # type: ignore[misc]
     return statistics.median(times)

@@ -1,4 +1,4 @@
-"""How many steps fit a budget: arithmetic on what a calibration measured, and the plan that a run keeps."""
+"""The number of steps that fits a time budget, from measured durations."""
 
 from __future__ import annotations
 
@@ -11,82 +11,63 @@ from prologue.errors import ConfigError, RunError
 from prologue.studies.demo import recipe
 
 MARGIN = 0.07
-"""Part of the budget that is planned for nothing."""
+"""Part of the budget that is not planned."""
 APART_SHARE = 0.25
-"""What is not training may take this part of the budget, or fewer images are drawn and measured."""
+"""Largest part of the budget for everything but training. Otherwise fewer images are measured."""
 LEAST_STEPS = 10
-RESAMPLED_ROWS = 8
-"""Images whose prologue is kept, one of each class."""
-FIGURES = 6
+RESAMPLED = 4
+"""Images per prologue in the measurement of layout."""
+PROLOGUES = 16
+"""Prologues in the measurement of layout. More than eight include two of the same class."""
+_LADDER = ((512, 1024), (512, 512), (256, 256), (128, 128), (64, 64))
+"""Numbers of samples and of held-out images."""
 _KMEANS_BATCHES = 64
-_CLASSES = 8
-_WRITING_SECONDS = 6.0
-"""For the start and the end of the process, grids, PNG files and the page."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How many images are drawn and measured."""
-
-    samples: int
-    """Samples that each way of sampling is measured on."""
-    choice_samples: int
-    """Samples of each candidate recipe."""
-    measured_images: int
-    """Validation images that reconstructions and likelihood are measured on."""
-    shown_rows: int
-    """Rows of the class-by-class pictures, an image of each class in a row."""
-    resamples: int
-    """Images drawn from each kept prologue."""
-
-
-_LADDER = (
-    Sizes(512, 128, 1024, 6, 6),
-    Sizes(512, 64, 1024, 6, 6),
-    Sizes(512, 32, 512, 6, 6),
-    Sizes(256, 16, 256, 4, 6),
-    Sizes(128, 8, 128, 3, 4),
-    Sizes(64, 8, 64, 2, 3),
-)
-"""The widest first."""
+_BATCH, _PRIOR_BATCH = 8, 32
+_WRITING_SECONDS = 12.0
+"""Seconds for the start and the end of the process, for pictures, files and the page."""
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds on this machine, each a median after warming up."""
+    """Seconds of the parts of a demo on this machine."""
 
     tokenizer_step: float
     prior_step: float
     token_view: float
     """To encode one image."""
     sampled_row: float
-    """To sample one row of tokens, decode and measure it; a guided image has two rows."""
+    """To sample one row of tokens, decode and measure it. A guided image has two rows."""
     reconstructed_image: float
     """To measure one reconstruction."""
     rendered_image: float
     checkpoint: float
-    figure: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a demo does, decided once and stored in its `run.json` before the first step."""
+    """The work of a demo. It is stored in `run.json` before the first step."""
 
     minutes: float
     compare: bool
     tokenizer_steps: int
     prior_steps: int
-    sizes: Sizes
-    timings: dict[str, dict[str, float]]
-    """What the calibration measured, by variant, in seconds."""
+    samples: int
+    """Samples of each evaluation of generation."""
+    measured_images: int
+    """Held-out images of the other evaluations."""
     seconds: dict[str, float]
-    """What each part is expected to take."""
+    """Expected durations of the parts."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The plan that a run stored; one of another version is a `RunError`."""
+        """The stored plan of a run. Earlier versions stored `sizes` and `timings`. Other fields are a `RunError`."""
         try:
-            return cls(**{**data, "sizes": Sizes(**data["sizes"])})
+            data = dict(data)
+            sizes = data.pop("sizes", None)
+            if sizes is not None:
+                data |= {name: sizes[name] for name in ("samples", "measured_images")}
+            data.pop("timings", None)
+            return cls(**data)
         except (TypeError, KeyError) as error:
             raise RunError(
                 f"the stored plan does not fit this version ({error}): delete the folder, or choose another --out"
@@ -94,18 +75,16 @@ class Plan:
 
 
 def make_plan(timings: Mapping[Variant, Timings], minutes: float, elapsed: float) -> Plan:
-    """Divide what is left of `minutes` after `elapsed` seconds; with timings of two variants, between both.
+    """A plan for `minutes`, of which `elapsed` seconds have passed. All variants get the same steps.
 
-    Both variants get the same steps. A budget in which not even a few steps fit is a `ConfigError` that says what
-    would be enough.
+    Raises `ConfigError` with a sufficient number of minutes if hardly any step fits.
     """
     usable = 60 * minutes * (1 - MARGIN)
-    for sizes in _LADDER:
-        apart = _apart(timings, minutes, sizes)
+    for samples, images in _LADDER:
+        apart = _apart(timings, minutes, samples, images)
         if sum(apart.values()) <= APART_SHARE * usable:
             break
     left = usable - elapsed - sum(apart.values())
-    # Checkpoints cost a part of the time that they protect.
     saving = 1 + max(each.checkpoint for each in timings.values()) / recipe.CHECKPOINT_SECONDS
     tokenizer = saving * sum(each.tokenizer_step for each in timings.values())
     prior = saving * sum(each.prior_step for each in timings.values())
@@ -117,41 +96,32 @@ def make_plan(timings: Mapping[Variant, Timings], minutes: float, elapsed: float
         raise ConfigError(
             f"{minutes:g} minutes are too few to train anything on this machine: give at least --minutes {enough:.1f}"
         )
+    seconds = {"calibration": elapsed, "tokenizer": tokenizer_steps * tokenizer, "prior": prior_steps * prior} | apart
     return Plan(
         minutes=minutes,
         compare=len(timings) > 1,
         tokenizer_steps=tokenizer_steps,
         prior_steps=prior_steps,
-        sizes=sizes,
-        timings={
-            name: {part: float(f"{value:.4g}") for part, value in vars(each).items()} for name, each in timings.items()
-        },
-        seconds={
-            name: round(value, 2)
-            for name, value in (
-                {"calibration": elapsed, "tokenizer": tokenizer_steps * tokenizer, "prior": prior_steps * prior} | apart
-            ).items()
-        },
+        samples=samples,
+        measured_images=images,
+        seconds={name: round(value, 2) for name, value in seconds.items()},
     )
 
 
-def _apart(timings: Mapping[Variant, Timings], minutes: float, sizes: Sizes) -> dict[str, float]:
-    """Seconds of everything that is not a training step."""
-    images = recipe.training_images(minutes)
-    unguided, guided = len(recipe.UNGUIDED), len(recipe.GUIDED)
-    # A guided image takes two rows: with the class, and without.
-    measured_rows = 3 * sizes.samples
-    shown_rows = 3 * _CLASSES * sizes.shown_rows + 2 * RESAMPLED_ROWS * sizes.resamples
-    total = dict.fromkeys(("rendering", "start and snapshots", "tokens", "choice", "evaluation", "report"), 0.0)
+def _apart(timings: Mapping[Variant, Timings], minutes: float, samples: int, images: int) -> dict[str, float]:
+    """Expected seconds of everything but the training steps."""
+    trained = recipe.training_images(minutes)
+    total = dict.fromkeys(("rendering", "start and snapshots", "tokens", "evaluation", "report"), 0.0)
     for name, each in timings.items():
-        kmeans = len(recipe.KMEANS_AT) * _KMEANS_BATCHES * recipe.TOKENIZER_BATCH * each.token_view
+        kmeans = len(recipe.KMEANS_AT) * _KMEANS_BATCHES * _BATCH * each.token_view
         snapshots = recipe.SNAPSHOTS * (16 * each.sampled_row + 16 * each.token_view + 0.05)
-        forward = each.prior_step / recipe.PRIOR_BATCH / 3
-        total["rendering"] += (images + recipe.VALIDATION_IMAGES + 2 * sizes.samples) * each.rendered_image
+        forward = each.prior_step / _PRIOR_BATCH / 3
+        # Samples with guidance have two rows, those without one. Each set of samples is compared with all images.
+        rows = 3 * samples + (2 * PROLOGUES * (2 * RESAMPLED + 1) if name == "prologue" else 0)
+        total["rendering"] += (3 * trained + 4 * recipe.VALIDATION_IMAGES + 2 * samples) * each.rendered_image
         total["start and snapshots"] += snapshots + (kmeans if name == "prologue" else 0.0)
-        total["tokens"] += images * each.token_view
-        total["choice"] += (unguided + 2 * guided) * sizes.choice_samples * each.sampled_row
-        total["evaluation"] += measured_rows * each.sampled_row
-        total["evaluation"] += sizes.measured_images * (each.reconstructed_image + 3 * each.token_view + 2 * forward)
-        total["report"] += FIGURES * each.figure + shown_rows * each.sampled_row + _WRITING_SECONDS
+        total["tokens"] += trained * each.token_view
+        total["evaluation"] += rows * each.sampled_row + 2 * images * (each.reconstructed_image + 2 * forward)
+        total["evaluation"] += 4 * (images + 2 * samples) * each.token_view
+        total["report"] += _WRITING_SECONDS
     return total

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 from prologue.evaluation.distances import INDICATIVE
 from prologue.studies.reproduce.pieces import Piece, Result
@@ -14,6 +14,8 @@ from prologue.studies.reproduce.scales import Name
 from prologue.studies.reproduce.verdicts import Estimate, Outcome, Verdict, both, judge, log_ratio
 
 Results = Mapping[Piece, Result]
+Pairs = Mapping[int, tuple[Result, Result]]
+"""Results of two variants by seed."""
 FACTOR = 1.5
 """The least factor by which unguided samples are closer with a prologue."""
 WORSE = 1.05
@@ -41,6 +43,32 @@ class Claim:
     by_seed: dict[int, float]
     verdict: Verdict | None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def judged(
+        cls,
+        key: str,
+        ours: Name,
+        theirs: Name | None,
+        short: str,
+        text: str,
+        measure: str,
+        values: Mapping[int, float | None],
+        threshold: float,
+        missing: str,
+        *,
+        logarithmic: bool = True,
+        at_most: bool = False,
+        notes: Sequence[str] = (),
+    ) -> Self:
+        """The claim with its verdict over the seeds that have a value. Each other seed gets the note `missing`."""
+        by_seed = {seed: value for seed, value in values.items() if value is not None}
+        limit = math.log(threshold) if logarithmic else threshold
+        verdict = judge(list(by_seed.values()), limit, at_most=at_most) if by_seed else None
+        lacking = [f"seed {seed} {missing}" for seed in values if seed not in by_seed]
+        return cls(
+            key, ours, theirs, short, text, measure, logarithmic, by_seed, verdict, (*lacking, *notes)
+        )  # fmt: skip
 
     @property
     def outcome(self) -> Outcome:
@@ -83,7 +111,7 @@ def _at(result: Result, path: str) -> Any:
     return value
 
 
-def pairs(results: Results, ours: Name, theirs: Name) -> dict[int, tuple[Result, Result]]:
+def pairs(results: Results, ours: Name, theirs: Name) -> Pairs:
     """The results of both variants by seed, for the seeds that both have."""
     seeds = sorted({piece.seed for piece in results})
     both_there = [seed for seed in seeds if Piece(seed, ours) in results and Piece(seed, theirs) in results]
@@ -117,30 +145,32 @@ def closer(results: Results, ours: Name, theirs: Name, factor: float) -> Claim:
     the kernel distance decides, by the paired difference theirs − factor · ours, since ratios near 0 mean nothing.
     """
     paired = pairs(results, ours, theirs)
-    sides = [side for pair in paired.values() for side in pair]
-    ends = _ends(paired, (ours, theirs))
-    counts = [figure(side, f"unguided.{name}") or 0.0 for side in sides for name in ("n", "n_reference")]
-    few = min(counts, default=0.0) < INDICATIVE
+    few = _least(paired, "unguided.n", "unguided.n_reference") < INDICATIVE
     which = "kid" if few else "fd"
-    name = next((text for side in sides if (text := text_figure(side, f"unguided.{which}_name"))), which.upper())
-    much = f"at least {factor:g} times closer" if factor != 1 else "closer"
-    text = f"unguided samples are {much} to the training images ({name}) with {ours} than with {theirs}"
-    key, times = f"closer-{factor:g}", f"{factor:g} times " if factor != 1 else ""
-    short = f"unguided samples {times}closer than {theirs}"
-    if not few:
-        claim = _ratio(
-            key, ours, theirs, short, text, f"{name}, {theirs} / {ours}", paired, "unguided.fd", factor, turned=True
-        )
-        return replace(claim, notes=(*claim.notes, *ends))
-    by_seed, notes = _values(
-        paired, lambda a, b: b - factor * a, "unguided.kid", "lacks a kernel distance of unguided samples"
+    name = _name_of(paired, f"unguided.{which}_name", which.upper())
+    values: dict[int, float | None] = {}
+    for seed, (a, b) in paired.items():
+        mine, other = figure(a, f"unguided.{which}"), figure(b, f"unguided.{which}")
+        difference = None if mine is None or other is None else other - factor * mine
+        values[seed] = difference if few else log_ratio(other, mine)
+    much, times = (f"at least {factor:g} times closer", f"{factor:g} times ") if factor != 1 else ("closer", "")
+    compared = f"{theirs} − {'' if factor == 1 else f'{factor:g} × '}{ours}" if few else f"{theirs} / {ours}"
+    return Claim.judged(
+        f"closer-{factor:g}",
+        ours,
+        theirs,
+        f"unguided samples {times}closer than {theirs}",
+        f"unguided samples are {much} to the training images ({name}) with {ours} than with {theirs}",
+        f"{name}, {compared}",
+        values,
+        0.0 if few else factor,
+        "lacks a kernel distance of unguided samples" if few else "has no ratio of this figure",
+        logarithmic=not few,
+        notes=_ends(paired, (ours, theirs)),
     )
-    measure = f"{name}, {theirs} − {factor:g} × {ours}" if factor != 1 else f"{name}, {theirs} − {ours}"
-    verdict = judge(list(by_seed.values()), 0.0) if by_seed else None
-    return Claim(key, ours, theirs, short, text, measure, False, by_seed, verdict, (*notes, *ends))
 
 
-def _ends(paired: Mapping[int, tuple[Result, Result]], names: tuple[Name, Name]) -> list[str]:
+def _ends(paired: Pairs, names: tuple[Name, Name]) -> list[str]:
     """Notes on recipes at an end of the sweep. Recipes beyond it might be better."""
     found = {
         name: [seed for seed, pair in paired.items() if at_end(pair[side], "unguided")]
@@ -160,119 +190,89 @@ def reconstructs(results: Results, ours: Name, theirs: Name) -> Claim:
     the ratio towards 1. A kernel distance does not apply, since an image and its reconstruction are not independent.
     """
     paired = pairs(results, ours, theirs)
-    sides = [side for pair in paired.values() for side in pair]
-    fewest = min((figure(side, "reconstruction.n") or 0.0 for side in sides), default=0.0)
-    name = next((text for side in sides if (text := text_figure(side, "reconstruction.fd_name"))), "FD")
+    fewest, name = _least(paired, "reconstruction.n"), _name_of(paired, "reconstruction.fd_name", "FD")
+    values = {seed: log_ratio(*(figure(side, "reconstruction.fd") for side in pair)) for seed, pair in paired.items()}
     worse = f"{100 * (WORSE - 1):.0f} %"
-    text = f"reconstructions are at most {worse} farther from the images (r{name}) with {ours} than with {theirs}"
-    short = f"reconstructions at most {worse} worse than {theirs}"
-    measure = f"r{name}, {ours} / {theirs}"
-    path = "reconstruction.fd"
-    claim = _ratio("reconstruction", ours, theirs, short, text, measure, paired, path, WORSE, at_most=True)
-    if claim.verdict is None or fewest >= INDICATIVE:
-        return claim
-    note = f"the ratio of distances of only {fewest:.0f} reconstructions is nearer to 1 than that of many"
-    return replace(claim, notes=(*claim.notes, note))
+    notes = []
+    if fewest < INDICATIVE and any(value is not None for value in values.values()):
+        notes = [f"the ratio of distances of only {fewest:.0f} reconstructions is nearer to 1 than that of many"]
+    return Claim.judged(
+        "reconstruction",
+        ours,
+        theirs,
+        f"reconstructions at most {worse} worse than {theirs}",
+        f"reconstructions are at most {worse} farther from the images (r{name}) with {ours} than with {theirs}",
+        f"r{name}, {ours} / {theirs}",
+        values,
+        WORSE,
+        "has no ratio of this figure",
+        at_most=True,
+        notes=notes,
+    )
 
 
 def probes(results: Results, ours: Name, theirs: Name) -> Claim:
     """The class is predicted from prologue tokens at least 1.3 times as often as from the first visual tokens."""
-    text = (
-        f"a linear probe names the class at least {PROBE:g} times as often from the prologue tokens of {ours} as from "
-        f"as many first visual tokens of {theirs}"
-    )
     paired = pairs(results, ours, theirs)
-    by_seed: dict[int, float] = {}
-    notes = []
-    for seed, (a, b) in paired.items():
-        mine, other = figure(a, "probe.prologue"), figure(b, "probe.visual_first")
-        value = None if mine is None or other is None else log_ratio(mine, other)
-        if value is None:
-            notes.append(f"seed {seed} has no ratio of probes")
-        else:
-            by_seed[seed] = value
     probed = {f"the prologue of {ours}": (0, "prologue"), f"the first visual tokens of {theirs}": (1, "visual_first")}
+    notes = []
     for what, (side, name) in probed.items():
-        low = {seed: figure(pair[side], f"probe.{name}_low") for seed, pair in paired.items()}
-        at_chance = [seed for seed, pair in paired.items() if (low[seed] or 0) <= _chance(pair[side])]
+        low = {seed: figure(pair[side], f"probe.{name}_low") or 0.0 for seed, pair in paired.items()}
+        chance = {seed: figure(pair[side], "probe.chance") or 0.0 for seed, pair in paired.items()}
+        at_chance = [seed for seed in paired if low[seed] <= chance[seed]]
         if at_chance:
             notes.append(f"the probe of {what} is not above chance for {_seeds(at_chance)}")
-    verdict = judge(list(by_seed.values()), math.log(PROBE)) if by_seed else None
-    return Claim(
-        f"probe-{theirs}", ours, theirs, f"probe {PROBE:g} times as good as that of {theirs}", text,
-        f"top-1 of the probe, {ours} / {theirs}", True, by_seed, verdict, tuple(notes),
-    )  # fmt: skip
-
-
-def _chance(result: Result) -> float:
-    return figure(result, "probe.chance") or 0.0
-
-
-def _seeds(seeds: list[int]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return Claim.judged(
+        f"probe-{theirs}",
+        ours,
+        theirs,
+        f"probe {PROBE:g} times as good as that of {theirs}",
+        f"a linear probe names the class at least {PROBE:g} times as often from the prologue tokens of {ours} as from "
+        f"as many first visual tokens of {theirs}",
+        f"top-1 of the probe, {ours} / {theirs}",
+        {
+            seed: log_ratio(figure(a, "probe.prologue"), figure(b, "probe.visual_first"))
+            for seed, (a, b) in paired.items()
+        },
+        PROBE,
+        "has no ratio of probes",
+        notes=notes,
+    )
 
 
 def fixes_layout(results: Results, ours: Name) -> Claim:
     """Images of one prologue are clearly nearer to each other than images of different prologues of one class."""
-    text = (
+    own = {piece.seed: result for piece, result in results.items() if piece.variant == ours}
+    collapsed = [seed for seed, result in own.items() if result["measures"].get("likelihood", {}).get("collapsed")]
+    return Claim.judged(
+        "layout",
+        ours,
+        None,
+        "images of one prologue clearly nearer to each other",
         f"images drawn from one prologue of {ours} are clearly nearer to each other (at most {LAYOUT:g} times as far, "
-        "in coarse pixels) than those of different prologues of one class"
+        "in coarse pixels) than those of different prologues of one class",
+        "within / between",
+        {seed: log_ratio(figure(result, "layout.coarse_ratio"), 1.0) for seed, result in own.items()},
+        LAYOUT,
+        "has no ratio of layouts",
+        at_most=True,
+        notes=[f"the prologue of seed {seed} has collapsed" for seed in collapsed],
     )
-    by_seed: dict[int, float] = {}
-    notes = []
-    for piece, result in results.items():
-        if piece.variant != ours:
-            continue
-        ratio = figure(result, "layout.coarse_ratio")
-        if ratio is None or ratio <= 0:
-            notes.append(f"seed {piece.seed} has no ratio of layouts")
-        else:
-            by_seed[piece.seed] = math.log(ratio)
-        if result["measures"].get("likelihood", {}).get("collapsed"):
-            notes.append(f"the prologue of seed {piece.seed} has collapsed")
-    verdict = judge(list(by_seed.values()), math.log(LAYOUT), at_most=True) if by_seed else None
-    short = "images of one prologue clearly nearer to each other"
-    return Claim("layout", ours, None, short, text, "within / between", True, by_seed, verdict, tuple(notes))
 
 
-def _ratio(
-    key: str,
-    ours: Name,
-    theirs: Name,
-    short: str,
-    text: str,
-    measure: str,
-    paired: Mapping[int, tuple[Result, Result]],
-    path: str,
-    threshold: float,
-    *,
-    turned: bool = False,
-    at_most: bool = False,
-) -> Claim:
-    """A claim about the log-ratio ours / theirs of a figure, or theirs / ours if `turned`."""
-    by_seed, notes = _values(
-        paired, (lambda a, b: log_ratio(b, a)) if turned else log_ratio, path, "has no ratio of this figure"
-    )
-    verdict = judge(list(by_seed.values()), math.log(threshold), at_most=at_most) if by_seed else None
-    return Claim(key, ours, theirs, short, text, measure, True, by_seed, verdict, notes)
+def _least(paired: Pairs, *paths: str) -> float:
+    """The smallest of these figures on either side."""
+    return min((figure(side, path) or 0.0 for pair in paired.values() for side in pair for path in paths), default=0.0)
 
 
-def _values(
-    paired: Mapping[int, tuple[Result, Result]],
-    combine: Callable[[float, float], float | None],
-    path: str,
-    lacking: str,
-) -> tuple[dict[int, float], tuple[str, ...]]:
-    by_seed: dict[int, float] = {}
-    notes = []
-    for seed, (a, b) in paired.items():
-        mine, other = figure(a, path), figure(b, path)
-        value = None if mine is None or other is None else combine(mine, other)
-        if value is None:
-            notes.append(f"seed {seed} {lacking}")
-        else:
-            by_seed[seed] = value
-    return by_seed, tuple(notes)
+def _name_of(paired: Pairs, path: str, default: str) -> str:
+    """The name of a measure."""
+    names = (text_figure(side, path) for pair in paired.values() for side in pair)
+    return next((name for name in names if name), default)
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def interval_text(claim: Claim, found: Estimate) -> str:

@@ -93,6 +93,8 @@ def both(outcomes: Sequence[Outcome]) -> Outcome:
     return "confirmed" if outcomes and all(each == "confirmed" for each in outcomes) else "undecided"
 
 
-def log_ratio(numerator: float, denominator: float) -> float | None:
+def log_ratio(numerator: float | None, denominator: float | None) -> float | None:
     """The natural logarithm of a ratio, or None unless both numbers are positive."""
-    return math.log(numerator / denominator) if numerator > 0 and denominator > 0 else None
+    if numerator is None or denominator is None or min(numerator, denominator) <= 0:
+        return None
+    return math.log(numerator / denominator)
