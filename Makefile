@@ -1,8 +1,9 @@
-# Every target sets up what it needs: a virtual environment in .venv with the exact versions of constraints.txt.
+# Each target first sets up what it needs: a virtual environment in .venv with the exact versions of constraints.txt.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-VENV := .venv
+# TORCH=2.6.0 or TORCH=newest: an environment of its own with another version of torch.
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := dev,lite0,digits,track
@@ -10,35 +11,41 @@ EXTRAS := dev,lite0,digits,track
 .PHONY: help setup demo test test-fast test-all lint types clean
 
 help:  ## List the targets
-	@echo "make TARGET [ARGS='…']"
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 12
+	@echo "make TARGET [ARGS='...'] [PYTHON=python3.13] [TORCH=2.6.0|newest]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## Make .venv and install the package with its extras (quick when nothing changed)
+setup: $(STAMP)  ## Create .venv and install the package with its extras (instant if nothing changed)
 
-# PYTHON=… overrides the search; a failed installation leaves no stamp, so the next call tries again.
+# A failed installation leaves no stamp, so the next call tries again. Each torch pins its own sympy.
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; \
 	for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
 	  if $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
-	if [ -z "$$found" ]; then echo "error: no Python 3.11 or later with venv: install one, or make PYTHON=/path/to/python3" >&2; exit 2; fi; \
+	if [ -z "$$found" ]; then echo "error: no Python 3.11 or later with venv: install one, or set PYTHON=/path/to/python3" >&2; exit 2; fi; \
 	if [ ! -x $(BIN)/python ]; then $$found -m venv $(VENV); fi
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[$(EXTRAS)]'
+ifeq ($(TORCH),)
+	@cp constraints.txt $(VENV)/constraints.txt
+else
+	@grep -vE '^(torch|sympy)==' constraints.txt > $(VENV)/constraints.txt
+	@echo '$(if $(filter newest,$(TORCH)),,torch==$(TORCH))' >> $(VENV)/constraints.txt
+endif
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c $(VENV)/constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
-demo: setup  ## Train, sample and report on embedded data (QUICK=1: two minutes; ARGS='--minutes 60')
+demo: setup  ## Train, sample and write a report on embedded data (QUICK=1: two minutes; ARGS='--minutes 60')
 	$(BIN)/prologue demo $(if $(QUICK),--quick) $(ARGS)
 
-# Whole files go to one process each: tests of a file share what it set up.
+# One process runs all tests of a file, because they share fixtures.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
 test: setup  ## Run the tests on all cores (ARGS='tests/test_config.py -x')
 	$(PYTEST) -m 'not gpu and not browser' $(ARGS)
 
-test-fast: setup  ## Run the tests that take a moment each
+test-fast: setup  ## Run the tests that neither train, measure nor compile
 	$(PYTEST) -m 'not slow and not gpu and not browser' $(ARGS)
 
-test-all: setup  ## Run every test, those that need a GPU or a browser included
+test-all: setup  ## Run all tests, including those that need a GPU or a browser
 	$(PYTEST) $(ARGS)
 
 lint: setup  ## Check style and formatting
@@ -48,6 +55,6 @@ lint: setup  ## Check style and formatting
 types: setup  ## Check types
 	$(BIN)/mypy
 
-clean:  ## Remove caches and builds; keeps runs/ and .venv
+clean:  ## Remove caches and builds; keep runs/ and .venv
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,12 +27,13 @@ import torch
 
 from prologue.config import RunConfig
 from prologue.data.source import Data, open_data
+from prologue.evaluation.codes import encode_images
 from prologue.evaluation.feature_networks import Features
-from prologue.evaluation.generation import evaluate_generation
-from prologue.evaluation.layout import evaluate_layout
-from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
+from prologue.evaluation.kinds.generation import evaluate_generation
+from prologue.evaluation.kinds.layout import evaluate_layout
+from prologue.evaluation.kinds.likelihood import evaluate_likelihood
+from prologue.evaluation.kinds.reconstruction import evaluate_reconstruction, recognise_reconstructions
 from prologue.evaluation.recognition import fit_judge, shipped_classifier
-from prologue.evaluation.reconstruction import evaluate_reconstruction, recognise_reconstructions
 from prologue.evaluation.runs import Split, choose_images
 from prologue.pipeline import Pipeline
 from prologue.sampling.guidance import Guidance

@@ -33,12 +33,13 @@ import torch
 from prologue.config import RunConfig
 from prologue.data.source import embedded_name, open_data
 from prologue.evaluation.classifier import kind_of
+from prologue.evaluation.codes import encode_images
 from prologue.evaluation.factors import known_factors
 from prologue.evaluation.feature_networks import Features
-from prologue.evaluation.generation import evaluate_generation
-from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
-from prologue.evaluation.probe import read_factors, read_inputs
-from prologue.evaluation.reconstruction import evaluate_reconstruction, recognise_reconstructions
+from prologue.evaluation.kinds.generation import evaluate_generation
+from prologue.evaluation.kinds.likelihood import evaluate_likelihood
+from prologue.evaluation.kinds.probe import read_factors, read_inputs
+from prologue.evaluation.kinds.reconstruction import evaluate_reconstruction, recognise_reconstructions
 from prologue.evaluation.runs import Record, Split, choose_images
 from prologue.evaluation.store import Store, key_of, read_ledger
 from prologue.evaluation.versions import VERSIONS

@@ -1,10 +1,10 @@
-"""Tiny random models that are quick to run and far from the near-zero outputs of a fresh initialisation."""
+"""Tiny random models, whose outputs are not near zero as those of freshly initialised models are."""
 
 from __future__ import annotations
 
 import os
 
-# Tests run side by side, one to a core, also in the processes that they start. Models this small are quicker so.
+# Tests run in parallel, one per core, and pass this to the processes that they start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def make_models(
 
 @pytest.fixture(autouse=True, scope="session")
 def own_weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Weights that `prologue weights` has made on this machine change no test."""
+    """Hide the weights that `prologue weights` made on this machine."""
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(published, "cache_folder", lambda: cache)
@@ -74,5 +74,5 @@ def own_weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(scope="session")
 def tiny_models() -> Callable[..., Models]:
-    """`make_models`, for tests of any folder."""
+    """Return `make_models`, which test modules cannot import."""
     return make_models

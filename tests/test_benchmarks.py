@@ -1,4 +1,4 @@
-"""The scripts beside the package: their configurations fit this version, and their tables say what was measured."""
+"""The scripts in `benchmarks` and `tools`: their configurations are valid, and their tables show the measurements."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def ablation() -> ModuleType:
     return _script("benchmarks/ablation.py")
 
 
-def test_every_change_is_one(ablation: ModuleType) -> None:
+def test_every_change_differs_from_the_base(ablation: ModuleType) -> None:
     configs = {name: ablation.changed(name, 1) for name in ablation.CHANGES}
     assert all(isinstance(config, RunConfig) and config.seed == 1 for config in configs.values())
-    # All but one: `again` is `base` once more, which shares nothing with it.
+    # `again` is the one exception: it repeats `base` and shares no files with it.
     assert configs.pop("again") == configs["base"]
     assert len({repr(config) for config in configs.values()}) == len(configs)
     hashes = [(hash_of("base", 1), hash_of("again", 1)) for hash_of in (ablation.made_with, ablation.tokenizer_hash)]
@@ -56,7 +56,7 @@ def test_every_change_is_one(ablation: ModuleType) -> None:
     assert images == {48_000}
 
 
-def test_results_of_other_settings_are_made_again(
+def test_results_of_other_settings_are_ignored(
     ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ablation.results(tmp_path, 1) == []
@@ -67,7 +67,7 @@ def test_results_of_other_settings_are_made_again(
     )  # fmt: skip
     ablation.collect(tmp_path, [late, early])
     assert ablation.results(tmp_path, 1) == [early, late]
-    # What was another change of another base is known again by its settings.
+    # A result is recognised by its settings, even if the change had another name.
     monkeypatch.setattr(ablation, "CHANGES", {"base": ablation.CHANGES["ce-3"], "2d": {}})
     assert [each["change"] for each in ablation.results(tmp_path, 1)] == ["base", "2d"]
     monkeypatch.setattr(ablation, "SAMPLES", 100)
@@ -118,7 +118,7 @@ def test_rows_of_other_images_have_their_own_base(ablation: ModuleType) -> None:
     assert other.startswith("| `digits-ce-prologue-0` | 30.00<br>+9.00 … +10.00 |")
 
 
-def test_the_page_takes_what_commands_wrote() -> None:
+def test_the_page_contains_the_output_of_commands() -> None:
     filled = _script("benchmarks/study_page.py").filled
     page = "# Study\n\n<!-- a -->\n\nold\n\n<!-- end of a -->\n\nafter\n"
     assert filled(page, "a", "## New\n\ntext\n") == (
@@ -128,7 +128,7 @@ def test_the_page_takes_what_commands_wrote() -> None:
         filled(page, "b", "")
 
 
-def test_the_page_takes_a_study_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_contains_a_study_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, root = tmp_path / "study", tmp_path / "root"
     for folder in (study / "pictures", study / "results", root / "docs" / "images", root / "benchmarks" / "results"):
         folder.mkdir(parents=True)
@@ -152,13 +152,13 @@ def test_the_page_takes_a_study_with_its_pictures(tmp_path: Path, monkeypatch: p
     with pytest.raises(SystemExit, match="keeps a study of other settings"):
         _script("benchmarks/study_page.py").main()
     shutil.copyfile(kept / "study.json", study / "study.json")
-    # Continued from what was kept, a study has no pictures of its first seed; the page keeps those it has.
+    # A study that continued from stored results has no pictures of its first seed; the page keeps the old ones.
     shutil.rmtree(study / "pictures")
     _script("benchmarks/study_page.py").main()
     assert (root / "docs" / "study.md").read_text(encoding="utf-8") == page
 
 
-def test_the_page_takes_a_first_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_contains_a_first_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried, root = tmp_path / "tried", tmp_path / "root"
     for folder in (
         tried / "samples",
@@ -181,11 +181,10 @@ def test_the_page_takes_a_first_try(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (root / "benchmarks" / "results" / "first-try-x.json").read_text(encoding="utf-8") == "{}"
 
 
-def test_the_preset_of_the_model_in_the_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_of_the_builtin_model_matches_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["builtin_shapes.py"])
     maker = _script("tools/builtin_shapes.py")
     assert preset(maker.PRESET).tokenizer.variant == "prologue"
-    # The card for readers is made from the figures beside it.
     shipped = Path(builtin.__file__).parent / "shapes"
     known = json.loads((shipped / builtin.CARD).read_text(encoding="utf-8"))
     assert (shipped / "README.md").read_text(encoding="utf-8") == "\n".join(maker.card_text(known)) + "\n"
@@ -195,7 +194,7 @@ def _interval(name: str, value: float) -> dict[str, float]:
     return {name: value, f"{name}_low": value / 2, f"{name}_high": 2 * value}
 
 
-def test_a_first_try_tells_figures_beside_what_they_compare_with() -> None:
+def test_the_table_of_a_first_try_shows_figures_beside_their_references() -> None:
     first_try = _script("benchmarks/first_try.py")
     seen = {"n": 40, "judge_n": 20, **_interval("rate", 0.25), **_interval("judge_rate", 0.4)}
     kid = {"kid_name": "KID-Lite0", **_interval("kid", 0.02)}
@@ -217,7 +216,7 @@ def test_a_first_try_tells_figures_beside_what_they_compare_with() -> None:
     assert first_try.slim({"a": [1], "notes": ["x"], "b": 2}) == {"notes": ["x"], "b": 2}
 
 
-def test_icons_are_laid_out_by_group(tmp_path: Path) -> None:
+def test_icons_are_sorted_into_folders_by_group(tmp_path: Path) -> None:
     images = tmp_path / "package" / "img" / "twitter" / "64"
     images.mkdir(parents=True)
     groups = {"a.png": "Animals & Nature", "b.png": "Flags", "c.png": "Component", "d.png": "Flags", "e.png": "Flags"}
@@ -232,7 +231,7 @@ def test_icons_are_laid_out_by_group(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tiny_map(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The map of one small cell at two lengths of stage 2."""
+    """`prologue_map.py` with a plan of one small cell at two lengths of stage 2."""
     module = _script("benchmarks/prologue_map.py")
     tiny = {
         "width": 32, "depth": 1, "prior_width": 32, "prior_depth": 1, "tokenizer_steps": 30, "prior_steps": 20,
@@ -247,7 +246,7 @@ def tiny_map(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_the_map_is_made_once_and_continues(
+def test_finished_cells_of_the_map_are_reused(
     tiny_map: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = torch.get_num_threads()
@@ -285,7 +284,7 @@ def test_the_map_is_made_once_and_continues(
     assert figures["gain"] == pytest.approx(figures["nats_without"] - paid, abs=1e-2)
     assert sum(figures["positions_without"]) == pytest.approx(figures["nats_without"], rel=1e-3)
     assert sum(figures["positions_with"]) == pytest.approx(figures["visual_nats_with"], rel=1e-3)
-    # The blank prologue is one code for all images, and its prior pays nothing for it in the end.
+    # The blank prologue is the same code for all images, so it costs its prior almost nothing.
     (blank,) = work.glob("tokenizers/*/blank")
     tokens = Tokenizer.from_pretrained(blank / "tokenizer").encode(torch.rand(3, 3, 24, 24) * 2 - 1)
     other = Tokenizer.from_pretrained(blank.with_name("2d") / "tokenizer").encode(torch.zeros(1, 3, 24, 24))
@@ -300,7 +299,7 @@ def test_the_map_is_made_once_and_continues(
         )
         assert figures[f"temperature_plain_{arm}"] == 1
     assert {"figure", "figure_hue", "ground_hue", "x", "y"} == {each["factor"] for each in figures["factors"]}
-    # Both arms see the same visual ids: the tokenizer of the prologue is that without one.
+    # Both priors see the same visual ids, because the two tokenizers share their visual path.
     assert longer["figures"]["rfd"] == figures["rfd"]
     rows = (work / "prologue-map.md").read_text(encoding="utf-8").splitlines()
     assert [row.split("|")[1:5] for row in rows[2:]] == [
@@ -329,7 +328,7 @@ def _earlier_form(work: Path, record: dict[str, Any], module: ModuleType) -> Non
     (work / "prologue-map.json").write_text(json.dumps(whole), encoding="utf-8")
 
 
-def test_cells_of_other_settings_are_made_again(
+def test_cells_of_other_settings_are_ignored(
     tiny_map: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell, _ = tiny_map.PLAN[0]
@@ -340,14 +339,14 @@ def test_cells_of_other_settings_are_made_again(
     assert tiny_map.results(tmp_path) == {}
 
 
-def test_kept_cells_of_the_map_are_not_made_again(tmp_path: Path) -> None:
+def test_stored_cells_of_the_map_are_still_recognised(tmp_path: Path) -> None:
     """Fields that are added or renamed must not change the hash of the settings."""
     module = _script("benchmarks/prologue_map.py")
     kept = json.loads(module.COMMITTED.read_text(encoding="utf-8"))["records"]
     assert set(module.results(tmp_path)) == {(each["cell"], each["seed"]) for each in kept}
 
 
-def test_the_cells_of_the_map_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_of_the_map_have_different_names_and_hashes(capsys: pytest.CaptureFixture[str]) -> None:
     module = _script("benchmarks/prologue_map.py")
     keys = [(cell.name, seed) for cell, seed in module.PLAN]
     assert len(set(keys)) == len(keys) == len({module.made_with(cell, seed) for cell, seed in module.PLAN})

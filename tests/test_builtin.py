@@ -1,4 +1,4 @@
-"""The models in the package: found by name alone, small, as good as their cards say, and never written to."""
+"""The models in the package are found by name, are small, are as good as their cards say, and are never changed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from prologue import builtin
-from prologue.cli.kinds import sweep
 from prologue.cli.main import main
 from prologue.errors import CheckpointError
+from prologue.evaluation.kinds import sweep
 from prologue.models.weights import WEIGHTS, file_hash, read_tensors
 from prologue.pipeline import Pipeline
 from prologue.sampling.recipe import Recipe
@@ -41,7 +41,7 @@ def _hashes() -> dict[str, str]:
     return {str(file): file_hash(file) for file in sorted(FOLDER.rglob("*")) if file.is_file()}
 
 
-def test_a_name_is_looked_up_in_the_package_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_looked_up_in_the_package_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "builtin:shapes").mkdir()
     (tmp_path / "builtin:other").mkdir()
@@ -53,7 +53,7 @@ def test_a_name_is_looked_up_in_the_package_alone(tmp_path: Path, monkeypatch: p
     assert builtin.locate("runs/mine") == Path("runs/mine")
 
 
-def test_names_go_both_ways(cache: Path) -> None:
+def test_folders_and_names_correspond(cache: Path) -> None:
     assert builtin.shown(FOLDER) == "builtin:shapes"
     assert builtin.shown(Path("runs/mine")) == str(Path("runs/mine"))
     assert builtin.notes_folder(FOLDER) == cache
@@ -67,7 +67,7 @@ def test_the_model_is_small_and_in_bf16(card: dict[str, Any]) -> None:
         assert card["weights"][part] == hashlib.sha256((FOLDER / part / WEIGHTS).read_bytes()).hexdigest()
 
 
-def test_the_card_tells_what_was_promised(card: dict[str, Any]) -> None:
+def test_the_figures_of_the_card_are_good_enough(card: dict[str, Any]) -> None:
     measures = card["measures"]
     assert measures["guided"]["recognition"]["rate"] >= 0.9
     assert measures["unguided"]["recognition"]["rate"] >= 0.75
@@ -79,7 +79,7 @@ def test_the_card_tells_what_was_promised(card: dict[str, Any]) -> None:
     assert not re.search(r'"/|[A-Z]:\\', json.dumps(card))  # no path of a machine
 
 
-def test_generate_needs_no_run_and_draws_what_is_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_generate_draws_the_requested_classes_without_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from prologue.data.pictures import fit, open_image
     from prologue.evaluation.features import ShapesExtractor
 
@@ -95,7 +95,7 @@ def test_generate_needs_no_run_and_draws_what_is_asked_for(tmp_path: Path, capfd
     assert int((seen == torch.arange(32) % 8).sum()) >= 24
 
 
-def test_the_library_opens_it() -> None:
+def test_pipeline_opens_the_model() -> None:
     pipeline = Pipeline.from_pretrained("builtin:shapes", "cpu", "fp32")
     assert pipeline.class_names[0] == "circle"
     assert pipeline.manifest.recipe is not None
@@ -103,7 +103,7 @@ def test_the_library_opens_it() -> None:
     assert image.size == (32, 32)
 
 
-def test_figures_are_kept_in_the_cache(cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_stored_in_the_cache(cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = _hashes()
     command = ["evaluate", "likelihood", "builtin:shapes", "--count", "32", "--json", str(tmp_path / "figures.json")]
     assert main(command) == 0
@@ -117,20 +117,20 @@ def test_figures_are_kept_in_the_cache(cache: Path, tmp_path: Path, capfd: pytes
     assert _hashes() == before
 
 
-def test_a_sweep_leaves_the_recipe_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_does_not_change_the_recipe(capfd: pytest.CaptureFixture[str]) -> None:
     before = _hashes()
-    sweep._store(sweep.SweepOptions(run=FOLDER), {"winner": Recipe(temperature=0.123).to_dict()})
-    assert "Not stored, since builtin:shapes comes with the package" in capfd.readouterr().out
+    sweep.store_winner(sweep.SweepOptions(run=FOLDER), {"winner": Recipe(temperature=0.123).to_dict()})
+    assert "Not stored, since builtin:shapes is part of the package" in capfd.readouterr().out
     assert _hashes() == before
 
 
-def test_other_names_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unknown_names_are_errors(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for command in (["generate", "builtin:shape", "--out", str(tmp_path)], ["evaluate", "likelihood", "builtin:shape"]):
         assert main(command) == 2
         assert "this package has no model 'builtin:shape': there is builtin:shapes" in capfd.readouterr().err
 
 
-def test_the_models_are_part_of_what_is_installed() -> None:
+def test_the_models_are_part_of_the_wheel() -> None:
     root = Path(__file__).parents[1]
     with (root / "pyproject.toml").open("rb") as file:
         patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["prologue"]

@@ -1,5 +1,5 @@
-"""A configuration field that nothing reads is an option that does nothing. Reads are told apart by their owner's type:
-`config.prior_training.steps` does not stand for `config.tokenizer_training.steps`."""
+"""Every configuration field is read somewhere. Reads are attributed to the type of the owner, so that
+`config.prior_training.steps` does not count as a read of `config.tokenizer_training.steps`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.slow
 
 PACKAGE = Path(config_module.__file__).parent
 CONFIG = config_module.__name__
-NOT_READERS = ("presets.py", "commands/presets.py")
-"""They state and show values; a value matters where something else reads it."""
+NOT_READERS = ("presets.py", "cli/presets.py")
+"""Modules that only state or print values."""
 PLANTED = ("steps", "width")
-"""Names that other configurations have, too: as fields of `DataConfig` nothing reads them."""
+"""Unread fields that the test adds to `DataConfig` and must find; other configurations have fields of these names."""
 PLUGIN = """
 from mypy.plugin import Plugin
 
@@ -49,11 +49,11 @@ class Recorder(Plugin):
 def plugin(version):
     return Recorder
 """
-"""Told of every attribute with the class that owns it, as the type checker finds it."""
+"""A mypy plugin that records every attribute that is read, with the class that owns it."""
 
 
 def planted_source() -> str:
-    """config.py with the fields of `PLANTED` in `DataConfig`."""
+    """Return the source of config.py with the fields of `PLANTED` in `DataConfig`."""
     source = Path(config_module.__file__).read_text(encoding="utf-8")
     line = "    cache_mb: int = 1024\n"
     assert source.count(line) == 1
@@ -61,7 +61,7 @@ def planted_source() -> str:
 
 
 def seen_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str, int]]:
-    """What the type checker sees read in the package: full name, file, line; `.*` for `getattr`."""
+    """Return the reads in the package as (full name, file, line); the name ends in `.*` for `getattr`."""
     (folder / "prologue_reads.py").write_text(PLUGIN)
     sources = []
     for path in sorted(PACKAGE.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""What README and docs point at is there: files, commands, presets."""
+"""Files, commands and presets that the README and the docs name exist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_relative_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_exist(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
@@ -32,7 +32,7 @@ def test_the_python_of_the_readme_runs() -> None:
     assert [image.size for image in found["images"]] == [(32, 32)] * 8
 
 
-def test_the_readme_says_what_the_card_says() -> None:
+def test_the_figures_of_the_readme_are_those_of_the_card() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     card = json.loads((ROOT / "src/prologue/builtin/shapes/card.json").read_text(encoding="utf-8"))
     rates = [card["measures"][kind]["recognition"] for kind in ("guided", "unguided")]

@@ -1,4 +1,4 @@
-"""What may import what: lazily, without the extras, and only downwards."""
+"""Imports are lazy, need no extras, and follow the layers of docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ EXTRAS = (
     "tensorboard",
     "torch_fidelity",
     "torchvision",
-    "scipy",
 )
 
 LAYERS: tuple[tuple[str, ...], ...] = (
@@ -39,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
-"""docs/architecture.md, from the bottom up: a package imports from itself and from the packages of lower layers."""
+"""The layers of docs/architecture.md, lowest first: a package imports from itself and from lower layers."""
 
 _HIDE_EXTRAS = f"""
 import importlib, pkgutil, sys
@@ -70,7 +69,7 @@ def _run(code: str) -> str:
 
 
 def _modules() -> Iterator[tuple[str, ast.Module]]:
-    """Dotted names below the package (`nn.rope`) and their syntax trees."""
+    """Yield the names of the modules below the package (`models.rope`) and their syntax trees."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -78,7 +77,7 @@ def _modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    """Absolute names of everything that is imported at run time, also inside functions."""
+    """Yield the absolute names of all imports at run time, including those inside functions."""
     unused = {
         id(inner)
         for node in ast.walk(tree)
@@ -141,7 +140,7 @@ def test_imports_go_downwards_only() -> None:
 
 
 def test_inside_the_package_names_come_from_their_own_modules() -> None:
-    """`from prologue import Tokenizer` inside the package would hide which layer it reaches into."""
+    """`from prologue import Tokenizer` inside the package would hide the layer of the import."""
     offenders = [
         f"{name} imports {target}"
         for name, tree in _modules()

@@ -1,4 +1,4 @@
-"""The public surface: classes, seeds, stored recipes, batches, resampling, folders."""
+"""`Pipeline`: classes, seeds, stored recipes, batches, resampling, folders."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def same(a: TokenIds, b: TokenIds) -> bool:
 
 
 def noise_image(size: tuple[int, int] = (8, 12), seed: int = 0) -> Image.Image:
-    """Columns × rows as Pillow counts them are `size` reversed."""
+    """Return an image of `size` (rows, columns)."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def test_generate_returns_pictures_with_what_made_them(pipe: Pipeline) -> None:
+def test_generate_returns_images_tokens_seeds_and_classes(pipe: Pipeline) -> None:
     out = pipe.generate(["ring", 2, None], seed=5)
     assert [image.size for image in out.images] == [(12, 8)] * 3
     assert out.seeds == [5, 6, 7]
@@ -74,7 +74,7 @@ def test_without_classes_the_null_class_is_drawn(tiny_models) -> None:
         pipe.generate(count=1, guidance=SPLIT)
 
 
-def test_unnamed_classes_are_called_by_their_ids(tiny_models) -> None:
+def test_ids_are_the_names_of_unnamed_classes(tiny_models) -> None:
     assert Pipeline(*tiny_models(num_classes=2)).class_names == ("0", "1")
 
 
@@ -91,7 +91,7 @@ def test_unnamed_classes_are_called_by_their_ids(tiny_models) -> None:
         ([], "empty"),
     ],
 )
-def test_unknown_classes_are_named(pipe: Pipeline, classes, named: str) -> None:
+def test_unknown_classes_are_errors_with_a_suggestion(pipe: Pipeline, classes, named: str) -> None:
     with pytest.raises(SamplingError, match=named):
         pipe.generate(classes)
 
@@ -103,7 +103,7 @@ def test_long_class_lists_are_shortened(tiny_models) -> None:
     assert "kind20," not in str(caught.value)
 
 
-def test_an_image_depends_on_its_class_seed_and_options_alone(pipe: Pipeline) -> None:
+def test_an_image_depends_only_on_its_class_seed_and_options(pipe: Pipeline) -> None:
     whole = pipe.generate(["ring", "star"], count=7, seed=3, guidance=SPLIT)
     chunked = pipe.generate(["ring", "star"], count=7, seed=3, guidance=SPLIT, batch=2)
     assert same(whole.tokens, chunked.tokens)
@@ -138,12 +138,12 @@ def test_an_image_depends_on_its_class_seed_and_options_alone(pipe: Pipeline) ->
         ({"batch": None}, "batch must be a whole number"),
     ],
 )
-def test_impossible_options(pipe: Pipeline, options: dict, named: str) -> None:
+def test_invalid_options(pipe: Pipeline, options: dict, named: str) -> None:
     with pytest.raises(SamplingError, match=named):
         pipe.generate(["ring", "star"], **options)
 
 
-def test_numbers_may_be_numpys(pipe: Pipeline) -> None:
+def test_numbers_may_be_of_numpy_and_torch(pipe: Pipeline) -> None:
     plain = pipe.sample(["ring", "star"], seed=[8, 3], top_k=5, temperature=0.5)
     for seeds in (np.array([8, 3]), torch.tensor([8, 3])):
         given = pipe.sample(["ring", "star"], seed=seeds, top_k=np.int64(5), temperature=np.float32(0.5))
@@ -164,7 +164,7 @@ def test_numbers_may_be_numpys(pipe: Pipeline) -> None:
         ("zzz", "unknown option 'zzz': options are"),
     ],
 )
-def test_unknown_options_are_named_with_the_nearest(pipe: Pipeline, option: str, named: str) -> None:
+def test_unknown_options_are_errors_with_a_suggestion(pipe: Pipeline, option: str, named: str) -> None:
     picture = noise_image()
     for call in (pipe.generate, pipe.sample, lambda *_, **given: pipe.resample(picture, **given)):
         with pytest.raises(SamplingError, match=named) as caught:
@@ -192,7 +192,14 @@ def test_unknown_options_are_named_with_the_nearest(pipe: Pipeline, option: str,
         (lambda p: p.encode(noise_image(), batch=0), SamplingError, "batch"),
         (lambda p: p.encode(5), DataError, "not int"),
         (lambda p: p.encode(None), DataError, "not NoneType"),
-        (lambda p: p.encode("a.png"), DataError, "not str: open files"),
+        (lambda p: p.encode("a.png"), DataError, "not str: open files with PIL.Image.open"),
+        (lambda p: p.encode(Path("a.png")), DataError, f"not {type(Path()).__name__}: open files with PIL.Image.open"),
+        (lambda p: p.resample([np.zeros((8, 12, 3))]), DataError, "not ndarray: open files with PIL.Image.open"),
+        (lambda p: p.resample([]), DataError, "no image"),
+        (lambda p: p.resample(torch.zeros(3, 8, 12, dtype=torch.uint8)), DataError, "floating point"),
+        (lambda p: p.resample(p.sample("ring").without_prologue()), SamplingError, "3 prologue ids"),
+        (lambda p: p.resample(p.sample("ring"), ["ring", "star"]), SamplingError, "one class, or one each"),
+        (lambda p: p.resample(p.sample("ring"), count=0), SamplingError, "count"),
         (lambda p: p.encode(np.zeros((8, 12, 3), np.uint8)), DataError, "not ndarray.*Image.fromarray"),
         (lambda p: p.encode(torch.zeros(0, 3, 8, 12)), DataError, "no image"),
         (lambda p: p.encode(torch.zeros(8, 12, 3)), DataError, "B, 3, H, W"),
@@ -227,7 +234,7 @@ def test_unknown_options_are_named_with_the_nearest(pipe: Pipeline, option: str,
         (lambda p: Guidance.split(("constant", "a"), ("constant", 1)), SamplingError, "scale must be a finite number"),
     ],
 )
-def test_wrong_kinds_of_values_are_named(pipe: Pipeline, call, error: type, named: str) -> None:
+def test_values_of_wrong_types_are_errors(pipe: Pipeline, call, error: type, named: str) -> None:
     with pytest.raises(error, match=named):
         call(pipe)
 
@@ -275,7 +282,7 @@ def test_images_of_another_range_are_refused(pipe: Pipeline, fault: str) -> None
     assert len(pipe.encode(edge)) == len(tokenizer.encode(edge)) == 1
 
 
-def test_values_are_looked_at_once_in_a_call_and_never_in_training(
+def test_the_range_is_checked_once_per_call_and_never_in_training(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
@@ -292,7 +299,7 @@ def test_values_are_looked_at_once_in_a_call_and_never_in_training(
         assert looks == [6]
 
 
-def test_options_left_out_come_from_the_stored_recipe(pipe: Pipeline) -> None:
+def test_missing_options_come_from_the_stored_recipe(pipe: Pipeline) -> None:
     plain = pipe.sample("ring", count=4)
     explicit = pipe.sample("ring", count=4, guidance=SPLIT, top_k=3, temperature=0.9, prologue_temperature=0.5)
     assert not same(plain, explicit)
@@ -302,7 +309,7 @@ def test_options_left_out_come_from_the_stored_recipe(pipe: Pipeline) -> None:
     assert same(pipe.sample("ring", count=4, **undone), plain)
 
 
-def test_stored_guidance_is_left_out_for_the_null_class_and_said_once(pipe: Pipeline) -> None:
+def test_stored_guidance_is_ignored_for_the_null_class_with_one_warning(pipe: Pipeline) -> None:
     null, ring = pipe.sample(None, seed=1), pipe.sample("ring", seed=0, guidance=SPLIT)
     star = pipe.sample("star", seed=2, guidance=SPLIT)
     pipe.recipe = Recipe(SPLIT)
@@ -328,7 +335,7 @@ def test_resample_keeps_the_prologue_and_draws_the_rest(pipe: Pipeline) -> None:
     alone = pipe.resample(source[1:2], "star", count=1, seed=11)
     assert same(alone.tokens, out.tokens[4:5])
     assert same(pipe.resample(source, ["ring", "star"], count=3, seed=7, batch=2).tokens, out.tokens)
-    # An image's own seed, with its own prologue given, gives the image again: one noise for all uses.
+    # The seed and the prologue of an image reproduce the image, because all calls use the same noise.
     assert same(pipe.resample(source[:1], "ring", count=1, seed=50).tokens, source[:1])
 
 
@@ -343,7 +350,7 @@ def test_resample_takes_pictures_and_tensors(pipe: Pipeline) -> None:
     assert pipe.resample(picture).class_ids == [3] * 4
 
 
-def test_pictures_of_another_size_are_covered_and_cropped(pipe: Pipeline) -> None:
+def test_images_of_another_size_are_resized_and_cropped(pipe: Pipeline) -> None:
     wide = noise_image((16, 40))
     middle = Image.fromarray(np.array(wide)[:, 8:32]).resize((12, 8), Image.Resampling.BOX)
     assert same(pipe.encode(wide), pipe.encode(middle))
@@ -352,30 +359,13 @@ def test_pictures_of_another_size_are_covered_and_cropped(pipe: Pipeline) -> Non
     assert same(pipe.encode([wide, noise_image()], batch=1), pipe.encode([wide, noise_image()]))
 
 
-def test_a_prologue_is_needed_to_resample(tiny_models) -> None:
+def test_resample_needs_a_prologue(tiny_models) -> None:
     for options, named in (({"variant": "2d"}, "tokenizer works without"), ({"prior_prologue": False}, "prior was")):
         with pytest.raises(SamplingError, match=named):
             Pipeline(*tiny_models(**options)).resample(noise_image())
 
 
-def test_bad_sources(pipe: Pipeline) -> None:
-    tokens = pipe.sample("ring")
-    with pytest.raises(SamplingError, match="3 prologue ids"):
-        pipe.resample(tokens.without_prologue())
-    with pytest.raises(SamplingError, match="one class, or one each"):
-        pipe.resample(tokens, ["ring", "star"])
-    with pytest.raises(SamplingError, match="count"):
-        pipe.resample(tokens, count=0)
-    with pytest.raises(DataError, match="floating point"):
-        pipe.resample(torch.zeros(3, 8, 12, dtype=torch.uint8))
-    with pytest.raises(DataError, match="no image"):
-        pipe.resample([])
-    for source, named in (("a.png", "str"), (Path("a.png"), "PosixPath"), ([np.zeros((8, 12, 3))], "ndarray")):
-        with pytest.raises(DataError, match=f"not {named}: open files with PIL.Image.open"):
-            pipe.resample(source)
-
-
-def test_pictures_are_laid_on_the_background_of_the_training(tiny_models) -> None:
+def test_transparent_images_get_the_background_of_the_training(tiny_models) -> None:
     black = Pipeline(*tiny_models(), Manifest(class_names=NAMES, background=(0, 0, 0)))
     clear = Image.new("RGBA", (12, 8), (255, 255, 255, 0))
     assert same(black.encode(clear), black.encode(Image.new("RGB", (12, 8))))
@@ -384,7 +374,7 @@ def test_pictures_are_laid_on_the_background_of_the_training(tiny_models) -> Non
     assert not same(white.encode(clear), black.encode(clear))
 
 
-def test_nothing_decodes_to_nothing(pipe: Pipeline) -> None:
+def test_an_empty_batch_decodes_to_an_empty_list(pipe: Pipeline) -> None:
     assert pipe.decode(torch.zeros(0, pipe.tokenizer.config.visual_tokens, dtype=torch.int64)) == []
 
 
@@ -398,7 +388,7 @@ def test_a_prior_without_prologue_on_a_prologue_tokenizer(tiny_models) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"variant": "1d"}, {"prior_prologue": False}, {"num_classes": 0}])
-def test_folders_bring_pipelines_back(tiny_models, tmp_path: Path, options: dict) -> None:
+def test_saved_pipelines_are_loaded_unchanged(tiny_models, tmp_path: Path, options: dict) -> None:
     names = NAMES if "num_classes" not in options else ()
     pipe = Pipeline(*tiny_models(**options), Manifest(names, Recipe(temperature=0.8), "shapes", ("lite0",)))
     pipe.save_pretrained(tmp_path / "out")
@@ -408,7 +398,7 @@ def test_folders_bring_pipelines_back(tiny_models, tmp_path: Path, options: dict
     assert same(back.sample(count=3), pipe.sample(count=3))
 
 
-def test_a_pipeline_opens_in_another_number_format(pipe: Pipeline, tmp_path: Path) -> None:
+def test_a_pipeline_opens_in_another_dtype(pipe: Pipeline, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     half = Pipeline.from_pretrained(tmp_path, dtype=torch.bfloat16, device="cpu")
     assert half.dtype == torch.bfloat16
@@ -419,7 +409,7 @@ def test_a_pipeline_opens_in_another_number_format(pipe: Pipeline, tmp_path: Pat
 
 
 def test_tokens_may_be_trained_on(pipe: Pipeline) -> None:
-    """What sampling returns is no inference-mode tensor."""
+    """Sampled tokens are not inference-mode tensors."""
     sequence = pipe.prior.layout.pack(pipe.sample("ring"))
     pipe.prior(sequence, torch.tensor([0])).sum().backward()
     assert pipe.prior.token_embedding.weight.grad is not None
@@ -443,7 +433,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_damaged_folders_are_named(pipe: Pipeline, tmp_path: Path, fault: str) -> None:
+def test_errors_name_damaged_folders(pipe: Pipeline, tmp_path: Path, fault: str) -> None:
     change, named = FAULTS[fault]
     pipe.save_pretrained(tmp_path / "run")
     change(tmp_path / "run")
@@ -452,12 +442,12 @@ def test_damaged_folders_are_named(pipe: Pipeline, tmp_path: Path, fault: str) -
     assert str(tmp_path) in str(caught.value)
 
 
-def test_models_that_were_not_trained_together(tiny_models) -> None:
+def test_models_that_do_not_fit_are_refused(tiny_models) -> None:
     with pytest.raises(CheckpointError, match="not trained together"):
         Pipeline(tiny_models()[0], tiny_models(image_size=(8, 8))[1])
 
 
-def test_a_chunk_is_computed_in_one_shape_whatever_is_in_it(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_chunks_are_computed_in_one_shape(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[int] = []
     sampled, decoded = pipelines.sample_sequences, pipe.tokenizer.decode_known
     monkeypatch.setattr(
@@ -478,7 +468,7 @@ def test_a_chunk_is_computed_in_one_shape_whatever_is_in_it(pipe: Pipeline, monk
     assert shapes[6:] == [4] * 4  # the last two go with a full chunk before them
 
 
-def test_compiling_follows_what_was_asked_for_or_the_amount_of_work(
+def test_compiling_depends_on_the_option_and_the_amount_of_work(
     pipe: Pipeline, tiny_models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -505,7 +495,7 @@ def test_compiling_follows_what_was_asked_for_or_the_amount_of_work(
         Pipeline(*tiny_models(), compile="yes")
 
 
-def test_int8_is_made_at_opening_and_not_saved(pipe: Pipeline, tmp_path: Path) -> None:
+def test_int8_is_converted_at_opening_and_not_saved(pipe: Pipeline, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "wide")
     small = Pipeline.from_pretrained(tmp_path / "wide", dtype="int8")
     assert small.prior.precision == "int8"

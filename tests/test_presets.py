@@ -1,15 +1,12 @@
-"""The named configurations say what METHOD §7 and §8 say, and the small ones keep their own rules."""
+"""Presets have the settings of METHOD §7 and §8; the small ones follow their own rules."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from prologue import presets
-from prologue.cli._overrides import resolve_run_config
-from prologue.cli.main import main
 from prologue.cli.presets import prior_parameters, tokenizer_parameters
 from prologue.config import OptimizerConfig, PriorConfig, RunConfig, TransformerConfig
 from prologue.errors import ConfigError
@@ -122,7 +119,7 @@ def test_post_hoc_trains_the_cross_entropy_alone() -> None:
     assert (stage_1.l1, stage_1.l2, stage_1.gan, stage_1.vq, stage_1.perceptual) == (0, 0, 0, 0, "none")
 
 
-def test_one_stage_ships_the_first_prior() -> None:
+def test_one_stage_keeps_the_prior_of_stage_1() -> None:
     config = presets.preset("one-stage-b")
     assert (config.tokenizer_training.one_stage, config.tokenizer_training.label_drop) == (True, 0.1)
     assert config.prior == config.tokenizer_training.prior_model
@@ -143,7 +140,7 @@ def test_small_presets(name: str) -> None:
         assert optimizer.warmup + optimizer.hold < steps
 
 
-def test_small_baselines_differ_in_the_prologue_alone() -> None:
+def test_small_baselines_differ_only_in_the_prologue() -> None:
     for variant in ("2d", "1d"):
         ours, theirs = presets.preset("small-32"), presets.preset(f"small-32-{variant}")
         assert (ours.data, ours.prior, ours.prior_training) == (theirs.data, theirs.prior, theirs.prior_training)
@@ -157,24 +154,3 @@ def test_post_hoc_fits_the_small_2d_tokenizer() -> None:
     post, frozen = presets.preset("small-32-post").tokenizer, presets.preset("small-32-2d").tokenizer
     for part in ("image_size", "patch_size", "encoder", "decoder", "code_dim", "codebook_size"):
         assert getattr(post, part) == getattr(frozen, part)
-
-
-def test_command_prints_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets", "small-64"]) == 0
-    file = tmp_path / "config.json"
-    file.write_text(capsys.readouterr().out, encoding="utf-8")
-    assert resolve_run_config("base-b", file, {}) == presets.preset("small-64")
-
-
-def test_command_lists_every_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets", "--json", str(tmp_path / "presets.json")]) == 0
-    shown = capsys.readouterr().out
-    assert all(f" {name} " in shown for name in presets.names())
-    written = json.loads((tmp_path / "presets.json").read_text(encoding="utf-8"))
-    assert [record["name"] for record in written["records"]] == presets.names()
-    assert written["provenance"]["command"].startswith("prologue presets")
-
-
-def test_command_refuses_an_unknown_preset(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets", "small-23"]) == 2
-    assert "did you mean 'small-32'" in capsys.readouterr().err

@@ -20,14 +20,16 @@ import torch
 
 from prologue import builtin
 from prologue.data.source import Data, open_data
+from prologue.evaluation.codes import encode_images
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import ShapesExtractor
-from prologue.evaluation.generation import draw_samples, evaluate_generation, uniform_classes
-from prologue.evaluation.layout import Shown, evaluate_layout
-from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
-from prologue.evaluation.memorisation import evaluate_memorisation
-from prologue.evaluation.reconstruction import evaluate_reconstruction, recognise_reconstructions
+from prologue.evaluation.kinds.generation import evaluate_generation
+from prologue.evaluation.kinds.layout import Shown, evaluate_layout
+from prologue.evaluation.kinds.likelihood import evaluate_likelihood
+from prologue.evaluation.kinds.memorisation import evaluate_memorisation
+from prologue.evaluation.kinds.reconstruction import evaluate_reconstruction, recognise_reconstructions
 from prologue.evaluation.runs import Record, Split, choose_images
+from prologue.evaluation.samples import draw_samples, samples_picture, uniform_classes
 from prologue.evaluation.store import Store
 from prologue.evaluation.versions import VERSIONS
 from prologue.models.weights import model_hashes
@@ -35,7 +37,7 @@ from prologue.pipeline import Pipeline
 from prologue.presets import preset
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
-from prologue.studies.reproduce.pictures import resampled_picture, samples_picture
+from prologue.studies.reproduce.pictures import resampled_picture
 from prologue.studies.reproduce.worker import stage_seconds
 from prologue.training.loop import Stopped
 from prologue.training.progress import Terminal

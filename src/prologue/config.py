@@ -1,6 +1,7 @@
-"""Frozen configuration dataclasses, validated at construction; `utils.serialization` saves and reads them as JSON.
+"""Configurations: frozen dataclasses, validated at construction. `utils.serialization` converts them to and from JSON.
 
-This module imports neither torch nor any other heavy package, so that the command line can use it at once.
+The text under a field is its help on the command line. This module imports no heavy package, so that the command line
+starts at once.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ REGISTRY = "registry"
 """Key of a field's metadata: the `Registry` of its components, as `module:name`."""
 
 FILE_RULE = 2
-"""The newest of the rules that say which files of a folder or zip are images, and how they are labelled and split."""
+"""The newest rule for the files of a folder or zip: which are images, and how they are labelled and split."""
 MAX_PIXELS = 179_000_000
-"""Larger pictures are refused unless `data.max_pixels` allows them: a small file may expand to fill the memory."""
+"""Default limit of an image's pixels, since a small file may fill the memory when it is decoded."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ class VariantTraits:
     """What tells a tokenizer variant from the others (METHOD §4)."""
 
     has_prologue: bool = False
-    """It has prologue tokens, which the prior trains."""
+    """It has prologue tokens."""
     frozen: Variant | None = None
-    """A finished tokenizer of this variant is its visual path and stays frozen; a second encoder gives the prologue."""
+    """Its visual path is a finished, frozen tokenizer of this variant, and a second encoder computes the prologue."""
     visual_queries: bool = False
-    """Visual codes come from queries instead of patches, so that they have no place in the image."""
+    """Its visual codes come from queries instead of patches, so that they have no place in the image."""
 
     @property
     def post_hoc(self) -> bool:
-        """It trains a prologue for a finished tokenizer, and not its visual path."""
+        """It trains a prologue only, for a finished tokenizer."""
         return self.frozen is not None
 
 
@@ -54,7 +55,7 @@ VARIANTS: dict[Variant, VariantTraits] = {
     "prologue": VariantTraits(has_prologue=True),
     "prologue-post": VariantTraits(has_prologue=True, frozen="2d"),
 }
-"""The one place that tells the variants apart: other code asks `TokenizerConfig.traits`."""
+"""The only place that distinguishes variants; other code reads `TokenizerConfig.traits`."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -80,13 +81,21 @@ def _fraction(owner: object, *names: str) -> None:
         _require(0 <= value <= 1, f"{type(owner).__name__}.{name} must lie in [0, 1], not {value}")
 
 
+def _literal(owner: object, *names: str) -> None:
+    """Check fields whose type is a `Literal`."""
+    hints = typing.get_type_hints(type(owner))
+    for name in names:
+        value, choices = getattr(owner, name), list(typing.get_args(hints[name]))
+        _require(value in choices, f"{type(owner).__name__}.{name} must be one of {choices}, not {value!r}")
+
+
 def _component_of(registry: str) -> dict[str, Any]:
-    """Metadata of a field that names a component. Files leave its default out, as files of earlier versions do."""
+    """Metadata of a field for components of a registry. Its default is not written, as in files of earlier versions."""
     return {REGISTRY: registry, OMIT_DEFAULT: True}
 
 
 def _plain_component(owner: object, *names: str) -> None:
-    """Check components and store them as a JSON file would: with a name, without tuples."""
+    """Check components, and replace tuples in them by lists, as JSON does."""
     for name in names:
         value = getattr(owner, name)
         where = f"{type(owner).__name__}.{name}"
@@ -111,18 +120,18 @@ def _ids_per_position(component: Component) -> int:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of one stack of pre-norm blocks (METHOD §3)."""
+    """Sizes of one transformer (METHOD §3)."""
 
     width: int = 768
-    """Size of the vectors between blocks."""
+    """Model width."""
     depth: int = 12
     """Number of blocks."""
     heads: int = 12
-    """Attention heads; they share the width."""
+    """Number of attention heads; a divisor of the width."""
     mlp_ratio: str = "8/3"
-    """Feed-forward hidden size over width, as a fraction: round(width · mlp_ratio)."""
+    """Feed-forward hidden size over width, as a fraction."""
     rope_axes: tuple[int, int, int] | None = None
-    """Rotary dims of each of the three axes; None derives them from the head size (published ones at 64)."""
+    """Rotary dimensions of the three axes, which sum to the head size; none derives them from the head size."""
 
     def __post_init__(self) -> None:
         _positive(self, "width", "depth", "heads")
@@ -156,48 +165,48 @@ class TransformerConfig:
 
 
 def _spatial_rope_dims(head_dim: int) -> int:
-    """Rotary dims of a row or column axis: 20 of 64, scaled down to an even number."""
+    """Rotary dimensions of the row and column axes: 20 for head size 64, scaled and rounded down to an even number."""
     return head_dim * 20 // 128 * 2
 
 
 def tokenizer_rope_axes(config: TransformerConfig) -> tuple[int, int, int]:
-    """(row, column, index) rotary dims of an encoder or decoder (METHOD §3: 20, 20, 24 at head size 64)."""
+    """Rotary dimensions (row, column, index) of an encoder or decoder (METHOD §3)."""
     spatial = _spatial_rope_dims(config.head_dim)
     return config.rope_axes or (spatial, spatial, config.head_dim - 2 * spatial)
 
 
 def prior_rope_axes(config: TransformerConfig) -> tuple[int, int, int]:
-    """(index, row, column) rotary dims of a prior (METHOD §3: 24, 20, 20 at head size 64)."""
+    """Rotary dimensions (index, row, column) of a prior (METHOD §3)."""
     spatial = _spatial_rope_dims(config.head_dim)
     return config.rope_axes or (config.head_dim - 2 * spatial, spatial, spatial)
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """One of the four tokenizer variants (METHOD §4) on one image size."""
+    """A tokenizer of one variant (METHOD §4) for one image size."""
 
     variant: Variant = "prologue"
-    """prologue, prologue-post (for a finished 2d), 2d or 1d (METHOD §4)."""
+    """Tokenizer variant (METHOD §4): prologue; prologue-post, a prologue for a finished 2d tokenizer; 2d; 1d."""
     image_size: tuple[int, int] = (256, 256)
-    """Image rows and columns, in pixels."""
+    """Image height and width in pixels."""
     patch_size: int = 16
-    """Side of the square patches, in pixels; each patch is a visual token."""
+    """Side of the square patches in pixels."""
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
-    """Of patches, and of the prologue's queries."""
+    """Encoder of patches and queries."""
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
-    """Of visual codes; it never sees the prologue."""
+    """Decoder of visual codes."""
     prologue_encoder: TransformerConfig | None = None
-    """The second encoder of `prologue-post`; None otherwise."""
+    """Second encoder of the variant prologue-post, none for the others."""
     code_dim: int = 14
-    """Numbers in a code of either codebook."""
+    """Dimension of visual and prologue codes."""
     codebook_size: int = 16384
-    """K, the number of visual codes."""
+    """Number of visual codes, K."""
     prologue_tokens: int = 16
-    """P, the number of prologue tokens; 0 for 2d and 1d."""
+    """Number of prologue tokens, P; 0 for the variants 2d and 1d."""
     prologue_codebook_size: int = 1024
-    """K_p, the number of prologue codes, shared by all positions."""
+    """Number of prologue codes, K_p, for all positions together."""
     prologue_temperature: float = 0.1
-    """τ of the prologue quantizer's softmax; not a sampling temperature."""
+    """Temperature τ of the prologue quantizer's softmax in training; it has no effect on sampling."""
     quantizer: Component = field(
         default_factory=lambda: {"name": "cosine"}, metadata=_component_of("prologue.models.quantizers:QUANTIZERS")
     )
@@ -246,7 +255,7 @@ class TokenizerConfig:
         return VARIANTS[self.variant]
 
     def on_top_of(self, given: TokenizerConfig) -> TokenizerConfig:
-        """This post-hoc prologue on the visual path of a finished tokenizer.
+        """This post-hoc prologue for the visual path of a finished tokenizer.
 
         Raises:
             ConfigError: the finished tokenizer is of another variant than this one needs.
@@ -260,27 +269,27 @@ class TokenizerConfig:
 
     @property
     def visual_tokens_on_grid(self) -> bool:
-        """Whether each visual token belongs to one patch, so that values of tokens make a picture."""
+        """Whether there is one visual token for each patch, so that one value per token is a map of the image."""
         return not self.traits.visual_queries and self.visual_tokens == self.patches
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Visual tokens per column and per row: (rows, columns)."""
+        """Patches as (rows, columns)."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def patches(self) -> int:
-        """Patches of an image, each of which has one code."""
+        """Number of patches; each has one code."""
         return self.grid[0] * self.grid[1]
 
     @property
     def visual_tokens(self) -> int:
-        """N, the number of visual ids of an image."""
+        """Number of visual ids of an image, N."""
         return self.patches * _ids_per_position(self.quantizer)
 
     @property
     def prologue_queries(self) -> int:
-        """Learnable queries of the prologue, each of which has one code."""
+        """Number of prologue queries; each has one code."""
         return self.prologue_tokens // _ids_per_position(self.prologue_quantizer)
 
     @property
@@ -290,12 +299,12 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """Counts that fix what each position of a prior's sequence means (METHOD §6)."""
+    """Sizes of a prior's sequence and vocabulary (METHOD §6)."""
 
     prologue_tokens: int
-    """P; 0 for a prior without a prologue."""
+    """P, 0 for a prior without a prologue."""
     prologue_codebook_size: int
-    """K_p; 0 together with P."""
+    """K_p, 0 for a prior without a prologue."""
     visual_tokens: int
     """N."""
     visual_codebook_size: int
@@ -312,26 +321,26 @@ class LayoutConfig:
 
 @dataclass(frozen=True)
 class PriorOptions:
-    """Sizes of a prior as a preset chooses them; the data and the tokenizer supply the rest."""
+    """Sizes of a prior that do not follow from data and tokenizer."""
 
     width: int = 768
-    """Size of the vectors between blocks."""
+    """Model width."""
     depth: int = 12
     """Number of blocks."""
     heads: int = 12
-    """Attention heads; they share the width."""
+    """Number of attention heads; a divisor of the width."""
     mlp_ratio: str = "11/4"
     """Feed-forward hidden size over width, as a fraction."""
     rope_axes: tuple[int, int, int] | None = None
-    """Rotary dims of (index, row, column); None derives them from the head size."""
+    """Rotary dimensions of index, row and column, which sum to the head size; none derives them from the head size."""
     tied: bool = False
-    """Use the token embedding as the head."""
+    """Whether the output layer shares the weights of the token embedding."""
     dropout: float = 0.0
-    """Dropout on embeddings and residual branches while training."""
+    """Dropout probability on embeddings and residual branches."""
     prologue: bool = True
-    """False trains a P = 0 prior on the visual ids alone."""
+    """Whether sequences have the tokenizer's prologue; false trains a prior on visual ids alone."""
     embedding_std: float = 0.02
-    """Spread of the token and class embeddings at the start."""
+    """Standard deviation of initial token and class embeddings."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.dropout < 1, f"PriorOptions.dropout must lie in [0, 1), not {self.dropout}")
@@ -343,13 +352,13 @@ class PriorOptions:
         return TransformerConfig(self.width, self.depth, self.heads, self.mlp_ratio, self.rope_axes)
 
     def sized(self, layout: LayoutConfig, num_classes: int) -> PriorConfig:
-        """The prior of these options for a tokenizer's layout and the classes of the data."""
+        """The configuration of a prior for a tokenizer's layout and the number of classes of the data."""
         return PriorConfig(layout, num_classes, self.transformer, self.tied, self.dropout, self.embedding_std)
 
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Everything that fixes a prior's tensors; saved beside its weights."""
+    """Sizes of a prior, saved with its weights."""
 
     layout: LayoutConfig
     num_classes: int
@@ -365,43 +374,39 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How images are read, cropped and split. Where they are is the `--data` option."""
+    """How images are read, cropped and split; the option `--data` says where they are."""
 
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB colour under transparent pixels."""
     crop: Literal["random", "center"] = "random"
-    """Training crop (METHOD §2)."""
+    """Crop of training images (METHOD §2)."""
     flip: bool = True
-    """Horizontal flips in training and in ten-crop; off where orientation means something."""
+    """Whether images are flipped horizontally in training and in ten-crop."""
     token_views: Literal["ten-crop", "center"] = "ten-crop"
-    """Views of each image that the token store holds."""
+    """Views of each image in the token store."""
     validation_fraction: float = 0.1
-    """Part of each class of a folder or zip that is held out."""
+    """Fraction of each class of a folder or zip that is held out."""
     skip_damaged: bool = False
-    """Skip (and list) files that cannot be decoded instead of stopping."""
+    """Whether files that cannot be decoded are skipped and listed; false stops at the first one."""
     max_pixels: int = MAX_PIXELS
-    """Largest number of pixels of an image file. Raise it for larger scans: decoding takes about 8 bytes per pixel."""
+    """Largest number of pixels of an image file. Decoding takes about 8 bytes per pixel."""
     file_rule: int | None = None
-    """Which files of a folder or zip are images, and how they are labelled and split. 2 is the current rule; 1 is that
-    of the first versions (PNG, JPEG and WebP, no splits, only labels.csv). none: the rule that the run was begun with,
-    2 for a new run."""
+    """Rule for the files of a folder or zip: which are images, and how they are labelled and split. 2 is the current
+    rule. 1 is the rule of the first versions: PNG, JPEG and WebP, labels.csv alone, no splits. none is the rule with
+    which the run started, 2 for a new run."""
     shapes_images: int = 20000
-    """Training images of the embedded `shapes` or `plates`."""
+    """Number of training images of the embedded shapes or plates."""
     shapes_validation: int = 2000
-    """Validation images of the embedded `shapes` or `plates`."""
+    """Number of validation images of the embedded shapes or plates."""
     cache_mb: int = 1024
-    """Decoded training images are kept in memory while they fit in this many MiB."""
+    """Memory for decoded training images, in MiB."""
 
     def __post_init__(self) -> None:
         _require(
             len(self.background) == 3 and all(0 <= value <= 255 for value in self.background),
             f"data.background must be three numbers in 0..255, not {self.background}",
         )
-        _require(self.crop in ("random", "center"), f"data.crop must be random or center, not {self.crop!r}")
-        _require(
-            self.token_views in ("ten-crop", "center"),
-            f"data.token_views must be ten-crop or center, not {self.token_views!r}",
-        )
+        _literal(self, "crop", "token_views")
         _require(
             0 <= self.validation_fraction < 1,
             f"data.validation_fraction must lie in [0, 1), not {self.validation_fraction}",
@@ -416,22 +421,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule, counted in updates of its network: warm-up, hold, linear decay (METHOD §7)."""
+    """AdamW and its schedule in updates of one network: warm-up, hold, linear decay (METHOD §7)."""
 
     lr: float = 1e-4
-    """Learning rate at its peak."""
+    """Peak learning rate."""
     final_lr: float = 1e-5
-    """Learning rate after the decay."""
+    """Learning rate at the end of the decay."""
     warmup: int = 20000
-    """Updates over which the learning rate rises from 0."""
+    """Updates of the linear warm-up from 0."""
     hold: int = 100000
-    """Updates at the peak after the warm-up, before the linear decay to `final_lr`."""
+    """Updates at the peak learning rate between warm-up and decay."""
     betas: tuple[float, float] = (0.0, 0.99)
     """AdamW's β₁ and β₂."""
     weight_decay: float = 0.0
-    """AdamW's decay of matrices; norms and biases have none."""
+    """Weight decay of matrices; biases, norms and other 1-D parameters have none."""
     clip: float = 0.0
-    """Largest gradient norm; 0 leaves gradients as they are."""
+    """Largest gradient norm; 0 does not clip."""
 
     def __post_init__(self) -> None:
         _positive(self, "lr")
@@ -444,87 +449,87 @@ class TokenizerTraining:
     """Stage 1 (METHOD §7). A step is one batch: an autoencoder update, then a prior and discriminator update."""
 
     steps: int = 1_000_000
-    """Batches in all."""
+    """Number of steps, each of one batch."""
     batch: int = 256
-    """Images of a step, over all processes."""
+    """Images per step, over all processes."""
     accumulate: int = 1
-    """Parts in which a process computes its images of a step, one after another; their gradients add up. More parts
-    need less memory."""
+    """Microbatches per step in each process. More microbatches need less memory."""
     autoencoder: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Of encoder, decoder and quantizers."""
+    """Optimizer of encoder, decoder and quantizers."""
     prior: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(betas=(0.9, 0.99), weight_decay=0.03))
-    """Of the prior that gives the cross-entropy."""
+    """Optimizer of the stage-1 prior."""
     discriminator: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=1e-4))
-    """Of the discriminator, where `gan` is above 0."""
+    """Optimizer of the discriminator."""
     prior_model: PriorOptions = field(default_factory=lambda: PriorOptions(width=512, depth=7, heads=8))
-    """Sizes of this stage's prior."""
+    """Sizes of the stage-1 prior."""
     ema_half_life: float = 1000
-    """Updates after which the EMA of the tokenizer, which is what ships, has forgotten half."""
+    """Half-life of the tokenizer's EMA in updates. The EMA weights are saved."""
     prior_ema_half_life: float = 2500
-    """The same of this stage's prior."""
+    """Half-life of the stage-1 prior's EMA in updates."""
     l1: float = 1.0
     """Weight of the mean absolute error."""
     l2: float = 0.0
     """Weight of the mean squared error."""
     perceptual: Perceptual = "lpips"
-    """Network of the perceptual term, or none."""
+    """Network of the perceptual loss."""
     perceptual_weight: float = 1.0
-    """Weight of the perceptual term."""
+    """Weight of the perceptual loss."""
     perceptual_path: str | None = None
-    """Safetensors file with the weights of `lpips` or `convnext`; None takes what `prologue weights` made."""
+    """Safetensors file with the weights of lpips or convnext; none is the file of `prologue weights`."""
     perceptual_start: int = 0
-    """Step at which the perceptual term begins."""
+    """Step at which the perceptual loss starts."""
     perceptual_ramp: int = 0
-    """Steps over which it rises from 0 after that."""
+    """Steps over which the weight of the perceptual loss rises from 0."""
     gan: float = 0.1
-    """Weight of the adversarial term; 0 has no discriminator."""
+    """Weight of the adversarial loss; 0 trains without a discriminator."""
     gan_start: int = 0
-    """Step at which the discriminator begins to learn, and to be heard."""
+    """Step at which the discriminator starts and its loss reaches the generator."""
     gan_ramp: int = 0
-    """Updates over which the generator's term rises from 0 after `gan_start`."""
+    """Steps over which the weight of the adversarial loss rises from 0."""
     gan_channels: int = 64
     """Channels of the discriminator's first layer."""
     gan_augment: bool = False
-    """Differentiable augmentation (colour, translation, cutout) of what the discriminator sees."""
+    """Whether the discriminator's inputs are augmented (colour, translation, cutout)."""
     lecam: float = 0.001
     """Weight of the discriminator's LeCam regularisation."""
     r1: float = 0.01
-    """Weight of its gradient penalty R1."""
+    """Weight of the discriminator's gradient penalty R1."""
     r1_every: int = 25
-    """Updates of the discriminator between penalties."""
+    """Discriminator updates between two R1 penalties."""
     vq: float = 1.0
     """Weight of the visual quantizer's loss."""
     ce_prologue: float = 3.0
-    """Weight of the prior's cross-entropy of prologue tokens in the encoder's loss."""
+    """Weight of the cross-entropy of prologue tokens in the encoder's loss."""
     ce_visual: float = 3.0
-    """The same of visual tokens."""
+    """Weight of the cross-entropy of visual tokens in the encoder's loss."""
     ce_start: int = 0
-    """Step at which both cross-entropy terms begin."""
+    """Step at which the cross-entropy terms of the encoder's loss start."""
     ce_ramp: int = 0
-    """Steps over which they rise from 0 after that."""
+    """Steps over which the weights of the cross-entropy terms rise from 0."""
     losses: tuple[Component, ...] = field(default=(), metadata=_component_of("prologue.training.losses:LOSSES"))
-    """Your own terms of the autoencoder's loss, each with a weight, which rises from 0 at step start over length steps:
+    """Your own terms of the autoencoder's loss. The weight of each rises from 0 at step start over length steps:
     {"name": "module:name", "weight": 1.0, "start": 0, "length": 0, OPTION: …}."""
     visual_dropout: float = 0.5
-    """Chance that a sequence's visual inputs are hidden from the prior, which then leans on the prologue."""
+    """Probability that all visual inputs of a sequence are replaced by EOS, so the prior relies on the prologue."""
     visual_dropout_start: int = 0
-    """Step at which visual dropout begins."""
+    """Step at which visual dropout starts."""
     visual_dropout_ramp: int = 0
-    """Steps over which the chance rises from 0 after `visual_dropout_start`."""
+    """Steps over which the probability of visual dropout rises from 0."""
     shared_prior_pass: bool = False
-    """Take the prior's own gradients from the autoencoder step's pass: the same update for half the passes through the
-    prior, with one draw of visual dropout for both. Needs equal CE weights and a prior_model without dropout."""
+    """Whether the forward pass of the autoencoder step also trains the prior. This halves the passes through the prior
+    and uses one draw of visual dropout for both updates. It needs equal cross-entropy weights and a prior_model without
+    dropout."""
     label_drop: float = 1.0
-    """Chance that the prior sees the null class; 1 in two-stage training, 0.1 in one-stage."""
+    """Probability that a class is replaced by the null class: 1 in two-stage training, 0.1 in one-stage training."""
     one_stage: bool = False
-    """Ship this stage's prior; there is no second stage."""
+    """Whether the stage-1 prior is the run's prior, without a second stage."""
     dead_code_reset_every: int = field(default=0, metadata={RENAMED: "revive_every"})
     """Steps between resets of dead codes: visual codes that were not used since the last reset are set to encoder
     outputs. 0 resets none."""
     dead_code_reset_until: float = field(default=0.8, metadata={RENAMED: "revive_until"})
     """Fraction of the stage after which no dead codes are reset."""
     prologue_kmeans: tuple[int, ...] = ()
-    """Steps at which the prologue codebook is set to k-means centres of the encoder's prologue outputs."""
+    """Steps at which the prologue codebook is set to k-means centres of encoder outputs."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -545,10 +550,7 @@ class TokenizerTraining:
             not self.shared_prior_pass or (self.ce_prologue == self.ce_visual > 0 and self.prior_model.dropout == 0),
             "shared_prior_pass needs ce_prologue equal to ce_visual and above 0, and a prior_model without dropout",
         )
-        _require(
-            self.perceptual in typing.get_args(Perceptual),
-            f"unknown perceptual term {self.perceptual!r}: choose one of {list(typing.get_args(Perceptual))}",
-        )
+        _literal(self, "perceptual")
 
 
 @dataclass(frozen=True)
@@ -556,26 +558,26 @@ class PriorTraining:
     """Stage 2 (METHOD §8)."""
 
     steps: int = 500_000
-    """Batches in all."""
+    """Number of steps, each of one batch."""
     batch: int = 2048
-    """Images of a step, over all processes."""
+    """Images per step, over all processes."""
     accumulate: int = 1
-    """Parts in which a process computes its images of a step, one after another; their gradients add up."""
+    """Microbatches per step in each process. More microbatches need less memory."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=4e-4, warmup=62_500, hold=0, betas=(0.9, 0.96), weight_decay=0.03, clip=1.0
         )
     )
-    """Of the prior."""
+    """Optimizer of the prior."""
     ema_half_life: float = 2500
-    """Updates after which the EMA of the prior, which is what ships, has forgotten half."""
+    """Half-life of the prior's EMA in updates. The EMA weights are saved."""
     label_drop: float = 0.1
-    """Chance that an image's class is hidden, which is what guidance needs."""
+    """Probability that a class is replaced by the null class, which guidance needs."""
     visual_dropout: float = 0.0
-    """Chance that a sequence's visual inputs are hidden."""
+    """Probability that all visual inputs of a sequence are replaced by EOS."""
     keep_best_every: int = 0
-    """Every so many steps the EMA prior is measured on held-out images; that with the lowest cross-entropy is kept.
-    0 keeps the last one, as the paper does, and so does a run without held-out images."""
+    """Steps between measurements of the EMA prior on held-out images. The prior with the lowest cross-entropy is saved.
+    0 saves the last one, as the paper does; so does a run without held-out images."""
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch", "accumulate", "ema_half_life")
@@ -585,45 +587,42 @@ class PriorTraining:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: data, both models, both trainings. A preset, a file and flags make it, in this order."""
+    """One run: data, models and training. A preset is overridden by a file, and both by flags."""
 
     seed: int = 0
-    """Everything random of the run descends from it."""
+    """Seed of all random numbers of the run."""
     precision: Precision = "fp32"
-    """Of the products in training; weights stay fp32. `auto` is bf16 where the device multiplies it faster, decided
-    when a run begins and kept by it."""
+    """Precision of matrix products in training; weights are fp32. auto is bf16 on devices with bf16 units. A run keeps
+    the precision with which it started."""
     data: DataConfig = field(default_factory=DataConfig)
     """How images are read."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """The tokenizer's variant and sizes."""
+    """Variant and sizes of the tokenizer."""
     prior: PriorOptions = field(default_factory=lambda: PriorOptions(dropout=0.1))
-    """Sizes of the prior that ships."""
+    """Sizes of the stage-2 prior."""
     tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
     """Stage 1."""
     prior_training: PriorTraining = field(default_factory=PriorTraining)
     """Stage 2."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints; one is also written when a stage is interrupted."""
+    """Steps between checkpoints. An interrupted stage also writes one."""
     keep_checkpoints: int = 2
-    """So many of the newest checkpoints of a stage are kept."""
+    """Checkpoints to keep per stage."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     sample_every: int = 1000
-    """Steps between sample grids in samples/; 0 turns them off."""
+    """Steps between sample grids in samples/; 0 writes none."""
     stop_after_skipped: int = 50
-    """Training stops when so many updates in a row were skipped because their gradients were not finite. It is looked
-    at with every line of metrics.jsonl and every checkpoint; 0 never stops it."""
+    """Consecutive updates with gradients that are not finite after which training stops, checked at every line of
+    metrics.jsonl and every checkpoint; 0 never stops."""
 
     def __post_init__(self) -> None:
         _positive(self, "checkpoint_every", "keep_checkpoints", "log_every")
         _not_negative(self, "sample_every", "seed", "stop_after_skipped")
         _require(self.seed in SEEDS, f"seed must be at most 2**63 - 1, not {self.seed}")
-        _require(
-            self.precision in typing.get_args(Precision),
-            f"precision must be one of {list(typing.get_args(Precision))}, not {self.precision!r}",
-        )
+        _literal(self, "precision")
         size = min(self.tokenizer.image_size)
         _require(
             self.tokenizer_training.gan == 0 or size >= 24,
-            f"the discriminator cannot judge images below 24 px (these are {size}): set tokenizer_training.gan to 0",
+            f"the discriminator needs images of at least 24 px, not {size}: set tokenizer_training.gan to 0",
         )

@@ -1,6 +1,6 @@
-"""Typed errors: each names the file, field or id at fault and what to do about it.
+"""Errors that a user can cause. A message names the file, field or id at fault and what to do.
 
-The command line prints their text without a traceback and exits with code 2.
+The command line prints the message without a traceback and exits with code 2.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from difflib import get_close_matches
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`did you mean 'NAME'? ` with the nearest known name; empty where none is near."""
+    """Return `did you mean 'NAME'? ` with the nearest known name, or an empty string if none is near."""
     near = get_close_matches(given, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""
 
 
 class PrologueError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base class of all errors that a user can cause."""
 
 
 class ConfigError(PrologueError):
-    """A configuration value, preset or option is unknown or impossible."""
+    """A configuration value, preset or option is unknown or invalid."""
 
 
 class DataError(PrologueError):
@@ -28,27 +28,27 @@ class DataError(PrologueError):
 
 
 class CheckpointError(PrologueError):
-    """A weight file or checkpoint is missing, truncated, of another shape, or a pickle."""
+    """A weight file or checkpoint is missing, truncated, a pickle, or has the wrong shapes."""
 
 
 class RunError(PrologueError):
-    """A run folder cannot be used as asked: other settings, another version, no room."""
+    """A run folder cannot be used: other settings, another version, or no space."""
 
 
 class TrainingError(PrologueError):
-    """A training that cannot go on with its settings: its gradients are not finite."""
+    """Training cannot continue with these settings, because gradients are not finite."""
 
 
 class SamplingError(PrologueError):
-    """A sampling request that cannot be satisfied: guidance, filters, classes, given tokens."""
+    """A sampling request is invalid: its guidance, filters, classes or given tokens."""
 
 
 class UnknownOptionError(SamplingError, TypeError):
-    """An option that a call does not have; a `TypeError` too, as of any Python function."""
+    """A call does not have this option; also a `TypeError`, as for any Python function."""
 
 
 class EvaluationError(PrologueError):
-    """A measurement that cannot be made on what was given."""
+    """A measurement is not possible on the given inputs."""
 
 
 class MissingExtraError(PrologueError):

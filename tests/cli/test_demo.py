@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prologue.cli import demo
 from prologue.cli.main import main
 from prologue.models.weights import file_hash
 from prologue.sampling.manifest import Manifest
-from prologue.studies.demo import recipe, training
+from prologue.studies.demo import evaluation, recipe, training
 from prologue.studies.demo.plan import Plan
 from prologue.training import progress
 from prologue.utils.serialization import load_json, save_json
@@ -66,16 +65,14 @@ def _kill(patch: pytest.MonkeyPatch, stage: str, step: int) -> None:
 
 
 def _kill_evaluation(patch: pytest.MonkeyPatch, kind: str) -> None:
-    from prologue.cli import evaluate
+    whole = evaluation.evaluate
 
-    whole = evaluate.run
-
-    def stopped(argv: list[str]) -> int:
-        if argv[0] == kind:
+    def stopped(measured: Any, *args: Any) -> Any:
+        if measured.name == kind:
             raise _Killed
-        return whole(argv)
+        return whole(measured, *args)
 
-    patch.setattr(evaluate, "run", stopped)
+    patch.setattr(evaluation, "evaluate", stopped)
 
 
 def _hashes(out: Path) -> list[str]:
@@ -100,12 +97,15 @@ def test_a_demo_trains_evaluates_and_reports(
     for title in ("Runs", "Reconstruction", "Generation", "Likelihood", "Layout", "Training", "Not measured yet"):
         assert f"<h2>{title}</h2>" in page
     assert list(_records(out)) == [f"prologue/{name}" for name in NAMES]
+    kept = {re.sub("-[0-9a-f]{12}", "", file.stem) for file in (out / "evaluations").glob("*.png")}
+    assert {"generation-samples", "reconstruction-images", "layout-images"} <= kept
+    assert page.count("data:image/png;base64,") >= len(kept)
     assert load_json(file)["provenance"]["command"].startswith("prologue demo --minutes 1")
     assert Manifest.load(out).recipe == recipe.RECIPE
     assert _records(out)["prologue/guided"]["recipe"] == recipe.RECIPE.to_dict()
     # The same command plans, trains and measures nothing again.
     before, records = _hashes(out), _records(out)
-    for name in ("studies.demo.training.calibrate", "training.train.run_stage", "cli.evaluate._measured"):
+    for name in ("studies.demo.training.calibrate", "training.train.run_stage", "evaluation.store.Store.keep"):
         monkeypatch.setattr(f"prologue.{name}", lambda *args, **options: pytest.fail("was done again"))
     assert _demo(out, "--json", str(file)) == 0
     assert capfd.readouterr().out.splitlines() == said
@@ -210,7 +210,7 @@ def test_a_comparison_has_both_runs(tmp_path: Path, capfd: pytest.CaptureFixture
 def test_targets(minutes: float, rate: float, worst: float, line: str) -> None:
     classes = [{"rate": 1.0}, {"rate": worst}]
     measured = {"recognition": {"by_class": classes}, "guided": {"recognition": {"rate": rate}}}
-    assert demo._targets(_plan({}, minutes, 0.0), measured) == line
+    assert evaluation.targets(_plan({}, minutes, 0.0), measured) == line
 
 
 def test_ctrl_c_says_how_to_continue(

@@ -17,15 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from prologue.cli import evaluate
 from prologue.cli._options import parse
 from prologue.cli._overrides import resolve_run_config
 from prologue.cli.generate import GenerateOptions
-from prologue.cli.kinds import reference
 from prologue.cli.main import COMMANDS, main
 from prologue.cli.report import ReportOptions
 from prologue.cli.train import TrainOptions
 from prologue.data.pictures import file_name
+from prologue.evaluation.kinds import KINDS, named_kind
 from prologue.utils import files
 from prologue.utils.options import LOCATION, OUTPUT_FILE
 
@@ -35,7 +34,7 @@ pytestmark = pytest.mark.slow
 def _options_of_all_commands() -> list[type]:
     """The options dataclass of each command and kind of evaluation: the last one that its module defines."""
     names = [COMMANDS.get(name).__module__ for name in COMMANDS]
-    names += [f"prologue.cli.kinds.{kind}" for kind in evaluate.KINDS]
+    names += [f"prologue.evaluation.kinds.{kind}" for kind in KINDS]
     found = []
     for module in map(import_module, names):
         kinds = [
@@ -60,7 +59,7 @@ def _encoded(argv: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_output_that_cannot_be_encoded_is_escaped(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for argv in (["--help"], ["presets"], ["trän…"], *([name, "--help"] for name in COMMANDS)):
         _encoded(argv, encoding, monkeypatch)
-    for kind in evaluate.KINDS:
+    for kind in KINDS:
         _encoded(["evaluate", kind, "--help"], encoding, monkeypatch)
     assert "small-32" in _encoded(["presets"], encoding, monkeypatch)
 
@@ -157,7 +156,7 @@ def test_a_home_folder_is_known_in_every_path(tmp_path: Path, monkeypatch: pytes
 def test_every_option_with_a_path_is_known_as_one() -> None:
     """Text options that name places carry the mark; so do those that name files to write."""
     kinds = _options_of_all_commands()
-    assert len(kinds) >= len(list(COMMANDS)) + len(evaluate.KINDS) - 1
+    assert len(kinds) >= len(list(COMMANDS)) + len(list(KINDS)) - 1
     places = outputs = 0
     for kind in kinds:
         hints = typing.get_type_hints(kind, include_extras=True)
@@ -185,4 +184,4 @@ def test_commands_to_copy_quote_their_paths(
     assert main(["train", "--preset", "shapes-smoke", "--data", "shapes", "--out", str(made), "--device", "cpu"]) == 0
     assert f"Next: prologue generate '{made}' --out samples" in capsys.readouterr().err
     record = {"file": "my ref.npz", "n": 4, "images": 4, "split": "train"}
-    assert any("--reference 'my ref.npz'" in sentence for sentence in reference.sentences(record))
+    assert any("--reference 'my ref.npz'" in sentence for sentence in named_kind("reference").sentences(record))

@@ -156,7 +156,7 @@ def test_generation_uses_the_stored_recipe(saved: Path, tmp_path: Path, capsys: 
     assert [row["class"] for row in record["recognition"]["by_class"]] == list(CLASS_NAMES)
     shown = capsys.readouterr().out
     for text in (
-        "recognises the asked class",
+        "recognises the class",
         "Recipe: guidance overall:linear:2:1, temperature 0.9.",
         "N = 20 samples",
         "20 training images",
@@ -195,11 +195,11 @@ def test_a_run_that_trained_on_the_measure_is_marked(
         record, _ = measure([kind, str(saved / "taught"), "--count", "6"], tmp_path)
         assert record["trained_on_features"] is True
         shown = capsys.readouterr().out
-        assert "trained on these features (Lite0)" in shown
+        assert "trained with these features (Lite0)" in shown
         assert "FD-Lite0@6 (trained on)" in shown
         record, _ = measure([kind, str(saved / "shapes"), "--count", "6"], tmp_path)
         assert record["trained_on_features"] is False
-        assert "trained on" not in capsys.readouterr().out
+        assert "trained" not in capsys.readouterr().out
 
 
 def test_likelihood_and_gain(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,7 +207,7 @@ def test_likelihood_and_gain(saved: Path, tmp_path: Path, capsys: pytest.Capture
     record, _ = measure(argv, tmp_path)
     assert (record["n"], record["split"], record["gain"]) == (10, "validation", None)
     shown = capsys.readouterr().out
-    for text in ("token bits per dimension", "entropy of the visual ids", "diversity", "fewer than 1024 images"):
+    for text in ("token bits per dimension", "entropy of the visual ids", "diversity", "below 1024 images"):
         assert text in shown
     with_gain, provenance = measure([*argv, "--baseline", str(saved / "plain")], tmp_path)
     assert with_gain["nats"] == record["nats"]
@@ -263,8 +263,8 @@ def test_mistakes_are_named(saved: Path, tmp_path: Path, capsys: pytest.CaptureF
     run = str(saved / "shapes")
     for argv, named in (
         ([], "KIND is one of reconstruction, generation, reference"),
-        (["--json", "a", run], "say first what to measure"),
-        (["zzz", run], "'zzz': kinds are reconstruction, generation, reference"),
+        (["--json", "a", run], "name what to measure first"),
+        (["zzz", run], "'zzz': known are reconstruction, generation, reference"),
         (["generate", run], "did you mean 'generation'"),
         (["reconstruction"], "RUN"),
         (["reconstruction", run, "--guidance", "none"], "guidance"),
@@ -369,5 +369,5 @@ def test_samples_are_measured_against_a_reference_alone(
     assert (record["n"], record["n_compared"], record["memorisation"]) == (8, 20, None)
     assert record["fd"] > 0
     assert provenance["data"] is None
-    assert "The training images are not at hand" in capsys.readouterr().out
+    assert "The training images are not available" in capsys.readouterr().out
     refused([*argv, "--judge"], "imported.*--data WHERE", capsys)

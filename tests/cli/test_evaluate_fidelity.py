@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from prologue import Pipeline
-from prologue.cli import evaluate
 from prologue.cli._options import parse
-from prologue.cli.kinds import generation, reconstruction
 from prologue.cli.main import main
 from prologue.data.embedded.shapes import CLASS_NAMES
+from prologue.evaluation import evaluations
 from prologue.evaluation.distances import moments_of
 from prologue.evaluation.features import ShapesExtractor
+from prologue.evaluation.kinds import generation, reconstruction
 from prologue.evaluation.metrics.frechet import frechet_from_moments
 from prologue.models import published
 from prologue.models.perceptual import Lpips
@@ -79,7 +79,7 @@ def test_a_reference_is_written_found_again_and_measured_against(
     assert "N = 20 training images" in capsys.readouterr().out
     measure(argv, tmp_path)
     assert "found in" in capsys.readouterr().err
-    refused([*argv, "--seed", "1"], "there already.*--again", capsys)
+    refused([*argv, "--seed", "1"], "exists.*--again", capsys)
     out.unlink()
     assert measure(argv, tmp_path)[0]["sha256"] == file_hash(out)  # the file is part of what is asked for
 
@@ -94,9 +94,14 @@ def test_a_reference_is_written_found_again_and_measured_against(
         theirs = [torch.from_numpy(reference[name]) for name in ("mu", "sigma")]
     assert record["fd"] == pytest.approx(frechet_from_moments(*moments_of(features), *theirs))
     shown = capsys.readouterr().out
-    for text in ("of 20 training images", "KID-Shapes is to the 8 images", "FD-Shapes@9", "9 samples, 8 real images"):
+    for text in (
+        "of 20 training images",
+        "KID-Shapes is measured against the 8",
+        "FD-Shapes@9",
+        "9 samples, 8 real images",
+    ):
         assert text in shown
-    refused([*generation, "--samples-npz", str(tmp_path / "samples.npz")], "there already.*--again", capsys)
+    refused([*generation, "--samples-npz", str(tmp_path / "samples.npz")], "exists.*--again", capsys)
     refused(["reconstruction", str(run), "--reference", str(out), "--features", "shapes"], "train images", capsys)
     other = tmp_path / "same.npz"
     other.write_bytes(out.read_bytes())
@@ -117,11 +122,11 @@ def test_a_foreign_reference_is_declared(run: Path, tmp_path: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert "declared, not known" in shown
     assert "holds statistics alone" in shown
-    assert f"Distances are to {out}." in shown
+    assert f"Distances are measured against {out}." in shown
     refused([*argv, *declared[:2], "--reference-split", "train"], "train images.*validation images", capsys)
     refused([*argv, "--reference-features", "lite0", *declared[2:]], "features lite0.*in Shapes", capsys)
     refused([*argv[:-2], *declared], "give --reference FILE", capsys)
-    refused([*argv[:-2], "--inception-weights", str(out)], "goes with --features inception", capsys)
+    refused([*argv[:-2], "--inception-weights", str(out)], "needs --features inception", capsys)
     refused([*argv[:-1], str(tmp_path / "gone.npz")], "gone.npz is not a file", capsys)
 
 
@@ -171,8 +176,8 @@ def test_mistakes_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ([*reference, "a.npz", "--count", "0"], "--count"),
         ([*reference[:-1]], "out"),
         (["generation", str(run), "--samples-npz", "a.zip"], "must end in .npz"),
-        (["generation", str(run), "--features", "vgg"], "unknown features 'vgg'.*module:function"),
-        (["generation", str(run), "--features", "nowhere:make"], "no module 'nowhere'"),
+        (["generation", str(run), "--features", "vgg"], "unknown feature network 'vgg'.*`module:name`"),
+        (["generation", str(run), "--features", "nowhere:make"], "No module named 'nowhere'"),
     ):
         refused(argv, named, capsys)
 
@@ -219,8 +224,8 @@ def test_the_same_measurement_waits_and_others_go_side_by_side(
     begun.wait(60)
     assert main([*argv, "--seed", "1"]) == 0  # another measurement of the run
     assert "waiting" not in capsys.readouterr().err
-    said = evaluate.print_waiting
-    monkeypatch.setattr(evaluate, "print_waiting", lambda: (said(), given.set()))
+    said = evaluations.print_waiting
+    monkeypatch.setattr(evaluations, "print_waiting", lambda: (said(), given.set()))
     assert main(argv) == 0
     holder.join()
     err = capsys.readouterr().err

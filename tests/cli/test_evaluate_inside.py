@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from prologue import Guidance, Pipeline
-from prologue.cli.kinds import attention, layout, memorisation
 from prologue.cli.main import main
 from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.evaluation import feature_networks
-from prologue.evaluation.memorisation import CHANCE
+from prologue.evaluation.kinds import named_kind
+from prologue.evaluation.nearest import CHANCE
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
 from prologue.utils.serialization import save_json, to_dict
@@ -100,17 +100,17 @@ def test_layout(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert record["coarse_ratio_low"] < record["coarse_ratio"] < record["coarse_ratio_high"]
     for text in (
         "N = 24 held-out images",
-        "2 images are drawn from the prologue of each",
+        "2 images are sampled from the prologue of each",
         "8×8 pixels: ",
         "Shapes features: ",
-        "other factors of shapes are not read",
+        "no other factor of shapes is measured",
         "guidance overall:linear:2:1",
     ):
         assert text in shown
     record, shown = measure(["layout", str(saved / "nameless"), "--count", "6"], tmp_path, capsys)
     assert (record["verdict_within"], record["recipe"]["temperature"]) == (None, 0.9)
     assert "no guidance" in shown
-    assert "seen class" not in shown
+    assert "predicted class" not in shown
     for name in ("shapes", "nameless"):
         refused(["layout", str(saved / name), "--per", "1"], "--per must be at least 2", capsys)
     refused(["layout", str(saved / "shapes"), "--count", "0"], "--count must be at least 1", capsys)
@@ -121,7 +121,7 @@ def test_attention(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     record, shown = measure(["attention", str(saved / "shapes"), "--count", "10"], tmp_path, capsys)
     assert (record["n"], record["blocks"], record["heads"], record["prologue_tokens"]) == (10, 2, 2, 3)
     assert [len(record[name]) for name in ("by_head", "by_position", "mass_by_position")] == [2, 3, 16]
-    for text in ("N = 10 held-out images", "attention on prologue", "prologue position 2", "uniform attention"):
+    for text in ("N = 10 held-out images", "attention to the prologue", "prologue position 2", "uniform attention"):
         assert text in shown
     refused(["attention", str(saved / "plain")], "plain has no prologue", capsys)
 
@@ -143,22 +143,23 @@ def test_memorisation(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert text in shown
 
 
-def words(kind: Any, record: dict[str, Any], **changed: Any) -> str:
-    return " ".join(kind.sentences(record | changed))
+def words(kind: str, record: dict[str, Any], **changed: Any) -> str:
+    return " ".join(named_kind(kind).sentences(record | changed))
 
 
 def test_words_follow_the_intervals(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record, _ = measure(["layout", str(saved / "shapes"), "--count", "24", "--per", "2"], tmp_path, capsys)
 
     fixed = {"coarse_ratio": 0.5, "coarse_ratio_low": 0.4, "coarse_ratio_high": 0.6, "coarse_shuffled_low": 0.9}
-    assert "0.50 times as far apart as two from different ones (0.40 … 0.60)" in words(layout, record, **fixed)
+    assert "0.50 times as far apart as two from different ones (0.40 … 0.60)" in words("layout", record, **fixed)
     assert (
-        "so the prologue fixes" not in words(layout, record, **fixed | {"coarse_shuffled_low": 0.4}).split("Shapes")[0]
+        "so the prologue determines"
+        not in words("layout", record, **fixed | {"coarse_shuffled_low": 0.4}).split("Shapes")[0]
     )
     more = {"coarse_ratio": 1.5, "coarse_ratio_low": 1.4, "coarse_ratio_high": 1.6, "coarse_shuffled_high": 1.1}
-    assert "differ more than those of different ones" in words(layout, record, **more)
+    assert "differ more than those of different ones" in words("layout", record, **more)
     assert "not distinguishable" in words(
-        layout, record, coarse_ratio=0.9, coarse_ratio_low=0.7, coarse_ratio_high=1.1, coarse_shuffled_low=0.8
+        "layout", record, coarse_ratio=0.9, coarse_ratio_low=0.7, coarse_ratio_high=1.1, coarse_shuffled_low=0.8
     )
     record, _ = measure(["attention", str(saved / "shapes"), "--count", "10"], tmp_path, capsys)
     for low, high, said in (
@@ -167,7 +168,7 @@ def test_words_follow_the_intervals(saved: Path, tmp_path: Path, capsys: pytest.
         (0.7, 0.9, "less than"),
     ):
         ends = {"mass_ratio": (low + high) / 2, "mass_ratio_low": low, "mass_ratio_high": high}
-        assert said in words(attention, record, **ends)
+        assert said in words("attention", record, **ends)
 
 
 @pytest.mark.usefixtures("with_features")
@@ -177,18 +178,18 @@ def test_warnings_of_memorisation(saved: Path, tmp_path: Path, capsys: pytest.Ca
     many = {"coarse_share": 0.5, "coarse_share_low": 0.3, "coarse_share_high": 0.7, "coarse_share_expected": 0.01}
     calm = {"coarse_nearer": 0.5, "coarse_nearer_low": 0.4, "coarse_nearer_high": 0.6, "coarse_copies_share_high": 1.0}
     none = {f"features_{name}": value for name, value in (("share_low", 0.0), ("nearer_low", 0.1))}
-    warned = words(memorisation, record, **many, **calm, **none, coarse_share_chance=CHANCE / 2)
+    warned = words("memorisation", record, **many, **calm, **none, coarse_share_chance=CHANCE / 2)
     assert "Warning, 8×8 pixels: 50.0% of the samples (30.0% … 70.0%)" in warned
     assert warned.count("Warning") == 1
     for chance, low in ((CHANCE * 2, 0.3), (CHANCE / 2, 0.0)):
         calmed = words(
-            memorisation, record, **(many | {"coarse_share_low": low}), **calm, **none, coarse_share_chance=chance
+            "memorisation", record, **(many | {"coarse_share_low": low}), **calm, **none, coarse_share_chance=chance
         )
         assert "Warning" not in calmed
-        assert "no more samples are very near" in calmed
+        assert "the share of samples very near" in calmed
     nearer = {"coarse_nearer_low": 0.55, "coarse_share_low": 0.0, "coarse_copies_share_high": 0.2}
-    warned = words(memorisation, record, **(many | calm | nearer), **none, coarse_share_chance=0.5)
+    warned = words("memorisation", record, **(many | calm | nearer), **none, coarse_share_chance=0.5)
     assert "Warning, 8×8 pixels: samples are nearer" in warned
-    assert "many copies would go unseen" in warned
+    assert "would miss many copies" in warned
     closer = {"training_kid_high": 0.1, "validation_kid_low": 0.2}
-    assert "closer to the training images than to as many (6)" in words(memorisation, record, **closer)
+    assert "closer to the training images than to 6 held-out" in words("memorisation", record, **closer)

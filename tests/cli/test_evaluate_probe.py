@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from prologue import Guidance, Pipeline
-from prologue.cli.kinds import intervention, probe
-from prologue.cli.kinds.intervention import choose_pairs
 from prologue.cli.main import main
 from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.errors import EvaluationError
-from prologue.evaluation.probe import INPUTS
+from prologue.evaluation.kinds import intervention, probe
+from prologue.evaluation.kinds.intervention import choose_pairs
+from prologue.evaluation.kinds.probe import INPUTS
 from prologue.evaluation.runs import RunImages
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
@@ -124,7 +124,7 @@ def test_sides_of_a_probe_share_no_image(photos: Path) -> None:
     sides = probe._sides(images, probe.ProbeOptions(run=photos))
     assert (sides.split, len(sides.test_indices), len(sides.train_indices)) == ("train", 12, 48)
     assert not set(sides.test_indices) & set(sides.train_indices)
-    assert "judged on training images" in sides.notes[0]
+    assert "tested on training images" in sides.notes[0]
     with pytest.raises(EvaluationError, match="leave 2 to fit"):
         probe._sides(images, probe.ProbeOptions(run=photos, count=58))
 
@@ -135,11 +135,11 @@ def test_codebook(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (record["n"], record["prologue_codebook_size"], len(record["visual_entropy_bits"])) == (30, 8, 16)
     shown = capsys.readouterr().out
     assert pictures(shown) == ["code-00", "code-01", "code-02", "entropy", "usage"]
-    for text in ("perplexity", "dead prologue codes", "come out too low"):
+    for text in ("perplexity", "dead prologue codes", "are too low"):
         assert text in shown
     one = measure([*argv, "--code", "1:3"], tmp_path)
     shown = capsys.readouterr().out
-    assert f"{one['code_images']} of 30 images carry code 3 at prologue position 1" in shown
+    assert f"{one['code_images']} of 30 images have code 3 at prologue position 1" in shown
     assert ("code-01-3" in pictures(shown)) == (one["code_images"] > 0)
     assert one["prologue_entropy_bits"] == record["prologue_entropy_bits"]
     for code, named in (("3", "POSITION:CODE"), ("1:-2", "POSITION:CODE"), ("3:0", "0…2"), ("0:8", "0…7")):
@@ -156,7 +156,12 @@ def test_intervention(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert (record["n"], len(record["positions"]), record["recipe"]) == (6, 3, STORED.to_dict())
     assert 0 <= record["positions"][0]["verdict"] <= 1
     shown = capsys.readouterr().out
-    for text in ("N = 6 pairs of held-out images", "Recipe: guidance overall:linear:2:1", "other noise", "verdict"):
+    for text in (
+        "N = 6 pairs of held-out images",
+        "Recipe: guidance overall:linear:2:1",
+        "other noise",
+        "predicted class",
+    ):
         assert text in shown
     assert pictures(shown) == ["effect", "examples", "map"]
     other = measure([*argv, "--batch", "2", "--again"], tmp_path)
@@ -165,10 +170,10 @@ def test_intervention(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert other["recipe"] == Recipe(temperature=0.9, top_k=3).to_dict()
     refused([*argv[:2], "--pairs", "0"], "--pairs must be at least 1", capsys)
     refused([*argv[:2], "--pairs", "5000"], r"10000 images.*smaller --pairs", capsys)
-    with pytest.raises(EvaluationError, match="2 images, and there are 1: a pair needs two, so give more with --data"):
+    with pytest.raises(EvaluationError, match="2 images, and there are 1: give more images with --data"):
         choose_pairs(1, 1, 0)
     refused([*argv[:2], "--top-p", "2"], "top_p", capsys)
-    refused(["intervention", str(saved / "plain")], "no prologue to intervene on", capsys)
+    refused(["intervention", str(saved / "plain")], "has no prologue", capsys)
     flat = measure(["intervention", str(saved / "flat"), "--pairs", "1"], tmp_path)
     assert flat["guided"] is False
     assert any("stored guidance" in note for note in flat["notes"])

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from prologue import Pipeline
-from prologue.cli._evaluations import kept, place
-from prologue.cli.kinds import base
 from prologue.cli.main import main
 from prologue.config import RunConfig
+from prologue.evaluation.evaluations import store_of
+from prologue.evaluation.kinds import base
 from prologue.models.weights import file_hash
 from prologue.sampling.manifest import Manifest
 from prologue.training.run import RunFolder
@@ -44,7 +44,7 @@ def likelihood(nats: float) -> dict[str, Any]:
 
 
 def plant(run: Path, record: dict[str, Any], key: str = KEY, hour: int = 10, options: str = "", **facts: Any) -> Path:
-    path = place(run, record["kind"], key)
+    path = store_of(run).folder / f"{record['kind']}-{key}.json"
     command = f"prologue evaluate {record['kind']} {run} {options}".strip()
     origin = {"command": command, "time": f"2026-01-01T{hour}:00:00+00:00", "prologue": "0.1.0", "run": str(run)}
     save_json(path, {"provenance": origin | facts, "records": [record]})
@@ -145,11 +145,11 @@ def test_the_newest_of_a_question_leads_and_earlier_ones_are_folded(
 
 def test_an_unknown_kind_and_damaged_files_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant(run, {"kind": "aura", "n": 3, "glow": 0.5, "glow_low": 0.4, "glow_high": 0.6, "list": [1], "notes": ["hm"]})
-    torn = place(run, "likelihood", KEY)
+    torn = store_of(run).folder / f"likelihood-{KEY}.json"
     torn.write_text('{"provenance"')
     plant(run, {"kind": "generation", "n": 3}, "bbbbbbbbbbbb")  # of another form
     (run / "evaluations" / "notes.json").write_text("{}")  # somebody else's
-    found, faults = kept(run)
+    found, faults = store_of(run).all()
     assert [item.record["kind"] for item in found] == ["aura", "generation"]
     assert len(faults) == 1
     page = page_of(capsys, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import pytest
 
 from prologue import Pipeline
-from prologue.cli.kinds import sweep
 from prologue.cli.main import main
 from prologue.data.embedded.shapes import CLASS_NAMES
+from prologue.evaluation.kinds import sweep
+from prologue.evaluation.store import key_of
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.manifest import Manifest
 from prologue.sampling.recipe import Recipe
 from prologue.utils import locks
+from prologue.utils.rng import derive_seed
 
 STORED = Recipe(Guidance.overall("linear", 2), temperature=3.0)
 SMALL = ["--count", "4", "--final-count", "8", "--finalists", "1", "--features", "shapes", "--device", "cpu"]
@@ -48,6 +51,23 @@ def swept(run: Path, *options: str) -> int:
     return main(["evaluate", "sweep", str(run), *SMALL, *options])
 
 
+def as_lines(partial: Path) -> Path:
+    """Write the points of a stopped sweep as earlier versions did: one file of lines, the last one truncated."""
+    points = {file.stem: json.loads(file.read_text())["records"][0] for file in partial.glob("point-*.json")}
+    assert len(points) == 2
+    lines = []
+    seed = derive_seed(0, "evaluation", "sweep", 0) % 2**31
+    stored = Manifest.load(partial.parents[1]).recipe
+    assert stored is not None
+    for temperature in (0.5, 0.9):
+        inputs = [stored.replace(temperature=temperature).to_dict(), 4, seed]
+        request = json.dumps(inputs, sort_keys=True)
+        lines.append(json.dumps({"request": request, "figures": points[f"point-{key_of(inputs)}"]}))
+    shutil.rmtree(partial)
+    partial.with_suffix(".partial.jsonl").write_text("\n".join([*lines, '{"request": "cut o']))
+    return partial.with_suffix(".partial.jsonl")
+
+
 def record_of(run: Path) -> dict[str, Any]:
     (path,) = (run / "evaluations").glob("sweep-*.json")
     record: dict[str, Any] = json.loads(path.read_text())["records"][0]
@@ -62,7 +82,7 @@ def test_the_winner_becomes_the_default_and_the_same_again_is_found(
     assert sorted(set(planted)) == [(0.5, 4), (0.9, 4), (0.9, 8), (1.0, 4), (3.0, 8)]
     shown = capsys.readouterr().out
     assert "Best: guidance overall:linear:2:1, temperature 0.9." in shown
-    assert "It is closer than the default before" in shown
+    assert "It is closer than the previous default" in shown
     assert "Not stored" in shown
     assert record_of(run)["default"] == STORED.to_dict()
     planted.clear()
@@ -94,13 +114,18 @@ def test_what_cannot_be_told_apart_is_said(
 ) -> None:
     Manifest(CLASS_NAMES, STORED.replace(temperature=0.9), "shapes").save(run)
     assert swept(run, "--temperature", "0.85,2") == 0
-    assert "not distinguishable from the default before" in capsys.readouterr().out
+    assert "not distinguishable from the previous default" in capsys.readouterr().out
     assert swept(run, "--temperature", "5,6") == 0
-    assert "No recipe of the sweep came closer" in capsys.readouterr().out
+    assert "No other recipe is closer" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("version", ["this", "earlier"])
 def test_a_stopped_sweep_goes_on(
-    run: Path, planted: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    version: str,
+    run: Path,
+    planted: list[tuple[float, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = sweep.measure_recipe
 
@@ -114,12 +139,13 @@ def test_a_stopped_sweep_goes_on(
     assert swept(run, *options) == 130
     (partial,) = (run / "evaluations").iterdir()
     assert partial.name.startswith("sweep-")
-    assert partial.name.endswith(".partial.jsonl")
-    partial.write_text(partial.read_text() + '\n{"request": "cut o')
+    assert partial.suffix == ".partial"
+    if version == "earlier":
+        partial = as_lines(partial)
     monkeypatch.setattr(sweep, "measure_recipe", whole)
     assert swept(run, *options) == 0
     assert planted == [(0.5, 4), (0.9, 4), (1.0, 4), (0.9, 8), (3.0, 8)]
-    assert "going on after 2 points" in capsys.readouterr().err
+    assert "continuing after 2 points" in capsys.readouterr().err
     assert not partial.exists()
     stopped = record_of(run)
     assert swept(run, *options, "--again", "--no-store") == 0

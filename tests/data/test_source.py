@@ -207,9 +207,20 @@ def test_a_source_that_contradicts_the_protocol_is_refused(form: str, message: s
 
 
 @pytest.mark.usefixtures("outside")
-def test_an_empty_source_is_refused() -> None:
-    with pytest.raises(DataError, match="has no images"):
-        opened("ramps:Ramps:count=0")
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("__len__", lambda self: 0, r"the data source \S*:Ramps has no images"),
+        ("fingerprint", None, "Ramps has no fingerprint: set it to text"),
+        ("class_names", ("a", "a"), "Ramps has two classes of one name: a, a"),
+    ],
+)
+def test_an_incomplete_source_is_refused(
+    field: str, value: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ramps, field, value)
+    with pytest.raises(DataError, match=message):
+        opened()
 
 
 @pytest.mark.usefixtures("outside")

@@ -12,13 +12,14 @@ import torch
 
 from prologue.data.source import Data
 from prologue.errors import EvaluationError
-from prologue.evaluation import memorisation
+from prologue.evaluation import nearest
 from prologue.evaluation.feature_networks import Features
-from prologue.evaluation.generation import Samples
-from prologue.evaluation.memorisation import chance_of_near, compare_nearest, evaluate_memorisation
+from prologue.evaluation.kinds import memorisation
+from prologue.evaluation.kinds.memorisation import evaluate_memorisation
 from prologue.evaluation.metrics.coarse import coarse_pixels
 from prologue.evaluation.metrics.intervals import wilson_interval
-from prologue.evaluation.nearest import Described, NearestSearch, nearest_training
+from prologue.evaluation.nearest import Described, NearestSearch, chance_of_near, compare_nearest, nearest_training
+from prologue.evaluation.samples import Samples
 from prologue.sampling.recipe import Recipe
 from prologue.utils.rng import numpy_stream
 
@@ -143,7 +144,7 @@ def test_a_fair_model_is_seldom_warned_of() -> None:
         rng = numpy_stream(number, "fair")
         sides = (torch.from_numpy(rng.gamma(4, size=size)) for size in (300, 150, 10))
         record = compare_nearest(*sides, seed=number)
-        low += record["coarse_share_chance"] < memorisation.CHANCE
+        low += record["coarse_share_chance"] < nearest.CHANCE
         assert 0.3 < record["coarse_nearer"] < 0.7
     assert low <= 4
 
@@ -156,9 +157,10 @@ def data() -> Data:
 def test_a_generator_of_copies_gets_share_1(tiny_models, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, prior = tiny_models()
 
-    def copied(tokenizer, prior, recipe, class_ids, *, seed, **_):
-        rows = [(seed + row) % len(data.train) for row in range(len(class_ids))]
-        yield Samples(torch.from_numpy(data.train.pixels[rows]), class_ids)
+    def copied(tokenizer, prior, recipe, class_ids, *, seed=0, seeds=None, **_):
+        for row in range(len(class_ids)) if seeds is None else seeds.tolist():
+            image = data.train.pixels[(seed + row) % len(data.train)]
+            yield Samples(torch.from_numpy(image[None]), class_ids[:1])
 
     monkeypatch.setattr(memorisation, "draw_samples", copied)
     features = Features(Means(), None)
@@ -199,9 +201,8 @@ def test_copies_between_the_splits_are_told_and_no_held_out_images_are_refused(t
     tokenizer, prior = tiny_models()
     leaking = Data(data.train, Pictures(data.train.pixels[:4]), data.class_names, "f")
     record, _ = evaluate_memorisation(tokenizer, prior, Recipe(), leaking, Features(), count=4)
-    assert record["notes"] == [
-        "validation images with the coarse pixels of a training image: 4; the split may hold copies"
-    ]
+    note = "4 validation images have the coarse pixels of a training image: the split may contain copies"
+    assert record["notes"] == [note]
     assert (record["features_share"], record["validation_kid"], record["reason"]) == (None, None, Features().reason)
     empty = Data(data.train, pictures(0, 0), data.class_names, "f")
     with pytest.raises(EvaluationError, match=r"held out.*validation-fraction"):

@@ -14,7 +14,6 @@ from PIL import Image
 
 from prologue.errors import ConfigError
 from prologue.report.figures import Bars, Curve, bar_chart, line_chart, running_mean
-from prologue.report.figures_sweep import Marks, Panel, sweep_chart
 from prologue.report.page import Commands, Fold, Gallery, Picture, Points, Report, Section, Table, Text
 
 
@@ -119,16 +118,3 @@ def test_folds_points_and_sortable_tables(tmp_path: Path) -> None:
     assert '<td class="number">1<br><small>0 … 2</small></td>' in page
     assert page.count("<script>") == 1
     assert "beside this page" not in page
-
-
-def test_a_sweep_shows_its_points_best_and_default() -> None:
-    def marked(best: int | None) -> int:
-        """Pixels in the colour of the star."""
-        marks = Marks("N = 4", [1.0, 2.0], [0.5, 1.5], [1.5, 2.5], [[0, 1], [None, 0]], best)
-        panels = [Panel("temperature", ["0.8", "1"]), Panel("top-k", ["none"])]
-        picture = np.array(sweep_chart("t", "KID", panels, [marks], (1.0, 0.8, 1.2)))
-        return int((picture.reshape(-1, 3) == (0xD1, 0x78, 0x2C)).all(1).sum())
-
-    assert marked(0) > 100
-    assert marked(None) == 0
-    assert marked(1) > 1.3 * marked(0)  # inside of both panels

@@ -12,7 +12,8 @@ import torch
 
 from prologue.config import DataConfig, OptimizerConfig, PriorTraining, RunConfig
 from prologue.errors import ConfigError
-from prologue.evaluation.likelihood import encode_images, token_nats
+from prologue.evaluation.codes import encode_images
+from prologue.evaluation.kinds.likelihood import token_nats
 from prologue.pipeline import Pipeline
 from prologue.training.held_out import BestPrior
 from prologue.training.loop import Stopped

@@ -1,4 +1,4 @@
-"""Freed memory is kept where glibc can be asked to."""
+"""With glibc, freed buffers are reused."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked")
-def test_pages_are_touched_once() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_pages_are_faulted_in_once() -> None:
     faults = [
         int(subprocess.run([sys.executable, "-c", MEASURE, how], capture_output=True, text=True, check=True).stdout)
         for how in ("keep", "default")
@@ -36,7 +36,7 @@ def test_pages_are_touched_once() -> None:
     assert faults[0] < faults[1] / 5
 
 
-def test_nothing_happens_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_set_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
     assert not allocator.keep_freed_memory()
     monkeypatch.setattr(sys, "platform", "darwin")

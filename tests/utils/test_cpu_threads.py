@@ -1,4 +1,4 @@
-"""How many threads work uses, and how idle ones wait."""
+"""The number of CPU threads, and how idle threads wait."""
 
 from __future__ import annotations
 
@@ -13,46 +13,32 @@ import torch
 from prologue.utils import cpu_threads as threads
 from prologue.utils.cpu_threads import cpu_threads, limit_spinning, threads_for
 
-pytestmark = pytest.mark.slow
-
-_SEEN = """
-import os, sys
-sys.argv = ["prologue", "presets"]
-{before}
-import torch
-print(os.environ.get("GOMP_SPINCOUNT"))
-"""
+_COMMAND = "from prologue.cli.main import main; main(['presets'])"
 
 
-def _output(before: str, **environ: str) -> str:
+def _spin_count(before: str, **environ: str) -> list[str]:
+    """Run `before`, import torch, print the spin count, and return the first and the last line of the output."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    code = _SEEN.format(before=before)
+    code = f"{before}\nimport os, torch\nprint(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**plain, **environ}
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, env={**plain, **environ}
     )
-    return done.stdout
+    lines = done.stdout.splitlines()
+    return [lines[0], lines[-1]]
 
 
-def _spin_count(before: str, **environ: str) -> str:
-    return _output(before, **environ).splitlines()[-1]
-
-
-def test_the_number_follows_from_the_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_depends_on_the_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     with cpu_threads(3):
         assert threads_for(2, 160) == 1  # one guided image of builtin:shapes
         assert threads_for(32, 160) == 1
         assert threads_for(8 * 64, 128) == 3  # a training step of small-32
-
-
-def test_a_number_of_the_user_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    with cpu_threads(3):
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
         assert threads_for(2, 160) == 3
 
 
-def test_the_callers_number_is_set_again() -> None:
+def test_the_previous_number_is_restored() -> None:
     before = torch.get_num_threads()
     seen = []
 
@@ -70,7 +56,7 @@ def test_the_callers_number_is_set_again() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_python_threads_take_turns_and_leave_nothing_changed() -> None:
+def test_python_threads_exclude_each_other() -> None:
     before, wrong = torch.get_num_threads(), []
 
     def work(number: int) -> None:
@@ -88,24 +74,23 @@ def test_python_threads_take_turns_and_leave_nothing_changed() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_the_command_line_limits_spinning() -> None:
-    assert _spin_count("from prologue.cli.main import main; main(['presets'])") == str(threads.SPIN_ROUNDS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [({}, str(threads.SPIN_ROUNDS)), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "77"}, "77")],
+)
+def test_the_command_line_limits_spinning_unless_the_user_set_a_policy(environ: dict[str, str], expected: str) -> None:
+    assert _spin_count(_COMMAND, **environ)[1] == expected
 
 
-def test_a_policy_of_the_user_wins() -> None:
-    command = "from prologue.cli.main import main; main(['presets'])"
-    assert _spin_count(command, OMP_WAIT_POLICY="ACTIVE") == "None"
-    assert _spin_count(command, GOMP_SPINCOUNT="77") == "77"
+@pytest.mark.slow
+def test_the_library_restores_the_environment() -> None:
+    code = "from prologue.utils import cpu_threads as threads; old = threads.limit_spinning\n"
+    code += "threads.limit_spinning = lambda: print('asked', old()) or True\nfrom prologue import Pipeline"
+    assert _spin_count(code) == ["asked True", "None"]
 
 
-def test_the_library_leaves_the_environment_as_it_was() -> None:
-    seen = "from prologue.utils import cpu_threads as threads; old = threads.limit_spinning\n"
-    seen += "threads.limit_spinning = lambda: print('asked', old()) or True\nfrom prologue import Pipeline"
-    lines = _output(seen).splitlines()
-    assert (lines[0], lines[-1]) == ("asked True", "None")
-
-
-def test_nothing_is_set_where_it_would_come_too_late() -> None:
+def test_nothing_is_set_after_the_import_of_torch() -> None:
     environ: dict[str, str] = {}
     assert not limit_spinning(environ)  # torch is imported in this process
     assert not environ

@@ -1,4 +1,4 @@
-"""Devices and number formats by name."""
+"""Devices by name."""
 
 from __future__ import annotations
 

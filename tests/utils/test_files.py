@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Atomic writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prologue.errors import ConfigError
 from prologue.utils import files
 
 
-def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "folder" / "file.bin"
     files.write_whole(path, b"old")
     assert path.read_bytes() == b"old"
@@ -54,7 +54,7 @@ def test_writers_of_one_file_do_not_share_a_temporary_file(tmp_path: Path) -> No
     assert [file.name for file in tmp_path.iterdir()] == ["file.bin"]
 
 
-def test_what_a_killed_writer_left_goes_once_it_is_old(tmp_path: Path) -> None:
+def test_old_temporary_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     old, fresh, other = (tmp_path / f"{name}.tmp" for name in ("file.0123abcd", "file.01234567", "other.0123abcd"))
     for path in (old, fresh, other):
         path.write_bytes(b"part")
@@ -83,7 +83,8 @@ def test_the_target_of_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> 
         files.write_whole(tmp_path / "round", b"")
 
 
-def test_pipes_and_devices_are_written_to(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither FIFOs nor /dev/fd")
+def test_pipes_and_descriptors_are_written_to(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo.npz"
     os.mkfifo(fifo)
     with ThreadPoolExecutor(1) as pool:
@@ -100,10 +101,16 @@ def test_pipes_and_devices_are_written_to(tmp_path: Path) -> None:
     os.close(theirs)
     with os.fdopen(ours, "rb") as reader:
         assert reader.read() == b"through a descriptor"
+    assert files.is_stdout(Path("/dev/stdout"))
+    with pytest.raises(ConfigError, match="is not open"):
+        files.require_writable(Path("/dev/fd/9876"))
+
+
+def test_devices_are_written_to(tmp_path: Path) -> None:
     files.write_whole(Path(os.devnull), b"gone")
     assert files.is_stream(Path(os.devnull))
-    assert not files.is_stream(tmp_path / "copy.npz")
-    assert files.is_stdout(Path("/dev/stdout"))
+    (tmp_path / "file").touch()
+    assert not files.is_stream(tmp_path / "file")
 
 
 def test_a_file_in_a_folder_that_cannot_be_written_is_written_in_place(
@@ -126,7 +133,7 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_written_in_place(
     assert caught.value.filename == str(tmp_path / "absent")
 
 
-def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
+def test_an_error_of_a_full_disk_names_the_file_and_the_old_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="No space") as caught, files.atomic_write(path):
@@ -139,12 +146,11 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_one(tmp_path: Path
         assert caught.value.filename == "/dev/full"
 
 
-def test_what_cannot_be_written_is_refused_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_cannot_be_written_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path, why in (
         (tmp_path, "is a folder"),
         (tmp_path / "file" / "inside.json", "file is a file, not a folder"),
-        (Path("/dev/fd/9876"), "is not open"),
     ):
         with pytest.raises(ConfigError, match=why):
             files.require_writable(path)
@@ -156,7 +162,8 @@ def test_what_cannot_be_written_is_refused_before(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "new").exists()
 
 
-def test_home_folders_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no HOME and invents folders of unknown users")
+def test_home_folders_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert [files.expand(path) for path in ("~", "~/a b", "a~", "$HOME/a", "./~x")] == [
         *("/home/me", "/home/me/a b", "a~", "$HOME/a", "./~x")
@@ -177,3 +184,22 @@ def test_home_folders_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_path_in_a_command_to_copy_is_one_word_and_no_option(path: str, word: str) -> None:
     assert files.in_shell(Path(path)) == word
+
+
+def test_a_replacement_is_retried_while_the_target_is_open_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, refused = tmp_path / "file", [PermissionError(), PermissionError()]
+    replace = Path.replace
+
+    def busy(source: Path, target: Path) -> Path:
+        if refused:
+            raise refused.pop()
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    with pytest.raises(PermissionError):
+        files.write_whole(path, b"old")
+    monkeypatch.setattr(files, "_RETRY_SECONDS", 60.0)
+    files.write_whole(path, b"new")
+    assert path.read_bytes() == b"new"

@@ -1,4 +1,4 @@
-"""Variables of launchers: read where one started the process, ignored where not, named where they cannot be read."""
+"""Variables of launchers are read and checked; errors name them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_a_launchers_variables_are_checked(monkeypatch: pytest.MonkeyPatch) -> N
         ("RANK", "host1", "from 0 to 3, not 'host1'"),
         ("RANK", "4", "from 0 to 3, not '4'"),
         ("LOCAL_RANK", "gpu0", "from 0 to 3, not 'gpu0'"),
-        ("WORLD_SIZE", "two", "from 1 on, not 'two'"),
-        ("WORLD_SIZE", "0", "from 1 on, not '0'"),
+        ("WORLD_SIZE", "two", "of at least 1, not 'two'"),
+        ("WORLD_SIZE", "0", "of at least 1, not '0'"),
     ):
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
-            with pytest.raises(ConfigError, match=f"{name} must be .* {wanted}"):
+            with pytest.raises(ConfigError, match=f"{name} must be a whole number {wanted}"):
                 launched()
 
 

@@ -6,13 +6,15 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from torch import nn
+
 import prologue
 
 PACKAGE = Path(prologue.__file__).parent
 
 
 def private_uses(source: str) -> Iterator[str]:
-    """Imports and attributes of torch and accelerate in which a name begins with one underscore."""
+    """Private names of torch and accelerate: imports, attributes, and overridden methods of `nn.Module`."""
     tree = ast.parse(source)
     foreign = {"torch"}
     for node in ast.walk(tree):
@@ -27,6 +29,8 @@ def private_uses(source: str) -> Iterator[str]:
                 if any(is_private(part) for part in full.split(".")):
                     yield full
     for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and is_private(node.name) and hasattr(nn.Module, node.name):
+            yield f"def {node.name}"
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             root = node.value
             while isinstance(root, ast.Attribute):
@@ -46,9 +50,12 @@ from accelerate.state import AcceleratorState as State
 State._reset_state()
 torch.ops.aten._weight_int8pack_mm(x)
 torch.__version__, self._own, prologue._version
+class Own(torch.nn.Module):
+    def _apply(self): ...
+    def _own(self): ...
 """
     assert sorted(private_uses(source)) == [
-        "State._reset_state", "torch._inductor.config", "torch.ops.aten._weight_int8pack_mm",
+        "State._reset_state", "def _apply", "torch._inductor.config", "torch.ops.aten._weight_int8pack_mm",
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`prologue report`: one self-contained page of runs side by side."""
+"""`prologue report`: one self-contained page that shows runs side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prologue.utils.measurements import provenance
 from prologue.utils.options import OUTPUT_FILE
 
 MAKER = "prologue report"
-"""What marks a page as one that the next call may replace."""
+"""Marks a page that the next call may replace."""
 _NAMES = ("report.html", "evaluations.html")
 _HEAD = 2000
 
@@ -23,20 +23,20 @@ _HEAD = 2000
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
-    """Folders of runs, or imported ones; what `prologue evaluate` found of them stands side by side."""
+    """Folders of runs or imported models, whose configurations and measurements are shown side by side."""
     out: Annotated[Path | None, arg(metavar="FILE"), OUTPUT_FILE] = None
-    """The page. Left out: report.html in the first run's folder, or evaluations.html where the report of
-    `prologue demo` has that name."""
+    """File of the page. Default: report.html in the first run's folder, or evaluations.html if report.html is the
+    page of `prologue demo`."""
 
 
 def run(argv: list[str]) -> int:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     description = "Write one self-contained HTML page: configuration, training and all measurements of runs."
     options = parse(ReportOptions, argv, "prologue report", description)
     if not options.runs:
         raise ConfigError("name at least one run: prologue report RUN [RUN ...]")
-    from prologue.cli._report_sections import runs_report
-    from prologue.cli._reported import Reported, names_of
+    from prologue.evaluation.reported import Reported, names_of
+    from prologue.evaluation.run_report import runs_report
 
     names = names_of(options.runs)
     runs = [Reported.load(locate(path), name) for path, name in zip(options.runs, names, strict=True)]
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
 
 
 def _free_name(run: Path) -> Path:
-    """The first of the usual names that is not another command's page."""
+    """The first default name that is not the page of another command."""
     first, second = (run / name for name in _NAMES)
     if not first.is_file():
         return first

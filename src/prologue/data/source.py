@@ -173,8 +173,15 @@ class Source(Protocol):
 
 
 SOURCES: Registry[Callable[..., Source]] = Registry(
-    "data source", {name: f"prologue.data.embedded.{name}:{name.capitalize()}" for name in EMBEDDED}
+    "data source",
+    {
+        "shapes": "prologue.data.embedded.shapes:Shapes",
+        "digits": "prologue.data.embedded.digits:Digits",
+        "plates": "prologue.data.embedded.plates:Plates",
+        "folder": "prologue.data.folder.images:Folder",
+    },
 )
+"""Sources by name. `folder` opens a path, which is not written with the name."""
 
 
 class ImageSource(ABC):
@@ -204,15 +211,19 @@ class ImageSource(ABC):
         return None
 
     def open(self, config: DataConfig, image_size: tuple[int, int]) -> Data:
-        """Raises `DataError` if there are no images, or a label or split is impossible."""
-        count, class_names = len(self), tuple(self.class_names)
+        """Raises `DataError` naming what is missing or impossible."""
+        count, class_names = len(self), tuple(map(str, self.class_names))
         if count == 0:
-            raise DataError(f"the data source {self!r} has no images")
+            raise DataError(f"{self._name} has no images")
+        if not isinstance(getattr(self, "fingerprint", None), str):
+            raise DataError(f"{self._name} has no fingerprint: set it to text that changes whenever a picture changes")
+        if len(set(class_names)) < len(class_names):
+            raise DataError(f"{self._name} has two classes of one name: {', '.join(class_names)}")
         labels = np.array([self.label(index) if class_names else 0 for index in range(count)], dtype=np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= max(1, len(class_names))))
         if len(wrong):
             raise DataError(
-                f"label({wrong[0]}) of the data source {self!r} is {labels[wrong[0]]}: class ids are 0 to "
+                f"label({wrong[0]}) of {self._name} is {labels[wrong[0]]}: class ids are 0 to "
                 f"{len(class_names) - 1}, as there are {len(class_names)} class names"
             )
         splits = [self.split(index) for index in range(count)]
@@ -222,7 +233,7 @@ class ImageSource(ABC):
             for index, split in enumerate(splits):
                 if split not in ("train", "validation"):
                     raise DataError(
-                        f"split({index}) of the data source {self!r} is {split!r}: "
+                        f"split({index}) of {self._name} is {split!r}: "
                         "return 'train' or 'validation' for each image, or None for all"
                     )
             held = np.array([split == "validation" for split in splits])
@@ -250,19 +261,21 @@ class ImageSource(ABC):
             ),
         )
 
+    @property
+    def _name(self) -> str:
+        return f"the data source {type(self).__module__}:{type(self).__qualname__}"
+
     def _rgb(self, index: int, config: DataConfig) -> Image.Image:
         image = self.image(index)
         if isinstance(image, Image.Image):
             try:
                 return upright_rgb(image, config.background)
             except DataError as error:
-                raise DataError(f"image({index}) of the data source {self!r}: {error}") from error
+                raise DataError(f"image({index}) of {self._name}: {error}") from error
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3:
             return Image.fromarray(image)
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise DataError(
-            f"image({index}) of the data source {self!r} is {what}: return a Pillow image, or uint8 (height, width, 3)"
-        )
+        raise DataError(f"image({index}) of {self._name} is {what}: return a Pillow image, or uint8 (height, width, 3)")
 
 
 def embedded_name(where: str) -> str | None:
@@ -309,9 +322,7 @@ def source_of(where: str) -> Source:
     """
     registered = _registered(where)
     if registered is None:
-        from prologue.data.folder.images import Folder
-
-        return Folder(where)
+        return SOURCES.get("folder")(where)
     name, text = registered
     try:
         source: object = SOURCES.get(name)

@@ -37,6 +37,21 @@ def require_prologue(tokenizer: Tokenizer) -> Quantizer:
     return tokenizer.prologue_quantizer
 
 
+def encode_images(
+    tokenizer: Tokenizer,
+    images: ImageSet,
+    indices: Int64[np.ndarray, " n"],
+    *,
+    batch: int = 64,
+    watch: ProgressCallback = unwatched,
+) -> TokenIds:
+    """Tokens of the center crops of the images at `indices`, on the CPU."""
+    device = next(tokenizer.parameters()).device
+    crops = center_crops(images, indices, batch=batch, watch=watch, what="encoding")
+    with evaluating(tokenizer):
+        return TokenIds.cat([tokenizer.encode(to_model_range(pictures.to(device))).to("cpu") for pictures in crops])
+
+
 def encode_with_nearness(
     tokenizer: Tokenizer,
     images: ImageSet,

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Int64
+from torch import Tensor
 
 from prologue.data.embedded.plates import PlatesSet
 from prologue.data.embedded.shapes import ShapesSet
 from prologue.data.source import ImageSet
 from prologue.evaluation.classifier import KINDS
-from prologue.evaluation.probe import Factor
 
 _SCENES_IN_THIRDS = ("light", "x", "y", "size")
-"""Measured factors, cut into three parts that are equally frequent among the train images."""
+"""Measured factors, cut at the terciles of the train images."""
 _PLATES_IN_THIRDS = ("x", "y")
-"""Measured factors, cut into three equal parts of -1 … 1: figures stand in a few places only."""
+"""Measured factors, cut into three equal parts of -1 … 1, since figures have only a few places."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A quantity with few values, for the train and the test images."""
+
+    name: str
+    values: int
+    train: Int64[Tensor, " n"]
+    test: Int64[Tensor, " m"]
 
 
 def known_factors(
     train: ImageSet, train_indices: Int64[np.ndarray, " n"], test: ImageSet, test_indices: Int64[np.ndarray, " m"]
 ) -> list[Factor]:
-    """Of `shapes` kind, colour, texture, background and night, then light, x, y and size in thirds; of `plates` figure,
-    its hue and the ground's, then x and y in thirds; of other images none."""
+    """The factors of embedded images; none for other images.
+
+    `shapes` have kind, colour, texture, background and night, then light, x, y and size in thirds; `plates` have the
+    figure, its hue and that of the ground, then x and y in thirds.
+    """
     thirds: tuple[str, ...]
     if isinstance(train, ShapesSet) and isinstance(test, ShapesSet):
         named, thirds = KINDS["shapes"].factors, _SCENES_IN_THIRDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,3 +90,18 @@ def fit_judge(
     chance = float(torch.bincount(asked).max()) / len(asked)
     record |= {"judge_n": len(asked), "judge_n_train": len(known), "judge_chance": chance}
     return LinearJudge(f"linear on {extractor.name}", extractor, fitted, record)
+
+
+def recognised_classes(
+    asked: Int64[Tensor, " n"], seen: Int64[Tensor, " n"], class_names: Sequence[str] = ()
+) -> Record:
+    """The rate of samples whose class the classifier recognises, in all and by class, with 95 % Wilson intervals."""
+    right = asked == seen
+    record: Record = wilson_interval(int(right.sum()), len(asked)).fields("rate")
+    record |= {"n": len(asked), "recognised": int(right.sum()), "by_class": []}
+    for class_id in sorted(set(asked.tolist())):
+        of_class = right[asked == class_id]
+        name = class_names[class_id] if class_id < len(class_names) else str(class_id)
+        counts = {"class": name, "class_id": class_id, "n": len(of_class), "recognised": int(of_class.sum())}
+        record["by_class"].append(counts | wilson_interval(int(of_class.sum()), len(of_class)).fields("rate"))
+    return record

@@ -19,6 +19,7 @@ from prologue.data.order import center_batch
 from prologue.data.source import Data, ImageSet, fingerprint, open_data
 from prologue.errors import DataError, EvaluationError
 from prologue.evaluation.features import FeatureExtractor
+from prologue.models.sequence import TokenIds
 from prologue.models.weights import CONFIG, model_hashes
 from prologue.sampling.manifest import NAME as MANIFEST
 from prologue.sampling.manifest import Manifest
@@ -65,7 +66,12 @@ def choose_images(total: int, count: int | None, seed: int, name: str) -> Int64[
 
 
 def center_crops(
-    images: ImageSet, indices: Int64[np.ndarray, " n"], *, batch: int, watch: ProgressCallback, what: str
+    images: ImageSet,
+    indices: Int64[np.ndarray, " n"],
+    *,
+    batch: int,
+    watch: ProgressCallback = unwatched,
+    what: str = "images",
 ) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
     """The center crops of the images at `indices`, batch by batch, in their order."""
     for start in watch(range(0, len(indices), batch), what):
@@ -212,3 +218,37 @@ class RunInfo:
                 f"{self.path} does not say which images it was trained on (it was imported): give --data WHERE"
             )
         return source
+
+
+def true_classes(
+    labels: Int64[np.ndarray, " n"], data_names: Sequence[str], run_names: Sequence[str], num_classes: int
+) -> tuple[Int64[Tensor, " n"], tuple[str, ...]]:
+    """The prior's class ids of images labelled with `data_names`, and notes. Classes are matched by name.
+
+    Without classes of the prior or of the images they are null classes. Names of an imported model that are only
+    numbers match as many classes in their order. A class that the prior does not know is an `EvaluationError`.
+    """
+    given = torch.from_numpy(labels.astype(np.int64))
+    if not num_classes:
+        return torch.zeros_like(given), ()
+    if not data_names:
+        return torch.full_like(given, num_classes), ("the images have no classes, so the null class is measured",)
+    if tuple(data_names) == tuple(run_names):
+        return given, ()
+    numbered = tuple(run_names) == tuple(str(index) for index in range(num_classes))
+    if numbered and len(data_names) == num_classes:
+        return given, ("the run numbers its classes, and the images' classes are taken in their order",)
+    unknown = [name for name in data_names if name not in run_names]
+    if unknown:
+        raise EvaluationError(
+            f"the images have the class {unknown[0]!r}, which the run was not trained on: "
+            "measure on images of the run's classes"
+        )
+    table = torch.tensor([list(run_names).index(name) for name in data_names])
+    return table[given], ()
+
+
+def check_paired(tokens: TokenIds, class_ids: Int64[Tensor, " n"]) -> None:
+    """Raise `EvaluationError` unless there are images with one class each."""
+    if not len(tokens) or len(tokens) != len(class_ids):
+        raise EvaluationError(f"every image needs a class: there are {len(tokens)} images and {len(class_ids)} classes")

@@ -28,7 +28,7 @@ from prologue.utils.locks import file_lock
 from prologue.utils.measurements import plain, write_measurement
 from prologue.utils.serialization import load_json
 
-_FILE = re.compile(r"[\w-]+-[0-9a-f]{12}\.json")
+_FILE = re.compile(r"[\w.-]+-[0-9a-f]{12}\.json")
 
 
 def key_of(inputs: Any) -> str:

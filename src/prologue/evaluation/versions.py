@@ -1,4 +1,4 @@
-"""Versions of the figures: what the stores of figures know of the code that computed them."""
+"""Versions of figures: their meaning, as computed by the code."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ VERSIONS = {
     "codebook": 1,
     "sweep": 1,
 }
-"""One for each kind of `prologue evaluate`, and one for the features of the package, which all kinds may use.
+"""One version for each built-in kind of `prologue evaluate`, and one for the feature networks of the package.
 
-Raise the number of every kind whose figures change when the code changes what a figure means: the metric, what it is
-computed on, or how images are drawn for it. Figures that were kept with another number are measured again. Stored
-figures of a small input (`tests/fixtures/figures.json`) fail a test until the number is raised.
+Raise the version of every kind whose figures change their meaning: the metric, its input, or how images are drawn for
+it. Figures with another version are measured again. Stored figures of a small input (`tests/fixtures/figures.json`)
+fail a test until the version is raised.
 """
 
 
-def versions_of(kind: str) -> dict[str, int]:
-    """What figures of `kind` depend on."""
-    return {name: VERSIONS[name] for name in (kind, "features")}
+def versions_of(kind: str, own: int = 1) -> dict[str, int]:
+    """The versions that identify figures of `kind`; `own` is that of a kind from outside the package."""
+    return {kind: VERSIONS.get(kind, own), "features": VERSIONS["features"]}
 
 
 def completed(stored: dict[str, int] | None) -> dict[str, int]:
-    """`stored` with every name of the table: figures kept before there were versions are those of version 1."""
+    """`stored` with all names of the table; figures stored without a version have version 1."""
     return dict.fromkeys(VERSIONS, 1) | (stored or {})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prologue.config import TransformerConfig
 from prologue.models.layers import NEAR_ZERO_STD, Dropout, Linear, RMSNorm
 from prologue.models.rope import RopeTable, rotate
+from prologue.utils.private_api import Fp32Buffers
 
 
 class Cache(Protocol):
@@ -119,7 +120,7 @@ class Block(nn.Module):
         return out
 
 
-class Transformer(nn.Module):
+class Transformer(Fp32Buffers):
     """A stack of blocks over rotary positions that are fixed at construction: (B, T, D) → (B, T, D)."""
 
     cos: Tensor
@@ -132,17 +133,9 @@ class Transformer(nn.Module):
         self.config = config
         self.causal = causal
         self.blocks = nn.ModuleList(Block(config, bias, dropout) for _ in range(config.depth))
-        # The tables stay fp32 in half-precision models, see `_apply`.
+        # The tables stay fp32 in half-precision models.
         self.register_buffer("cos", table[0], persistent=False)
         self.register_buffer("sin", table[1], persistent=False)
-
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        """Move the rotary tables to the module's device, but keep them fp32."""
-        cos, sin = self.cos, self.sin
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.cos = cos.to(self.cos.device)
-        self.sin = sin.to(self.sin.device)
-        return self
 
     def forward(
         self,

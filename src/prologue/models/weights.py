@@ -81,7 +81,7 @@ def read_config(folder: Path, kind: type[T]) -> T:
     """The `config.json` of a model folder; a `CheckpointError` names the file and the field that is wrong."""
     path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {path.name}, so it is not a finished model: give a finished run")
+        raise CheckpointError(f"{folder} holds no finished model, since it has no {path.name}: give a finished run")
     try:
         return from_dict(kind, load_json(path))
     except ConfigError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 
 PLAIN_SECONDS = 10.0
 SHOWN = (
@@ -12,8 +12,8 @@ SHOWN = (
 )  # fmt: skip
 
 
-class Progress(Protocol):
-    """Receives the progress of a loop."""
+class Progress:
+    """Receives the progress of a loop. This class shows nothing; subclasses override what they show."""
 
     def say(self, sentence: str) -> None:
         """Show a sentence permanently."""
@@ -31,23 +31,8 @@ class Progress(Protocol):
         """The stage has ended."""
 
 
-class Silent:
-    """Shows nothing, for tests and for all processes except the main one."""
-
-    def say(self, sentence: str) -> None:
-        pass
-
-    def begin(self, name: str, start: int, total: int, batch: int) -> None:
-        pass
-
-    def advance(self, done: int) -> None:
-        pass
-
-    def show(self, done: int, record: dict[str, Any]) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
+Silent = Progress
+"""For tests, and for all processes except the main one."""
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -56,7 +41,7 @@ def describe(record: dict[str, Any]) -> str:
     return "  ".join([*parts, f"{record['images_per_second']:.0f} images/s"])
 
 
-class Terminal:
+class Terminal(Progress):
     """A progress bar if standard error is a terminal, otherwise a line every `PLAIN_SECONDS`.
 
     With a `prefix`, for one of several processes on a terminal, there are lines that begin with it.

@@ -45,7 +45,7 @@ class CodebookUpkeep:
             assert features is not None
             vectors.append(self.context.gather(quantizer(features).z.flatten(0, 1)))
         stream = torch_stream(self.context.config.seed, "prologue k-means", step)
-        self._apply("prologue_quantizer", quantizer.start_from(torch.cat(vectors)[:wanted], stream))
+        self._write("prologue_quantizer", quantizer.start_from(torch.cat(vectors)[:wanted], stream))
 
     @torch.no_grad()
     def count(self, step: int, visual: Int[Tensor, "B N"]) -> Callable[[], Tensor] | None:
@@ -70,10 +70,10 @@ class CodebookUpkeep:
         if (used.numpy() == 0).any():
             z = self.context.gather(encoding.visual.z.detach())
             stream = torch_stream(self.context.config.seed, "revival", step)  # an older name, kept for the same draws
-            self._apply("visual_quantizer", self.model.visual_quantizer.reset_unused(z, used, stream))
+            self._write("visual_quantizer", self.model.visual_quantizer.reset_unused(z, used, stream))
         self.counts.reset()
 
-    def _apply(self, quantizer: str, updates: Iterable[Rows]) -> None:
+    def _write(self, quantizer: str, updates: Iterable[Rows]) -> None:
         for parameter, rows, values in updates:
             self.learner.replace_rows(f"{quantizer}.{parameter}", rows, values)
 

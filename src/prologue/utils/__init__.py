@@ -1,1 +1,1 @@
-"""What every part uses: devices, threads, processes, random streams, files and locks. No models here."""
+"""Devices, threads, processes, random streams, files, locks and registries; nothing here knows the models."""

@@ -1,7 +1,7 @@
-"""How many CPU threads a piece of work uses, and how idle ones wait.
+"""The number of CPU threads for an operation, and how idle threads wait.
 
-The number of threads follows from the size of the work alone, never from the load of the machine: on a CPU products
-round by the number of threads, so results would follow the load otherwise.
+The number depends on the size of the work, never on the load of the machine, because on a CPU the rounding of matrix
+products depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
 SPIN_ROUNDS = 1_000
-"""Rounds that an idle OpenMP thread spins before it sleeps.
+"""Rounds that an idle OpenMP thread spins before it sleeps: a few microseconds.
 
-By default it spins for about a millisecond after each operation, on a core that another process may need. This many
-rounds last a few microseconds. With fewer, a quiet machine loses more than a busy one gains (`benchmarks/busy.py`).
+The default is about a millisecond after each operation, on a core that another process may need. Fewer rounds cost more
+on a quiet machine than they save on a busy one (`benchmarks/busy.py`).
 """
 _SPIN_VARIABLE = "GOMP_SPINCOUNT"
 _USER_POLICY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _USER_COUNT = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS")
 
 SMALL_PRODUCT = 2_500_000
-"""Multiply-adds of a layer's square product below which one thread serves it.
+"""Multiply-adds of a square linear layer below which it runs on one thread.
 
-Two threads save at most a fifth of such work on a quiet machine. On a busy one they make it several times slower,
-because every operation waits for a thread that is not running.
+A second thread saves at most a fifth of the time on a quiet machine. On a busy machine it makes the layer several times
+slower, because every operation waits for a thread that is not running.
 """
 
 
 def limit_spinning(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Let idle OpenMP threads of this process sleep soon; true where that was set.
+    """Make idle OpenMP threads of this process sleep early; return whether this was set.
 
-    This works before torch is imported, with GNU's OpenMP library (the Linux builds of torch). A wait policy that the
-    user set wins.
+    It must be called before torch is imported, and it acts on GNU's OpenMP library (torch on Linux). A wait policy in
+    the environment takes precedence.
     """
     if "torch" in sys.modules or any(name in environ for name in _USER_POLICY):
         return False
@@ -44,7 +44,7 @@ def limit_spinning(environ: MutableMapping[str, str] = os.environ) -> bool:
 
 @contextmanager
 def spinning_limited() -> Iterator[None]:
-    """`limit_spinning` for an import of torch inside the block; the environment is as before behind it."""
+    """Apply `limit_spinning` while torch is imported in the block, then restore the environment."""
     limited = limit_spinning()
     try:
         yield
@@ -54,10 +54,10 @@ def spinning_limited() -> Iterator[None]:
 
 
 def threads_for(rows: int, width: int) -> int:
-    """The number of CPU threads for a network of this width that computes `rows` tokens at once.
+    """Return the number of CPU threads for a network of this width that computes `rows` tokens at once.
 
-    One where the products are small, else as many as torch was set to. A number that the user set in the environment
-    (`OMP_NUM_THREADS` and the like) wins.
+    It is 1 for small products and torch's number otherwise. A number in the environment (`OMP_NUM_THREADS` and the
+    like) takes precedence.
     """
     import torch
 
@@ -66,7 +66,7 @@ def threads_for(rows: int, width: int) -> int:
 
 
 def user_count() -> bool:
-    """Whether the user set a number of threads in the environment."""
+    """Return whether the environment sets a number of threads."""
     return any(os.environ.get(name) for name in _USER_COUNT)
 
 
@@ -75,10 +75,9 @@ _one_at_a_time = threading.RLock()
 
 @contextmanager
 def cpu_threads(number: int) -> Iterator[None]:
-    """Compute the block's CPU operations with this many threads; the caller's number is set again behind it.
+    """Run the block's CPU operations on this many threads, then restore the previous number.
 
-    torch's number is one of the process, so blocks of several Python threads take turns. They lose no time by that:
-    a block holds either all cores or Python's own lock.
+    torch has one number for the process, so blocks in several Python threads exclude each other.
     """
     import torch
 

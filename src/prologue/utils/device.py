@@ -1,4 +1,4 @@
-"""The device that a command runs on."""
+"""The device on which a command runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def _available(kind: str) -> bool:
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """The device named; `auto` takes CUDA, then Apple's MPS, then the CPU. One that is absent is a `ConfigError`."""
+    """Return the named device; `auto` picks CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: the name is unknown or the device is not available.
+    """
     if isinstance(device, str):
         if device not in DEVICES and not re.fullmatch(r"cuda:\d+", device):
             raise ConfigError(f"unknown device {device!r}: choose one of {', '.join(DEVICES)}, or cuda:N")
@@ -40,5 +44,5 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that there was no memory for something, on any device."""
+    """Return whether the error reports a lack of memory, on any device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

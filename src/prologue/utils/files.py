@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, wherever a path leads: a file behind links, a pipe, a device."""
+"""Atomic writes to files, and writes to pipes, devices and open descriptors under the same interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -22,38 +22,41 @@ from prologue.errors import ConfigError
 STDOUT = 1
 _MOST_LINKS = 40
 _SPOOLED = 64 << 20
-"""Bytes that wait in memory before they go to a stream; more wait in a temporary file."""
+"""Bytes for a stream that are held in memory; more are held in a temporary file."""
 _STALE_SECONDS = 3600.0
-"""A temporary file that nobody has written to for so long belongs to a process that is gone."""
+"""Age of a temporary file after which its writer is assumed to be gone."""
+_RETRY_SECONDS = 2.0 if os.name == "nt" else 0.0
+"""How long a replacement is retried: Windows refuses it while another process has the old file open."""
 _TEMPORARY = re.compile(r"(.+?)(?:\.[0-9a-f]{8})?\.tmp")
 
 
 def expand(path: str) -> str:
-    """A path with `~` and `~NAME` as the folder of that user; `$NAME` is left to the shell.
+    """Expand `~` and `~NAME` to the home folder of that user; `$NAME` is left to the shell.
 
-    An unknown user is a `ConfigError`, for a folder called `~NAME` would be made otherwise.
+    Raises:
+        ConfigError: there is no such user.
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         user = expanded.partition("/")[0]
-        raise ConfigError(f"{path}: there is no user {user[1:]!r}; write ./{path} for a folder of the name {user}")
+        raise ConfigError(f"{path}: there is no user {user[1:]!r}; write ./{path} for a folder named {user}")
     return expanded
 
 
 def in_shell(path: Path | str) -> str:
-    """A path as one word of a command that users copy: quoted where a shell needs it, and never taken for an option."""
-    text = str(path)
+    """Quote a path as one word of a command that users copy; it never starts with a dash."""
+    text = path.as_posix() if isinstance(path, Path) else path
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def temporary_of(name: str) -> str | None:
-    """The name of the file that a temporary file was to become; None for the name of any other file."""
+    """Return the name of the file that a temporary file would replace; None for other files."""
     match = _TEMPORARY.fullmatch(name)
     return match[1] if match is not None else None
 
 
 def destination(path: Path) -> Path | int:
-    """Where writing to `path` ends: the path behind all links, or the number of an open descriptor of this process."""
+    """Follow links: return the path behind them, or the number of an open descriptor of this process."""
     opened = {os.path.realpath(folder) for folder in ("/proc/self/fd", "/dev/fd")}
     here = path
     for _ in range(_MOST_LINKS):
@@ -68,7 +71,7 @@ def destination(path: Path) -> Path | int:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether what is written to `path` goes to a pipe, a device or an open descriptor: nothing is replaced there."""
+    """Return whether `path` is a pipe, a device or an open descriptor, which is written to and not replaced."""
     end = destination(path)
     if isinstance(end, int):
         return True
@@ -79,7 +82,7 @@ def is_stream(path: Path) -> bool:
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether what is written to `path` arrives where the standard output of this process goes."""
+    """Return whether `path` leads to the standard output of this process."""
     end = destination(path)
     if end == STDOUT or not is_stream(path):
         return end == STDOUT
@@ -91,7 +94,7 @@ def is_stdout(path: Path) -> bool:
 
 
 def require_writable(path: Path) -> None:
-    """A `ConfigError` where a file cannot be written to `path`; nothing is opened or made."""
+    """Raise `ConfigError` if a file cannot be written to `path`. Nothing is opened or created."""
     end = destination(path)
     if isinstance(end, int):
         try:
@@ -112,34 +115,47 @@ def require_writable(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """The path of a new file that takes the place of `path` where the block succeeds, and is removed where it fails.
+    """Yield the path of a new file, which replaces `path` if the block succeeds and is removed if it fails.
 
-    No other writer has this path. The folder is made where it is missing. `durable` waits until the disk has the file,
-    which many small files need not.
+    The file name is unique to this writer. The folder is created if missing. `durable` waits until the file is on the
+    disk; many small files can do without.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if durable:
-        _forget_leftovers(path)
+        _remove_stale(path)
     stem = path.name if len(os.fsencode(path.name)) <= 240 else path.name[:60]
     temporary = path.with_name(f"{stem}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # as the umask has it, whatever the block does to the file
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # the umask decides, even if the block makes the file anew
     os.close(descriptor)
     try:
         yield temporary
-        temporary.chmod(mode)
         if durable:
-            with temporary.open("rb") as written:
+            with temporary.open("rb+") as written:  # Windows syncs only what is open for writing
                 os.fsync(written.fileno())
-        temporary.replace(path)
+        temporary.chmod(mode)
+        _replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
 
 
-def _forget_leftovers(path: Path) -> None:
-    """Remove what killed writers of `path` have left beside it."""
+def _replace(source: Path, target: Path) -> None:
+    """Rename `source` to `target`, which may exist."""
+    deadline = time.monotonic() + _RETRY_SECONDS
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove temporary files that killed writers of `path` left."""
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if entry.name.startswith(path.name) and temporary_of(entry.name) == path.name:
@@ -150,20 +166,22 @@ def _forget_leftovers(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file to write so that a reader sees the old one or the new one, never a part, also after a machine was lost.
+    """Open a file to write, such that readers see the old content or the complete new one, even after a crash.
 
-    Its folder is made where it is missing. Where the block fails, the old file stays. The target of a link is replaced,
-    not the link; pipes, devices and descriptors get everything once the block has succeeded, and so does a file in a
-    folder where no other can be made. An `OSError` names `path`. For `durable` see `replacing`.
+    The folder is created if missing. If the block fails, the old file stays. The target of a link is replaced, not the
+    link. Pipes, devices, descriptors, and files in a folder that cannot be written to get the content once the block
+    has succeeded. For `durable` see `replacing`.
+
+    Raises:
+        OSError: the file cannot be written; the error names `path`.
     """
     end = destination(path)
     try:
-        if isinstance(end, int) or is_stream(end):
-            with _spooled(end) as file:
-                yield file
-            return
-        with _beside(end, durable) as file:
-            yield file
+        with ExitStack() as stack:
+            if isinstance(end, int) or is_stream(end):
+                yield stack.enter_context(_spooled(end))
+            else:
+                yield _beside(end, durable, stack)
     except OSError as error:
         unnamed = error.filename is None or temporary_of(Path(str(error.filename)).name) is not None
         if error.errno is None or end == STDOUT or not unnamed:
@@ -171,30 +189,20 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-@contextmanager
-def _beside(path: Path, durable: bool) -> Iterator[BinaryIO]:
-    """A temporary file that takes the place of `path`; where none can be made, one that is copied into it."""
-    replaced = replacing(path, durable)
+def _beside(path: Path, durable: bool, stack: ExitStack) -> BinaryIO:
+    """Open a temporary file beside `path`, or one that is copied into `path` if the folder allows no new files."""
     try:
-        temporary = replaced.__enter__()
+        temporary = stack.enter_context(replacing(path, durable))
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not os.access(path, os.W_OK):
             raise
-        with _spooled(path) as file:
-            yield file
-        return
-    try:
-        with temporary.open("wb") as file:
-            yield file
-    except BaseException:
-        replaced.__exit__(*sys.exc_info())
-        raise
-    replaced.__exit__(None, None, None)
+        return stack.enter_context(_spooled(path))
+    return stack.enter_context(temporary.open("wb"))
 
 
 @contextmanager
 def _spooled(end: Path | int) -> Iterator[BinaryIO]:
-    """A temporary file whose content is written to `end` where the block succeeds."""
+    """Open a temporary file whose content is written to `end` if the block succeeds."""
     with tempfile.SpooledTemporaryFile(max_size=_SPOOLED) as file:
         yield cast(BinaryIO, file)
         file.seek(0)
@@ -205,20 +213,20 @@ def _spooled(end: Path | int) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     with atomic_write(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all; a file name in the text that is not Unicode is escaped."""
+    """Write a UTF-8 file atomically; file names in the text that are not valid Unicode are escaped."""
     write_whole(path, text.encode(errors="backslashreplace"))
 
 
 def cache_folder() -> Path:
-    """The user's cache of this package."""
+    """Return the user's cache folder of this package."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    # By the standard of these folders a relative path is to be ignored; without a home the cache is a temporary one.
+    # The XDG standard ignores relative paths. Without a home folder the cache is temporary.
     home = Path(os.path.expanduser("~"))
     base = (
         Path(cache) if os.path.isabs(cache) else home / ".cache" if home.is_absolute() else Path(tempfile.gettempdir())

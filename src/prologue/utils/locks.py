@@ -1,4 +1,4 @@
-"""One process at a time works in a folder, or on a file."""
+"""Locks on folders and files, held by one process at a time; they end with the process, however it ends."""
 
 from __future__ import annotations
 
@@ -12,87 +12,83 @@ from pathlib import Path
 from prologue.errors import RunError
 
 LOCK = ".lock"
-"""The file of a folder that is locked. It goes with the lock; one that a kill has left means nothing."""
+"""Name of a folder's lock file. It is removed with the lock; a file that a killed process left behind does not lock."""
 PATIENCE = 10.0
-"""Seconds: what was killed a moment ago may take some to be gone."""
-_FOREVER = -1.0
+"""Seconds to wait for a lock, because a process that was just killed may take some to end."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())
-"""The folders that this thread holds: what it calls works in them without another lock."""
+"""The folders that this thread has locked; calls inside the block may lock them again."""
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if it is missing; it ends with the process, however that ends.
+    """Lock a folder, which is created if missing. It is removed again if the block leaves nothing in it.
 
-    A `RunError` where another process keeps holding it, or `folder` is a file. File systems without locks have none.
-    A folder that was made here, and in which the block has left nothing, is removed again.
+    File systems without locks are used without one.
+
+    Raises:
+        RunError: another process keeps the lock, or `folder` is a file.
     """
     key = os.path.realpath(folder)
     if key in _held.get():
         yield
         return
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     busy = f"another process is at work in {folder}: wait until it has ended or stop it, or choose another --out"
-    with _locked(folder / LOCK, busy, PATIENCE):
-        before = _held.set(_held.get() | {key})
-        try:
-            yield
-        finally:
-            _held.reset(before)
-            with suppress(OSError):
-                (folder / LOCK).unlink()
-                for parent in made:
-                    parent.rmdir()
+    try:
+        with _locked(folder / LOCK, busy):
+            before = _held.set(_held.get() | {key})
+            try:
+                yield
+            finally:
+                _held.reset(before)
+    finally:
+        with suppress(OSError):
+            for parent in created:
+                parent.rmdir()
 
 
 @contextmanager
 def file_lock(file: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock of one file, which is a hidden file beside it.
+    """Lock one file, by a hidden file beside it.
 
-    With `waiting`, which is called once before a wait, wait for whoever holds it; without, a `RunError` after a few
-    seconds.
+    With `waiting`, which is called once before a wait, wait for as long as another process keeps the lock.
+
+    Raises:
+        RunError: another process keeps the lock for more than a few seconds, and `waiting` is not given.
     """
-    path = file.with_name(f".{file.name}{LOCK}")
     busy = f"another process is writing {file}: wait until it has ended or stop it, or give another file"
-    with _locked(path, busy, PATIENCE if waiting is None else _FOREVER, waiting):
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                path.unlink()
+    with _locked(file.with_name(f".{file.name}{LOCK}"), busy, waiting):
+        yield
 
 
 @contextmanager
-def _locked(path: Path, busy: str, patience: float, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def _locked(path: Path, busy: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     import filelock
 
     lock = filelock.FileLock(path)
     if path.parent.exists() and not path.parent.is_dir():
         raise RunError(f"{path.parent} is a file: give a folder with --out")
+    patience = PATIENCE if waiting is None else 0.0
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if waiting is None:
-                lock.acquire(timeout=patience)
-                break
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                waiting()
-                lock.acquire(timeout=patience)
+            lock.acquire(timeout=patience)
             break
         except filelock.Timeout as error:
-            raise RunError(busy) from error
-        except FileNotFoundError:  # whoever made the folder had no use for it and has removed it
+            if waiting is None:
+                raise RunError(busy) from error
+            waiting()
+            patience = -1.0  # without limit
+        except FileNotFoundError:  # another process removed the folder that it had created
             continue
-        except NotImplementedError:  # the file system cannot
-            break
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise
-            break
+            break  # the file system has no locks
     try:
         yield
     finally:
+        with suppress(OSError):  # Windows refuses this while the lock is held; there the release removes the file
+            path.unlink()
         lock.release()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
@@ -44,6 +44,17 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def mark_dynamic(tensor: Tensor, dimension: int) -> None:
     """Compile for any size of this dimension. Tried with torch 2.13.0."""
     torch._dynamo.mark_dynamic(tensor, dimension)
+
+
+class Fp32Buffers(nn.Module):
+    """A module whose own buffers move to its device but keep their number format. Tried with torch 2.13.0."""
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        buffers = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in buffers.items():
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
 
 
 _COMPILING = threading.RLock()

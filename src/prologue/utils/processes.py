@@ -1,4 +1,4 @@
-"""Processes that share work. Those of a launcher compute whole batches, so that their number changes no result."""
+"""Processes that share work. Each computes whole batches, so results do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -24,48 +24,52 @@ from prologue.utils.locks import folder_lock
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that a launcher started (`accelerate launch`, `torchrun`); alone by default.
+    """The rank of this process and the number of processes that a launcher (`accelerate launch`, `torchrun`) started.
 
-    Batches are the same for any number of processes, so that figures are, too.
+    The batches are the same for any number of processes, and so are the figures.
     """
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where this process computes, and where rows are exchanged."""
+    """The device on which this process computes and exchanges rows."""
 
     @classmethod
     def join(cls, device: str) -> Processes:
-        """The processes of the launcher that started this one, each on a device of its own; else this one alone."""
+        """Join the launcher's processes, each on its own device; without a launcher, return this process alone."""
         chosen = pick_device(device)
         if launched().world == 1:
             return cls(device=chosen)
         from accelerate import PartialState
 
         with environment_named():
-            # Shares differ, and who is done first waits for the others.
+            # Shares of work differ, and a process that has finished waits for the others.
             state = PartialState(cpu=chosen.type == "cpu", timeout=timedelta(days=1))
         return cls(state.process_index, state.num_processes, state.device)
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and speaks for all."""
+        """Whether this process writes files and prints for all."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes have reached this call."""
         if self.world > 1:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag of any process is set, the same for all."""
+        """Return whether the flag is set in any process; all processes get the same answer."""
         return bool(self.gather(torch.tensor([[flag]], device=self.device)).any())
 
     @contextmanager
     def folder_lock(self, folder: Path) -> Iterator[None]:
-        """Let the main process hold the lock of a folder for all; where it cannot, each has a `RunError`."""
+        """Lock a folder in the main process, for all.
+
+        Raises:
+            RunError: the main process cannot lock it; raised in every process.
+        """
         refused: PrologueError | OSError | None = None
         with ExitStack() as held:
             if self.main:
@@ -78,12 +82,12 @@ class Processes:
             yield
 
     def share(self, steps: Sequence[int]) -> Sequence[int]:
-        """The steps of this process: a run of them, so that rows gathered in the order of ranks are in order."""
+        """Return the steps of this process, which are consecutive: gathered rows are in the order of the steps."""
         start, stop = (len(steps) * rank // self.world for rank in (self.rank, self.rank + 1))
         return steps[start:stop]
 
     def gather(self, rows: Shaped[Tensor, "n d"]) -> Shaped[Tensor, "m d"]:
-        """The rows of all processes in the order of ranks, on the CPU; a process without rows gives (0, 0)."""
+        """Return the rows of all processes in the order of ranks, on the CPU; a process without rows passes (0, 0)."""
         if self.world == 1:
             return rows.cpu()
         shape = torch.tensor([rows.shape[0], rows.shape[1]], device=self.device)
@@ -102,7 +106,7 @@ ALONE = Processes()
 
 
 def main_decides(flag: bool) -> bool:
-    """The flag of the main process, for all that a launcher started; each decides alone where they share no work."""
+    """Return the flag of the main process in all processes; without a process group, return `flag`."""
     if not torch.distributed.is_initialized():
         return flag
     flags = [flag]
@@ -111,7 +115,7 @@ def main_decides(flag: bool) -> bool:
 
 
 def end_with_parent() -> None:
-    """Let this process, which another one spawned, end with a SIGTERM when that one ends, even where it was killed."""
+    """Send SIGTERM to this spawned process when its parent ends, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "this process was not spawned"
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as plain JSON values, and back strictly: an unknown key or another type is an error naming it."""
+"""Conversion between dataclasses and JSON; reading is strict."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from prologue.utils.files import write_whole
 T = TypeVar("T")
 
 OMIT_DEFAULT = "omit_default"
-"""Key of a field's metadata: the field is not written while it has its default value. Files of versions without the
-field stay equal to new ones."""
+"""Key in a field's metadata: the field is written only if it differs from its default. New files then equal those of
+versions without the field."""
 RENAMED = "renamed"
-"""Key of a field's metadata: the field's name in files of earlier versions, which is still read."""
+"""Key in a field's metadata: the name of the field in files of earlier versions, which is still read."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values; tuples become lists. `OMIT_DEFAULT` leaves fields at their default out."""
+    """Convert a dataclass to JSON values; tuples become lists. `OMIT_DEFAULT` leaves out fields at their default."""
     plain: dict[str, Any] = json.loads(json.dumps(config, default=_written_fields))
     return plain
 
 
 def _written_fields(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass that its JSON holds."""
+    """Return the fields of a dataclass that are written to JSON."""
     values = {}
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
@@ -44,9 +44,10 @@ def _default(each: dataclasses.Field[Any]) -> Any:
 
 
 def from_dict(kind: type[T], data: Mapping[str, Any], where: str = "", base: T | None = None) -> T:
-    """Build `kind` from JSON values, strictly: an unknown key or a value of another type is an error naming it.
+    """Build the dataclass `kind` from JSON values. Missing keys take their values from `base`, or else the defaults.
 
-    With `base`, keys that are left out keep its values; without, they keep the dataclass's defaults.
+    Raises:
+        ConfigError: a key is unknown or a value has the wrong type; the message names it, prefixed by `where`.
     """
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -116,12 +117,16 @@ def _convert_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 
 def save_json(path: Path, data: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON atomically."""
     write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def load_json(path: Path) -> Any:
-    """Read JSON; a missing or damaged file is a `ConfigError` naming it."""
+    """Read JSON.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Tensors between host and device without a wait: a step only queues work, so that the device never runs dry."""
+"""Copies between host and device that do not wait for the device, so that its queue of work stays filled."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on `device`. From memory that is not pinned, CUDA would wait for its queue to be empty first."""
+    """Copy a host tensor to `device`, through pinned memory: from other memory CUDA would first empty its queue."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def fetch(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy a tensor to the host; the result waits for what was queued before this call, and no more."""
+    """Start to copy a tensor to the host; calling the result waits for the work queued before this call."""
     if tensor.device.type != "cuda":
         copied = tensor.to("cpu", copy=True)
         return lambda: copied

@@ -52,6 +52,10 @@ class LinearClassifier:
     def __call__(self, x: Float[Tensor, "n d"]) -> Float64[Tensor, "n c"]:
         return self.standardise(x) @ self.weight + self.bias
 
+    def scores(self, x: Float[Tensor, "n d"], rows: int = 4096) -> Float64[Tensor, "n c"]:
+        """The scores of many inputs, `rows` at a time."""
+        return torch.cat([self(part) for part in torch.split(x, rows)])
+
 
 def fit_linear(
     x: Float[Tensor, "n d"],

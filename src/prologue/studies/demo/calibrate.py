@@ -16,8 +16,8 @@ from prologue.data.order import center_batch
 from prologue.data.source import Data, open_data
 from prologue.data.token_store import TokenStore
 from prologue.evaluation.feature_networks import Features
-from prologue.evaluation.generation import evaluate_generation
-from prologue.evaluation.reconstruction import evaluate_reconstruction
+from prologue.evaluation.kinds.generation import evaluate_generation
+from prologue.evaluation.kinds.reconstruction import evaluate_reconstruction
 from prologue.evaluation.runs import Split
 from prologue.models.tokenizer import to_model_range
 from prologue.studies.demo.plan import Timings

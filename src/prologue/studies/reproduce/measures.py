@@ -16,29 +16,29 @@ from torch import Tensor
 from prologue.config import Precision
 from prologue.data.source import Data, ImageSet
 from prologue.errors import EvaluationError
-from prologue.evaluation.codes import prologue_vectors, visual_vectors
+from prologue.evaluation.codes import encode_images, prologue_vectors, visual_vectors
 from prologue.evaluation.distances import measure_name
 from prologue.evaluation.feature_networks import Features
 from prologue.evaluation.features import FeatureExtractor, OwnExtractor
-from prologue.evaluation.generation import Samples, evaluate_generation
-from prologue.evaluation.layout import evaluate_layout
-from prologue.evaluation.likelihood import encode_images, evaluate_likelihood
-from prologue.evaluation.memorisation import compare_samples
+from prologue.evaluation.kinds.generation import evaluate_generation
+from prologue.evaluation.kinds.layout import evaluate_layout
+from prologue.evaluation.kinds.likelihood import evaluate_likelihood
+from prologue.evaluation.kinds.probe import check_classes
+from prologue.evaluation.kinds.reconstruction import evaluate_reconstruction, recognise_reconstructions
 from prologue.evaluation.metrics.intervals import wilson_interval
 from prologue.evaluation.metrics.linear import fit_linear
-from prologue.evaluation.nearest import Described
-from prologue.evaluation.probe import check_classes
+from prologue.evaluation.nearest import Described, compare_samples
+from prologue.evaluation.recipe_search import Request, measure_recipe, reference_features, run_sweep
 from prologue.evaluation.recognition import Classifier, fit_judge, shipped_classifier
-from prologue.evaluation.reconstruction import evaluate_reconstruction, recognise_reconstructions
 from prologue.evaluation.runs import ProgressCallback, Record, Split, choose_images, unwatched
+from prologue.evaluation.samples import Samples, samples_picture
 from prologue.evaluation.store import Store
-from prologue.evaluation.sweep import Request, measure_recipe, reference_features, run_sweep
 from prologue.evaluation.versions import VERSIONS
 from prologue.models.prior import Prior
 from prologue.models.sequence import TokenIds
 from prologue.models.tokenizer import Tokenizer
 from prologue.sampling.recipe import Recipe
-from prologue.studies.reproduce.pictures import resampled_picture, samples_picture, save_picture
+from prologue.studies.reproduce.pictures import resampled_picture, save_picture
 from prologue.studies.reproduce.scales import Scale
 from prologue.utils.rng import derive_seed
 

@@ -5,26 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from prologue.data.pictures import labelled_grid, save_png, to_pil
-from prologue.evaluation.layout import Shown
+from prologue.evaluation.kinds.layout import Shown
 
 FOLDER = "pictures"
-_COLUMNS = 10
-_ROWS = 4
 _RESAMPLES = 6
-
-
-def samples_picture(images: UInt8[Tensor, "n 3 h w"], class_names: Sequence[str]) -> Image.Image:
-    """The first samples, with a column per class. Samples cycle through the classes."""
-    classes = max(1, len(class_names))
-    columns = min(_COLUMNS, classes) if class_names else _COLUMNS
-    step = classes if class_names else columns
-    rows = [images[start : start + columns] for start in range(0, min(len(images), _ROWS * step), step)]
-    return labelled_grid([to_pil(row) for row in rows if len(row)], class_names[:columns])
 
 
 def resampled_picture(shown: Shown, class_names: Sequence[str]) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import Literal
 from prologue.config import RunConfig, Variant
 from prologue.data.source import ENDLESS, embedded_name
 from prologue.errors import ConfigError
-from prologue.evaluation.sweep import Plan
+from prologue.evaluation.recipe_search import Plan
 from prologue.presets import small
 from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from prologue.evaluation.memorisation import CHANCE
+from prologue.evaluation.nearest import CHANCE
 from prologue.report.page import Table
 from prologue.studies.reproduce.claims import Claim, Results, figure, interval_text, pairs
 from prologue.studies.reproduce.figures import (

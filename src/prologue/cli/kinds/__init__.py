@@ -1,1 +1,0 @@
-"""The kinds of `prologue evaluate`, one module each: `prepare(argv)`, `rows(record)`, `sentences(record)`."""
