@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from prologue.cli._options import parse
 from prologue.cli._overrides import resolve_run_config
 from prologue.cli.generate import GenerateOptions
 from prologue.cli.main import COMMANDS, main
+from prologue.cli.options import parse
 from prologue.cli.report import ReportOptions
 from prologue.cli.train import TrainOptions
 from prologue.data.pictures import file_name

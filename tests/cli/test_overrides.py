@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from tyro.conf import Suppress
 
-from prologue.cli._options import parse
 from prologue.cli._overrides import given_fields, resolve_run_config, with_fields
+from prologue.cli.options import parse
 from prologue.config import REGISTRY, RunConfig, TransformerConfig
 from prologue.errors import ConfigError
 from prologue.presets import names, preset

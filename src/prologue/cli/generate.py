@@ -15,8 +15,8 @@ from tyro.conf import Positional, arg
 from prologue import builtin
 from prologue.bulk.drawing import Drawing, Job, Write
 from prologue.bulk.output import Output
-from prologue.cli._options import parse
 from prologue.cli._sampling import SamplingFlags, notes_on_stderr, parse_classes
+from prologue.cli.options import parse
 from prologue.data.names import counted
 from prologue.errors import ConfigError
 from prologue.pipeline import IN_TURN, Pipeline

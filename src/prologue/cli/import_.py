@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.errors import RunError
 from prologue.interop.authors import ImportOptions, import_pipeline_models, load_config
 from prologue.pipeline import Pipeline

@@ -12,7 +12,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from prologue import presets
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.config import RunConfig, TokenizerConfig, TransformerConfig
 from prologue.utils.measurements import export_measurement, provenance
 from prologue.utils.options import JsonOption

@@ -17,8 +17,8 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from prologue.bulk.output import GRID, Output
-from prologue.cli._options import parse
 from prologue.cli._sampling import SamplingFlags, notes_on_stderr, parse_classes
+from prologue.cli.options import parse
 from prologue.data.names import counted
 from prologue.data.pictures import (
     SampleArchive,

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from tyro.conf import Suppress, arg
 
 from prologue.builtin import locate
-from prologue.cli._options import parse
 from prologue.cli._overrides import given_fields, resolve_run_config, with_fields
 from prologue.cli._stopping import stops
+from prologue.cli.options import parse
 from prologue.config import RunConfig, TokenizerConfig
 from prologue.data.source import import_source
 from prologue.errors import ConfigError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.errors import CheckpointError, ConfigError
 from prologue.models.perceptual import ConvNeXtLogits, Lpips
 from prologue.models.published import PUBLISHED, Network, Source, fetch, place, read_published
