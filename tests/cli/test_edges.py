@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from prologue.cli._options import parse
 from prologue.cli._overrides import resolve_run_config
 from prologue.cli.generate import GenerateOptions
 from prologue.cli.main import COMMANDS, main
+from prologue.cli.options import parse
 from prologue.cli.report import ReportOptions
 from prologue.cli.train import TrainOptions
 from prologue.data.pictures import file_name
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 def _options_of_all_commands() -> list[type]:
     """The options dataclass of each command and kind of evaluation: the last one that its module defines."""
-    names = [f"prologue.cli.{module}" for module, _ in COMMANDS.values()]
+    names = [COMMANDS.get(name).__module__ for name in COMMANDS]
     names += [f"prologue.evaluation.kinds.{kind}" for kind in KINDS]
     found = []
     for module in map(import_module, names):
@@ -147,15 +147,16 @@ def test_a_home_folder_is_known_in_every_path(tmp_path: Path, monkeypatch: pytes
     assert drawn.classes == "~a"
     assert parse(ReportOptions, ["~/a", "b"], "prologue", "").runs == (tmp_path / "a", Path("b"))
     (tmp_path / "config.json").write_text('{"tokenizer_training": {"perceptual_path": "~/weights"}}')
-    for file, flags in ((tmp_path / "config.json", []), (None, ["--tokenizer-training.perceptual-path=~/weights"])):
-        config = resolve_run_config("small-32", file, flags)
+    given = {"tokenizer_training": {"perceptual_path": "~/weights"}}
+    for file, fields in ((tmp_path / "config.json", {}), (None, given)):
+        config = resolve_run_config("small-32", file, fields)
         assert config.tokenizer_training.perceptual_path == str(tmp_path / "weights")
 
 
 def test_every_option_with_a_path_is_known_as_one() -> None:
     """Text options that name places carry the mark; so do those that name files to write."""
     kinds = _options_of_all_commands()
-    assert len(kinds) >= len(COMMANDS) + len(list(KINDS)) - 1
+    assert len(kinds) >= len(list(COMMANDS)) + len(list(KINDS)) - 1
     places = outputs = 0
     for kind in kinds:
         hints = typing.get_type_hints(kind, include_extras=True)

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from prologue import Pipeline
-from prologue.cli._options import parse
 from prologue.cli.main import main
+from prologue.cli.options import parse
 from prologue.data.embedded.shapes import CLASS_NAMES
 from prologue.evaluation import evaluations
 from prologue.evaluation.distances import moments_of

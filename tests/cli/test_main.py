@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,10 +29,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], 
     """Installs a function as the command `fake`."""
 
     def install(run: Callable[[list[str]], int]) -> None:
-        module = types.ModuleType("prologue.cli.fake")
-        module.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "prologue.cli.fake", module)
-        monkeypatch.setitem(cli.COMMANDS, "fake", ("fake", "a command of this test"))
+        monkeypatch.setitem(cli.COMMANDS._components, "fake", run)
 
     return install
 
@@ -77,11 +73,11 @@ def test_help_takes_at_most_half_the_time_of_importing_torch() -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name, (_, summary) in cli.COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(summary)}$", shown, flags=re.MULTILINE)
+    for name in cli.COMMANDS:
+        assert re.search(rf"^  {name} +\w.+\w$", shown, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "--help"]) == 0
     assert f"prologue {name}" in capsys.readouterr().out
@@ -127,13 +123,13 @@ def test_command_gets_its_arguments_and_gives_the_exit_code(command: Callable[..
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/a/run.json"),
             2,
-            "error: no room left on the disk while writing runs/a/run.json: "
+            "error: no space left on the disk while writing runs/a/run.json: "
             "free some space and run the same command again; it continues\n",
         ),
         (
             RuntimeError("I/O error: No space left on device (os error 28)"),
             2,
-            "error: no room left on the disk: free some space and run the same command again; it continues\n",
+            "error: no space left on the disk: free some space and run the same command again; it continues\n",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: /x: Permission denied\n"),
     ],
@@ -175,12 +171,9 @@ def test_closed_pipe_is_quiet() -> None:
 def test_a_closed_stream_leads_nowhere_and_no_file_gets_its_number(closed: str, shown: str, tmp_path: Path) -> None:
     """A file that is opened while a standard stream is closed would get what is written to that stream."""
     code = (
-        "import os, sys, types\nfrom prologue.cli import main as cli\nfake = types.ModuleType('fake')\n"
-        "def run(argv):\n    with open('made.txt', 'w') as file:\n        print('said')\n"
-        "        print('told', file=sys.stderr)\n"
-        "        sys.stdout.flush()\n        return 0 if file.fileno() > 2 else 7\n"
-        "fake.run = run\nsys.modules['prologue.cli.fake'] = fake\ncli.COMMANDS['fake'] = ('fake', '')\n"
-        "sys.exit(cli.main(['fake']))\n"
+        "import os, sys\nfrom prologue.cli import main as cli\n@cli.COMMANDS.register\ndef fake(argv):\n"
+        "    with open('made.txt', 'w') as file:\n        print('said')\n        print('told', file=sys.stderr)\n"
+        "        sys.stdout.flush()\n        return 0 if file.fileno() > 2 else 7\nsys.exit(cli.main(['fake']))\n"
     )
     (tmp_path / "odd.py").write_text(code, encoding="utf-8")
     line = f'exec "{sys.executable}" odd.py {closed}'

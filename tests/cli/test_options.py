@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from prologue import __version__
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.errors import ConfigError, SamplingError
 from prologue.utils.measurements import provenance, write_measurement
 from prologue.utils.options import DeviceOption, JsonOption, SeedOption

@@ -5,25 +5,42 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import typing
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tyro.conf import Suppress
 
-from prologue.cli import _overrides
-from prologue.cli._overrides import fields_help, parse_overrides, resolve_run_config, split_overrides
-from prologue.config import RunConfig, TransformerConfig
+from prologue.cli._overrides import given_fields, resolve_run_config, with_fields
+from prologue.cli.options import parse
+from prologue.config import REGISTRY, RunConfig, TransformerConfig
 from prologue.errors import ConfigError
 from prologue.presets import names, preset
-from prologue.utils.serialization import from_dict, to_dict
+from prologue.utils.serialization import to_dict
 
 BASE = "shapes-smoke"
 
 
-def _resolve(line: str, file: Path | None = None) -> RunConfig:
-    return resolve_run_config(BASE, file, line.split())
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    data: str = "shapes"
+    tokenizer: str | None = None
+    json: Path | None = None
+    fields: Suppress[dict[str, Any]] = field(default_factory=dict)
+
+
+def _parse(line: str | list[str]) -> Options:
+    return parse(
+        with_fields(Options, BASE), line.split() if isinstance(line, str) else line, "prologue fake", "A test."
+    )
+
+
+def _resolve(line: str | list[str], file: Path | None = None, base: str = BASE) -> RunConfig:
+    return resolve_run_config(base, file, _parse(line).fields)
 
 
 def test_flags_of_every_type() -> None:
@@ -49,16 +66,13 @@ def test_flags_leave_the_rest_of_the_preset() -> None:
 def test_components_by_name_or_with_options() -> None:
     fsq = {"name": "fsq", "levels": [5, 5]}
     assert _resolve("--tokenizer.quantizer fsq").tokenizer.quantizer == {"name": "fsq"}
-    assert resolve_run_config(BASE, None, [f"--tokenizer.quantizer={json.dumps(fsq)}"]).tokenizer.quantizer == fsq
-    assert "--tokenizer.quantizer NAME|{" in fields_help(preset(BASE))
+    assert _resolve([f"--tokenizer.quantizer={json.dumps(fsq)}"]).tokenizer.quantizer == fsq
 
 
 def test_lists_of_components() -> None:
     terms = [{"name": "l2", "weight": 2.0, "start": 3}, {"name": "vq", "length": 1}]
-    for flags in (["--tokenizer-training.losses", *map(json.dumps, terms), "--seed", "1"], ["--seed=1"]):
-        found = resolve_run_config(BASE, None, flags)
-        assert found.tokenizer_training.losses == tuple(terms if "--seed" in flags else ())
-        assert found.seed == 1
+    config = _resolve(["--tokenizer-training.losses", *map(json.dumps, terms), "--seed", "1"])
+    assert (config.tokenizer_training.losses, config.seed) == (tuple(terms), 1)
     assert _resolve("--tokenizer-training.losses none").tokenizer_training.losses == ()
 
 
@@ -69,19 +83,31 @@ def test_fields_are_still_found_under_earlier_names(tmp_path: Path) -> None:
     for found in (_resolve(flags), _resolve("", file)):
         training = found.tokenizer_training
         assert (training.dead_code_reset_every, training.dead_code_reset_until) == (7, 0.5)
+    both = _resolve("--tokenizer-training.dead-code-reset-every 9", file).tokenizer_training
+    assert (both.dead_code_reset_every, both.dead_code_reset_until) == (9, 0.5)
+
+
+def _fields(kind: Any, where: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every field of a configuration that has no fields itself, by its dotted name."""
+    for item in dataclasses.fields(kind):
+        value = getattr(kind, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{where}{item.name}.")
+        else:
+            yield where + item.name, item
+
+
+def _value(config: RunConfig, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), config)
 
 
 def test_every_component_field_names_its_registry() -> None:
-    components = [field for field in _overrides._fields().values() if typing.get_origin(field.hint) is dict]
+    config = RunConfig()
+    components = [(name, item) for name, item in _fields(config) if isinstance(_value(config, name), dict)]
     assert len(components) >= 2
-    for field in components:
-        module, _, name = str(field.registry).partition(":")
-        registry = getattr(import_module(module), name)
-        assert _default(field.path)["name"] in registry
-
-
-def _default(path: str) -> Any:
-    return functools.reduce(getattr, path.split("."), RunConfig())
+    for name, item in components:
+        module, _, registry = item.metadata[REGISTRY].partition(":")
+        assert _value(config, name)["name"] in getattr(import_module(module), registry)
 
 
 def test_none_and_empty() -> None:
@@ -93,9 +119,10 @@ def test_optional_group_appears_with_its_first_field() -> None:
     config = _resolve("--tokenizer.variant prologue-post --tokenizer.prologue-encoder.width 96 "
                       "--tokenizer.prologue-encoder.heads 3")  # fmt: skip
     assert config.tokenizer.prologue_encoder == TransformerConfig(width=96, heads=3)
-    assert resolve_run_config(
-        "small-32-post", None, ["--tokenizer.variant", "prologue", "--tokenizer.prologue-encoder", "none"]
-    ).tokenizer == dataclasses.replace(preset("small-32-post").tokenizer, variant="prologue", prologue_encoder=None)
+    none = _resolve("--tokenizer.variant prologue --tokenizer.prologue-encoder none", base="small-32-post")
+    assert none.tokenizer == dataclasses.replace(
+        preset("small-32-post").tokenizer, variant="prologue", prologue_encoder=None
+    )
 
 
 def test_preset_file_flags(tmp_path: Path) -> None:
@@ -142,19 +169,28 @@ def test_bad_files_are_named(content: str, message: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--data.filp true", "unknown field --data.filp: did you mean --data.flip?"),
-        ("--tokenizer.widht 3", "unknown field --tokenizer.widht: did you mean --tokenizer.encoder.width?"),
-        ("--sed 3", "unknown field --sed: did you mean --seed?"),
-        ("--zzz.qqq 3", "unknown field --zzz.qqq: groups are data, tokenizer, prior, "),
-        ("--tokenizer.encoder 3", "--tokenizer.encoder is a group of fields: set one of --tokenizer.encoder.width"),
-        ("--tokenizer.prologue-encoder 3", "--tokenizer.prologue-encoder can only be set to none, or field by field"),
-        ("--seed x", "--seed must be int, not 'x'"),
-        ("--seed", "--seed needs a value (int)"),
-        ("--seed 1 2", "unexpected value '2'"),
-        ("--data.flip maybe", "--data.flip must be true or false, not 'maybe'"),
-        ("--data.background 0 0", "--data.background needs 3 values (int int int), got 2"),
-        ("--data.crop diagonal", "data.crop must be one of ['random', 'center'], not 'diagonal'"),
-        ("--tokenizer.quantizer {name", "--tokenizer.quantizer must be NAME|{"),
+        ("--data.filp true", "unrecognized options: --data.filp, true (did you mean --data.flip?); see"),
+        ("--tokenizer.widht 3", "unrecognized options: --tokenizer.widht, 3 (did you mean --tokenizer.encoder.width?)"),
+        ("--sed 3", "unrecognized options: --sed, 3 (did you mean --seed?)"),
+        ("--zzz.qqq 3", "unrecognized options: --zzz.qqq, 3; see `prologue fake --help`"),
+        (
+            "--tokenizer.encoder 3",
+            "unrecognized options: --tokenizer.encoder, 3 (a group of options: set one of --tokenizer.encoder.width, ",
+        ),
+        (
+            "--tokenizer.prologue-encoder 3",
+            "invalid choice '3' for argument '--tokenizer.prologue-encoder'. Expected one of ('none',)",
+        ),
+        ("--seed x", "--seed must be a whole number, not 'x'"),
+        ("--data.file-rule x", "--data.file-rule must be a whole number or none, not 'x'"),
+        ("--prior.rope-axes 8 8", "--prior.rope-axes must be none|INT INT INT, not '8', '8'"),
+        ("--seed", "missing value for argument '--seed'"),
+        ("--seed 1 2", "unrecognized options: 2 (a value too many after --seed)"),
+        ("--data.flip maybe", "unrecognized options: maybe (a value too many after --data.flip)"),
+        ("--data.flip=maybe", "--data.flip must be true or false, not 'maybe'"),
+        ("--data.background 0 0", "missing value for argument '--data.background'. Expected 3 values"),
+        ("--data.crop diagonal", "invalid choice 'diagonal' for argument '--data.crop'. Expected one of ('random', "),
+        ("--tokenizer.quantizer {name", "--tokenizer.quantizer: '{name' is neither a name nor JSON"),
         ("--tokenizer.quantizer no_such_module:A", "the quantizer 'no_such_module:A' cannot be imported"),
         ('--tokenizer.quantizer {"levels":[3]}', "TokenizerConfig.quantizer must be a table {"),
         ("--tokenizer.patch-size 5", "image rows 32 is not divisible by the patch size 5"),
@@ -166,48 +202,51 @@ def test_flags_that_cannot_be_followed(line: str, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_split_leaves_the_commands_own_options() -> None:
-    line = (
-        "--preset base-b --seed 3 --data shapes --data.background 0 0 0 --tokenizer runs/a --data.flip "
-        "--prior.width=64 --out r --tokenizer-training.prologue-kmeans 1 2 --json x.json"
+def test_a_command_keeps_its_own_options() -> None:
+    """`--tokenizer` and `--data` are options of the command, and groups of fields begin with the same words."""
+    options = _parse(
+        "--seed 3 --data digits --data.background 0 0 0 --tokenizer runs/a --data.flip "
+        "--prior.width=64 --tokenizer-training.prologue-kmeans 1 2 --json x.json"
     )
-    own, overrides = split_overrides(line.split())
-    assert own == "--preset base-b --data shapes --tokenizer runs/a --out r --json x.json".split()  # noqa: SIM905
-    assert parse_overrides(overrides) == {
+    assert (options.data, options.tokenizer, options.json) == ("digits", "runs/a", Path("x.json"))
+    assert given_fields(options.fields) == {
         "seed": 3,
-        "data": {"background": [0, 0, 0], "flip": True},
+        "data": {"background": (0, 0, 0), "flip": True},
         "prior": {"width": 64},
-        "tokenizer_training": {"prologue_kmeans": [1, 2]},
+        "tokenizer_training": {"prologue_kmeans": (1, 2)},
     }
 
 
-def _leaves(data: dict[str, Any], where: str = "") -> list[str]:
-    paths: list[str] = []
-    for key, value in data.items():
-        path = f"{where}{key}"
-        paths += _leaves(value, f"{path}.") if isinstance(value, dict) else [path]
-    return paths
+def _written(value: Any) -> list[str]:
+    """A configuration's value as the command line takes it."""
+    if isinstance(value, tuple) and value:
+        return [text for item in value for text in _written(item)]
+    if isinstance(value, dict):
+        return [value["name"] if value.keys() == {"name"} else json.dumps(value)]
+    return ["none" if value in (None, ()) else str(value).lower() if isinstance(value, bool) else str(value)]
 
 
-def test_help_lists_every_field_and_its_value() -> None:
-    shown = fields_help(preset("small-32-post"))
-    for path in _leaves(to_dict(preset("small-32-post"))):
-        assert f"  --{path.replace('_', '-')} " in shown
-    assert "--data.background int int int  (255 255 255)\n      RGB colour under transparent pixels." in shown
+def _flags(config: RunConfig) -> Iterator[tuple[str, list[str]]]:
+    for name, _ in _fields(config):
+        yield f"--{name.replace('_', '-')}", _written(_value(config, name))
+
+
+def test_help_lists_every_field_and_its_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse(with_fields(Options, "small-32-post"), ["--help"], "prologue fake", "")
+    shown = " ".join(line.strip(" │") for line in capsys.readouterr().out.splitlines())
+    for flag, values in _flags(preset("small-32-post")):
+        found = re.search(rf" {flag}[ ,](?P<about>.*?)\(default: (?P<value>.*?)\)", shown)
+        assert found is not None, flag
+        assert found["value"] == " ".join(values), flag
+        assert found["about"].rstrip().endswith("."), f"{flag} has no description"
 
 
 def test_every_scalar_can_be_set_from_its_own_text() -> None:
     """Each value of a preset, written as the help writes it, gives the same configuration."""
     config = preset("small-32-post")
-    arguments: list[str] = []
-    for path in _leaves(to_dict(config)):
-        value: Any = to_dict(config)
-        for key in path.split("."):
-            value = value[key]
-        items = value if isinstance(value, list) else [value]
-        arguments += [f"--{path.replace('_', '-')}", *("none" if item is None else str(item) for item in items)]
-    assert from_dict(RunConfig, parse_overrides(arguments), base=preset("base-b")) == config
-
-
-def test_every_field_says_what_it_is() -> None:
-    assert [field.path for field in _overrides._fields().values() if not field.doc] == []
+    line = [text for flag, values in _flags(config) for text in (flag, *values)]
+    assert _resolve(line, base="base-b") == config

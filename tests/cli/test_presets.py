@@ -16,7 +16,7 @@ def test_prints_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["presets", "small-64"]) == 0
     file = tmp_path / "config.json"
     file.write_text(capsys.readouterr().out, encoding="utf-8")
-    assert resolve_run_config("base-b", file, []) == presets.preset("small-64")
+    assert resolve_run_config("base-b", file, {}) == presets.preset("small-64")
 
 
 def test_lists_every_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,15 +94,6 @@ def struck(where: str, step: int, number: int, argv: list[str]) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def refused(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert main(argv) == 2
-    message = capsys.readouterr().err
-    assert re.search(named, message), message
-    assert message.count("error: ") == 1
-    assert "Traceback" not in message
-
-
 def test_killed_in_every_stage_it_ends_with_the_same_bits(settings: list[str], whole: Path, tmp_path: Path) -> None:
     argv = [*settings, "--out", str(tmp_path / "run")]
     for where, step in (("tokenizer", 8), ("tokens", 1), ("prior", 8)):
@@ -173,18 +164,18 @@ def test_a_stage_alone_says_what_is_left(
 
 
 def test_changed_settings_are_refused_with_the_difference(
-    settings: list[str], whole: Path, capsys: pytest.CaptureFixture[str]
+    settings: list[str], whole: Path, refused: Callable[..., None]
 ) -> None:
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     again = [*settings, "--out", str(whole)]
-    refused([*again, "--seed", "1"], "seed: 0 in the run, 1 now", capsys)
-    refused([*again, "--tokenizer-training.autoencoder.lr", "2"], r"autoencoder\.lr: 0\.001 in the run, 2\.0 n", capsys)
+    refused([*again, "--seed", "1"], "seed: 0 in the run, 1 now")
+    refused([*again, "--tokenizer-training.autoencoder.lr", "2"], r"autoencoder\.lr: 0\.001 in the run, 2\.0 n")
     assert main([*again, "--log-every", "7"]) == 0
     assert {path for path, content in before.items() if path.read_bytes() != content} == set()
 
 
 def test_impossible_things_are_refused(
-    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    settings: list[str], tmp_path: Path, refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out = ["--out", str(tmp_path / "run")]
@@ -203,7 +194,7 @@ def test_impossible_things_are_refused(
     small = ["--tokenizer.image-size", "16", "16"]
     for argv, named in (
         ([*here, "--preset", "smal-32"], "unknown preset 'smal-32'.*small-32"),
-        ([*here, "--tokenizer.pach-size", "4"], r"unknown field --tokenizer\.pach-size: did you mean --tokenizer\.pat"),
+        ([*here, "--tokenizer.pach-size", "4"], r"--tokenizer\.pach-size, 4 \(did you mean --tokenizer\.pat"),
         ([*here, "--stage", "prio"], "prio"),
         ([*here, "--tokenizer.patch-size", "7"], "image rows 24 is not divisible by the patch size 7: choose 21"),
         ([*here, "--prior.heads", "5"], "width 32 is not divisible by heads 5"),
@@ -223,20 +214,20 @@ def test_impossible_things_are_refused(
         ([*settings, "--out", str(tmp_path / "texts" / "a.txt")], "a.txt is a file: give a folder"),
         ([*here, "--stage", "prior"], "stage 'prior' needs the finished stage 'tokens'"),
     ):  # fmt: skip
-        refused(argv, named, capsys)
+        refused(argv, named)
     if not torch.cuda.is_available():
-        refused([*here, "--device", "cuda"], "device 'cuda' is not available", capsys)
+        refused([*here, "--device", "cuda"], "device 'cuda' is not available")
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
     # None of these mistakes stands in the way of the right command.
     assert main([*here, "--stage", "tokenizer"]) == 0
 
 
 def test_flags_that_a_finished_tokenizer_cannot_follow_are_refused(
-    whole: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, settings: list[str], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     argv = [*settings, "--out", str(tmp_path / "run"), "--tokenizer", str(whole), "--stage", "tokenizer"]
     named = r"--tokenizer\.codebook-size: the tokenizer of .* has \d+, and 999 was asked for: leave the flag out"
-    refused([*argv, "--tokenizer.codebook-size", "999"], named, capsys)
+    refused([*argv, "--tokenizer.codebook-size", "999"], named)
     assert not (tmp_path / "run").exists()
     own = str(json.loads((whole / "tokenizer" / "config.json").read_text())["codebook_size"])
     assert main([*argv, "--tokenizer.codebook-size", own]) == 0
@@ -258,11 +249,15 @@ def test_a_training_that_would_be_cut_up_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_extend_continues_a_finished_run(
-    settings: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: list[str],
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., None],
 ) -> None:
     shutil.copytree(whole, tmp_path / "run")
     argv = [*settings, "--out", str(tmp_path / "run"), "--prior-training.steps", "15"]
-    refused(argv, r"prior_training\.steps: 12 in the run, 15 now\nAdd --extend", capsys)
+    refused(argv, r"prior_training\.steps: 12 in the run, 15 now\nAdd --extend")
     assert main([*argv, "--extend"]) == 0
     assert "prior: continuing at step 12 of 15" in capsys.readouterr().err
     assert RunFolder.load(tmp_path / "run").metrics("prior")[-1]["step"] == 15

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prologue.cli.main import IMPORTED
+from prologue.cli.main import COMMANDS, IMPORTED
 from prologue.data.source import SOURCES
 from prologue.evaluation.feature_networks import FEATURES
 from prologue.evaluation.kinds import KINDS
@@ -30,6 +30,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     SOURCES,
     KINDS,
     FEATURES,
+    COMMANDS,
 )
 
 

@@ -43,7 +43,7 @@ def test_it_is_listed_printed_and_explained(
     assert main(["--import", "my_presets", "presets"]) == 0
     assert "icons of 24 px in few colours" in " ".join(capsys.readouterr().out.split())
     assert main(["train", "--preset", NAME, "--help"]) == 0
-    assert "--tokenizer.codebook-size int  (64)" in capsys.readouterr().out
+    assert "Number of visual codes, K. (default: 64)" in capsys.readouterr().out
 
 
 def test_presets_that_are_none(outside_module: Callable[[str], None]) -> None:
@@ -51,6 +51,6 @@ def test_presets_that_are_none(outside_module: Callable[[str], None]) -> None:
     with pytest.raises(ConfigError, match="--import my_presets"):
         presets.preset(NAME)
     with pytest.raises(ConfigError, match="'my_presets:none' cannot be imported"):
-        resolve_run_config("my_presets:none", None, [])
+        resolve_run_config("my_presets:none", None, {})
     with pytest.raises(ConfigError, match="must return a RunConfig, not OrderedDict"):
-        resolve_run_config("collections:OrderedDict", None, [])
+        resolve_run_config("collections:OrderedDict", None, {})

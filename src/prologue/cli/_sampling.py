@@ -1,4 +1,4 @@
-"""What `generate` and `resample` share: sampling flags, the output folder, and how classes are written."""
+"""What `generate` and `resample` share: their common options, and the parser of `--classes`."""
 
 from __future__ import annotations
 
@@ -27,28 +27,27 @@ NULL_NAME = "null"
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags(RecipeFlags):
-    """Flags of the commands that draw images."""
+    """Options of the commands that draw images."""
 
     out: Annotated[Path, arg(metavar="DIR")]
-    """Folder for the images, made if it is not there."""
+    """Folder for the images; created if necessary."""
     seed: SeedOption = 0
-    """Seed of the first image; the others count up from it."""
+    """Seed of the first image; image i has seed + i."""
     batch: int = 64
-    """Images computed at once: bounds the memory, not the result."""
+    """Images per batch; limits the memory that drawing takes."""
     device: DeviceOption = "auto"
     dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    """Number format; auto is bf16 where the device has units for it, else fp32. int8 stores the prior's weights in a
-    byte each."""
+    """Number format; auto is bf16 if the device has bf16 units, else fp32. int8 stores the prior's weights as int8."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the decode step, which takes a minute or two; auto does where there is enough to draw."""
+    """Compile the decode step, which takes 1 to 2 minutes; auto compiles for a large number of images."""
     checkpoint: Which = "finished"
-    """Models to draw with: finished ones, or, of a run that is still training, the EMA of its newest checkpoint."""
+    """Models to draw with; newest is the EMA of the newest checkpoint of a run in training."""
     overwrite: bool = False
-    """Replace the images that an earlier call left in the folder."""
+    """Replace images of an earlier call in the folder."""
     json: JsonOption = None
 
     def open(self, run: str, device: torch.device | None = None) -> Pipeline:
-        """The pipeline, as the flags have it or on `device`; what it compiles is said on standard error."""
+        """Open the pipeline of `run` on `device`, else on that of the flags. Compilation is reported on stderr."""
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "on": True, "off": False}
         pipeline = Pipeline.from_pretrained(
             run, device or self.device, self.dtype, choice[self.compile], self.checkpoint
@@ -57,7 +56,7 @@ class SamplingFlags(RecipeFlags):
         return pipeline
 
     def request(self, pipeline: Pipeline, **asked: Any) -> dict[str, Any]:
-        """All that the bytes of the images depend on, as JSON values: these flags, the models, and what is `asked`."""
+        """Everything that determines the bytes of the images, as JSON values: flags, models and `asked`."""
         assert pipeline.source is not None
         return {
             "weights": pipeline.source.hashes(),
@@ -73,13 +72,13 @@ class SamplingFlags(RecipeFlags):
         }
 
     def origin(self, command: Sequence[str], run: str, pipeline: Pipeline, seconds: float) -> dict[str, Any]:
-        """Where the images come from, for `--json`."""
+        """The provenance of the images, for `--json`."""
         assert pipeline.source is not None
         facts = {"run": run, "device": str(pipeline.device), "dtype": pipeline.prior.precision, **pipeline.source.facts}
         return provenance(command, **facts, seconds=seconds)
 
     def check(self) -> None:
-        """Refuse what no run can do before anything is loaded."""
+        """Raise an error for invalid values before a model is loaded."""
         if self.batch < 1:
             raise ConfigError(f"--batch must be at least 1, not {self.batch}")
         super().check()
@@ -90,7 +89,7 @@ def _say_compiled(what: str, seconds: float | None) -> None:
 
 
 def parse_classes(text: str, pipeline: Pipeline) -> list[ClassLike]:
-    """Names or ids between commas, `null` for the null class. A name wins over an id that is written the same."""
+    """Parse names or ids between commas, `null` for the null class. A name has precedence over an equal id."""
     names = ClassNames(pipeline.class_names)
     if names.find(text) is not None:
         return [text]
@@ -107,7 +106,7 @@ def _parse_class(text: str, names: ClassNames) -> ClassLike:
 
 @contextmanager
 def notes_on_stderr() -> Iterator[None]:
-    """Show warnings as one line each, without the place in the code."""
+    """Show each warning as one line, without its place in the code."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
         yield

@@ -1,4 +1,4 @@
-"""How a command ends that was asked to stop: with what to do next, and the exit code of the signal."""
+"""End of an interrupted command: a message about how to continue, and the exit code of the signal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prologue.training.progress import Progress
 
 @contextmanager
 def stops(progress: Progress) -> Iterator[None]:
-    """Around work that continues where it was. Leaves by `SystemExit`, as a shell expects it of a signal."""
+    """Wrap work that can be resumed. After a signal, raise `SystemExit` with 128 plus the signal's number."""
     try:
         yield
     except Stopped as stopped:

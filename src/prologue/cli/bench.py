@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import arg
 
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.errors import ConfigError
 from prologue.studies.bench.machine import machine
 from prologue.studies.bench.models import PRECISIONS, prior_options, tokenizer_config

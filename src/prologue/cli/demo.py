@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from prologue.cli._options import check_run_seed, parse
+from prologue.cli.options import check_run_seed, parse
 from prologue.errors import ConfigError
 from prologue.utils.measurements import export_measurement, provenance
 from prologue.utils.options import DeviceOption, JsonOption, SeedOption

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prologue.builtin import shown
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.errors import ConfigError
 from prologue.evaluation.evaluations import evaluate
 from prologue.evaluation.kinds import KINDS, named_kind

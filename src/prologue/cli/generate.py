@@ -1,4 +1,4 @@
-"""`prologue generate`: images from a trained run, a few to look at or many to evaluate; goes on where it stopped."""
+"""`prologue generate`: draw images from a trained run; the same command resumes an interrupted one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tyro.conf import Positional, arg
 from prologue import builtin
 from prologue.bulk.drawing import Drawing, Job, Write
 from prologue.bulk.output import Output
-from prologue.cli._options import parse
 from prologue.cli._sampling import SamplingFlags, notes_on_stderr, parse_classes
+from prologue.cli.options import parse
 from prologue.data.names import counted
 from prologue.errors import ConfigError
 from prologue.pipeline import Pipeline
@@ -29,30 +29,30 @@ from prologue.utils.rng import check_seeds
 
 _DEFAULT_COUNT = 16
 _SECONDS_PER_LINE = 30.0
-"""Between lines of progress where nobody looks at a terminal."""
+"""Seconds between lines of progress if standard error is not a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(SamplingFlags):
     run: Annotated[Positional[str], arg(metavar="RUN"), LOCATION] = builtin.DEFAULT
-    """A finished run's folder, an imported one, or builtin:NAME."""
-    classes: Annotated[str | None, arg(metavar="A,B,…")] = None
-    """Names or ids; `null` for no class. Left out: all classes in turn."""
-    count: int | None = None
-    """Images in all, dealt to the classes in turn. Left out: one for each class named, else 16."""
+    """Folder of a run or an imported model, or builtin:NAME."""
+    classes: Annotated[str | None, arg(metavar="A,B,…", help_behavior_hint="(default: all classes)")] = None
+    """Class names or ids; `null` is the null class."""
+    count: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one per named class, else 16)")] = None
+    """Total number of images, assigned to the classes in turn."""
     write: Literal["auto", "png", "npz", "both"] = "auto"
-    """PNG files, NPZ archives, or both; auto is both up to `shard-size` images, and NPZ above."""
+    """Files to write; auto is both up to --shard-size images, and npz above."""
     shard_size: int = 5000
-    """Images in an NPZ archive; above it there are several."""
+    """Images per NPZ archive; more images give several archives."""
 
 
 def run(argv: list[str]) -> int:
-    """Draw images and write them to `--out`; the same call again draws what is missing there."""
+    """Draw images and write them to `--out`. The same call again draws only missing images."""
     options = parse(
         GenerateOptions,
         argv,
         "prologue generate",
-        "Draw images from a trained run, or from the model that comes with the package.",
+        "Draw images from a trained run, or from the model in the package.",
         GUIDANCE_HELP,
     )
     options.check()
@@ -77,7 +77,7 @@ def run(argv: list[str]) -> int:
     if not drew:
         print(f"{options.out} already holds {'this' if count == 1 else 'these'} {images} ({made})")
     else:
-        rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # none where only the files were to be finished
+        rate = f"; {shown.rate:.2f} images/s" if shown.rate else ""  # 0 if no image was drawn
         print(f"{images} ({made}) and grid.png are in {options.out}{rate}")
     origin = options.origin(["generate", *argv], options.run, pipeline, seconds)
     export_measurement(options.json, origin, _records(drawing), f"of the images in {options.out}")
@@ -85,14 +85,14 @@ def run(argv: list[str]) -> int:
 
 
 def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
-    """What is to be drawn; unknown classes are refused here, before anything is drawn or written."""
+    """The images to draw. Raises an error for unknown classes before anything is drawn or written."""
     named = None if options.classes is None else parse_classes(options.classes, pipeline)
     count = options.count
     if count is None and options.classes is None:
         count = _DEFAULT_COUNT
     class_ids = pipeline.deal(IN_TURN if named is None else named, count)
     check_seeds(options.seed, len(class_ids))
-    # What is dealt in turn, repetitions included: `ring,ring,7` are other images than `ring,7`.
+    # The classes in turn, with repetitions: `ring,ring,7` gives other images than `ring,7`.
     dealt = list(dict.fromkeys(class_ids)) if named is None else pipeline.deal(named)[: len(class_ids)]
     write: Write = "both" if len(class_ids) <= options.shard_size else "npz"
     if options.write != "auto":
@@ -108,7 +108,7 @@ def _job(pipeline: Pipeline, options: GenerateOptions) -> Job:
 
 
 def _records(drawing: Drawing) -> Iterator[dict[str, Any]]:
-    """One for each image: where it is, its class and its seed."""
+    """One record per image: its file or place in an archive, class and seed."""
     job = drawing.job
     for index, class_id in enumerate(job.class_ids):
         shard, place = drawing.plan.place(index)
@@ -122,7 +122,7 @@ def _say(sentence: str) -> None:
 
 
 class _Shown:
-    """Progress on standard error: a bar on a terminal, else a line now and then."""
+    """Progress on standard error: a bar on a terminal, else a line every 30 s."""
 
     def __init__(self, main: bool) -> None:
         self.rate = 0.0
@@ -143,7 +143,7 @@ class _Shown:
             self._bar.stop()
 
     def __call__(self, done: int, total: int, rate: float) -> None:
-        """`done` of `total` images, at `rate` images per second since the start."""
+        """Show that `done` of `total` images are drawn, at `rate` images per second."""
         now = time.perf_counter()
         self.rate = rate
         if self._bar is not None:

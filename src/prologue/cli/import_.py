@@ -1,4 +1,4 @@
-"""`prologue import`: the authors' checkpoints in, a folder that `Pipeline.from_pretrained` opens out."""
+"""`prologue import`: convert the authors' checkpoints to a folder that `Pipeline.from_pretrained` opens."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.errors import RunError
 from prologue.interop.authors import ImportOptions, import_pipeline_models, load_config
 from prologue.pipeline import Pipeline
 from prologue.sampling.manifest import Manifest
 from prologue.utils.locks import LOCK, folder_lock
 
+_SIZE = arg(metavar="ROWS COLUMNS", help_behavior_hint="(default: that of --config, else 256 256)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportCommandOptions:
     out: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Folder to write; it must be empty or new."""
+    """Folder to write; it must be new or empty."""
     tokenizer: Annotated[Path, arg(metavar="DIR")]
-    """The authors' tokenizer directory: model.safetensors, model_1.safetensors, …"""
+    """The authors' tokenizer folder, with model.safetensors, model_1.safetensors, …"""
     prior: Annotated[Path, arg(metavar="DIR")]
-    """The authors' prior directory."""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """What the tensors do not tell, for head sizes other than 64."""
-    image_size: Annotated[tuple[int, int] | None, arg(metavar="ROWS COLUMNS")] = None
-    """Image size in pixels, where it is neither 256 256 nor in the config."""
+    """The authors' prior folder."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """JSON file with the facts that tensors do not hold; needed for head sizes other than 64."""
+    image_size: Annotated[tuple[int, int] | None, _SIZE] = None
+    """Image size in pixels."""
     online: bool = False
-    """Take the online weights instead of their EMA."""
+    """Import the online weights instead of their EMA."""
 
 
 def run(argv: list[str]) -> int:
-    """Read the authors' layout, fold its constant condition away, and write one folder."""
-    description = "Turn the authors' checkpoints into a folder that this package opens."
+    """Read the authors' checkpoints, fold their constant conditioning into plain weights, and write one folder."""
+    description = "Convert the authors' checkpoints to a folder that this package opens."
     options = parse(ImportCommandOptions, argv, "prologue import", description)
     with folder_lock(options.out):
         return _import(options)
@@ -46,7 +48,7 @@ def _import(options: ImportCommandOptions) -> int:
     config = load_config(options.config) if options.config is not None else None
     chosen = ImportOptions(image_size=options.image_size, config=config, online=options.online)
     tokenizer, prior = import_pipeline_models(options.tokenizer, options.prior, chosen)
-    # The checkpoints do not name their classes.
+    # The checkpoints have no class names.
     names = tuple(str(class_id) for class_id in range(prior.num_classes))
     Pipeline(tokenizer, prior, Manifest(class_names=names)).save_pretrained(options.out)
     size, layout = tokenizer.config.image_size, prior.layout

@@ -1,38 +1,41 @@
-"""`prologue presets`: the named configurations as a table, or one of them as JSON that `--config` takes."""
+"""`prologue presets`: a table of the named configurations, or one of them as JSON for `--config`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from prologue import presets
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.config import RunConfig, TokenizerConfig, TransformerConfig
 from prologue.utils.measurements import export_measurement, provenance
 from prologue.utils.options import JsonOption
 from prologue.utils.serialization import to_dict
 
-_CAPTION = "tokens: prologue + visual; tokenizer, prior: parameters; steps: of the tokenizer, of the prior"
+_CAPTION = "tokens: prologue + visual; tokenizer, prior: parameters; steps: tokenizer stage, prior stage"
 
 _CLASSES = 1000
-"""Classes assumed in the size of a prior; each costs one embedding row."""
+"""Classes that the number of a prior's parameters assumes; each class has one embedding row."""
+
+
+_NAME = arg(metavar="[PRESET]", help_behavior_hint="(default: a table of all)")
 
 
 @dataclass(frozen=True)
 class PresetsOptions:
-    name: Positional[str | None] = None
-    """Print this preset's whole configuration as JSON."""
+    name: Annotated[Positional[str | None], _NAME] = None
+    """Preset to print as JSON, with all fields of its configuration."""
     json: JsonOption = None
 
 
 def run(argv: list[str]) -> int:
-    """Print the table of presets, or the configuration of the one that is named."""
+    """Print the table of presets, or the configuration of one."""
     options = parse(PresetsOptions, argv, "prologue presets", "List the named configurations, or print one as JSON.")
     if options.name is not None:
         presets.PRESETS.import_named(options.name)
@@ -92,7 +95,7 @@ def _count(number: int) -> str:
 
 
 def tokenizer_parameters(config: TokenizerConfig) -> int:
-    """Parameters of encoders, quantizers and decoder (METHOD §4, §5), without building them."""
+    """Count the parameters of encoders, quantizers and decoder (METHOD §4, §5) without building them."""
     encoder, decoder, dim = config.encoder, config.decoder, config.code_dim
     prologue_width = config.prologue_encoder.width if config.prologue_encoder else encoder.width
     count = _linear(config.patch_dim, encoder.width) + _blocks(encoder, biases=True)
@@ -109,7 +112,7 @@ def tokenizer_parameters(config: TokenizerConfig) -> int:
 
 
 def prior_parameters(config: RunConfig, classes: int) -> int:
-    """Parameters of the prior (METHOD §6) with this many classes, without building it."""
+    """Count the parameters of the prior (METHOD §6) with `classes` classes without building it."""
     tokenizer, options = config.tokenizer, config.prior
     extra = tokenizer.prologue_codebook_size + 1 if tokenizer.prologue_tokens and options.prologue else 0
     vocabulary = tokenizer.codebook_size + extra
@@ -122,7 +125,7 @@ def _linear(inputs: int, outputs: int) -> int:
 
 
 def _blocks(config: TransformerConfig, biases: bool) -> int:
-    """METHOD §3: q, k, v without bias, QK-norm, projection, gated feed-forward, two norms."""
+    """Parameters of blocks (METHOD §3): q, k, v without bias, QK-norm, projection, gated feed-forward, two norms."""
     width, hidden = config.width, config.hidden
     weights = 4 * width * width + 3 * width * hidden + 2 * config.head_dim + 2 * width
     return config.depth * (weights + (2 * width + 2 * hidden if biases else 0))

@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from prologue.builtin import locate, notes_folder
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.errors import ConfigError
 from prologue.utils.measurements import provenance
 from prologue.utils.options import OUTPUT_FILE

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from prologue.cli._options import check_run_seed, parse
+from prologue.cli.options import check_run_seed, parse
 from prologue.errors import ConfigError
 from prologue.utils.launcher import launched
 from prologue.utils.measurements import provenance

