@@ -88,7 +88,9 @@ def test_a_demo_trains_evaluates_and_reports(
 ) -> None:
     out, file = tmp_path / "demo", tmp_path / "demo.json"
     assert _demo(out, "--json", str(file)) == 0
-    said = capfd.readouterr().out.splitlines()
+    captured = capfd.readouterr()
+    said = captured.out.splitlines()
+    assert captured.err.count("images in 8 classes") == 2  # those of the training, and once those of all evaluations
     assert [line.partition(":")[0] for line in said] == ["reconstructions", "samples", "targets met", "report"]
     assert re.fullmatch(r"samples: asked class recognised in \d+ % of 16", said[1])
     assert re.fullmatch(r"targets met: \d of 2 \(set for 10 minutes, this run had 1\)", said[2])

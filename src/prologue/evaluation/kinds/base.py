@@ -7,8 +7,9 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TextIO, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -114,8 +115,14 @@ class Options:
             import_source(self.data)
         opened = info.open_data(self.data, image_size)
         if launched().main:
-            print(opened.data.summary(opened.source), file=sys.stderr, flush=True)
+            _announce(opened.data.summary(opened.source), sys.stderr)
         return opened
+
+
+@lru_cache(maxsize=1)
+def _announce(line: str, stream: TextIO) -> None:
+    """Print a line, unless it was the last one: several evaluations in one process usually have the same images."""
+    print(line, file=stream, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
