@@ -52,7 +52,7 @@ class PixelCache:
 
 
 class _ViewSet(ABC):
-    """The common part of both kinds of `ImageSet`: which views there are, and mirror images."""
+    """The common part of both kinds of `ImageSet`. It chooses crops and mirrors them."""
 
     def __init__(
         self, labels: Int64[np.ndarray, " n"], size: tuple[int, int], config: DataConfig, cache: PixelCache
@@ -97,7 +97,7 @@ class CroppedSet(_ViewSet, Generic[Key]):
     """An `ImageSet` that crops whole pictures as METHOD §2 says.
 
     Args:
-        keys: the images, by the names or numbers that `read` knows.
+        keys: names or numbers of the images, the arguments of `read`.
         labels: class id of each image.
         size: rows and columns of the views.
         read: returns the picture of a key as `halved` returns it, (h, w, 3) uint8, from any thread.
