@@ -67,7 +67,8 @@ class Stopped(Exception):
 
 
 SAME_REQUEST_SECONDS = 1.0
-"""A second signal within this time is the same request: launchers and schedulers forward a signal of the terminal."""
+"""A second signal within this time is the same request, because launchers and schedulers forward the terminal's
+signal."""
 
 
 class StopRequest:

@@ -1,7 +1,7 @@
 """Every loss term of METHOD §7 as a named function, and the lists of weighted terms that training adds up.
 
 A term of the autoencoder step is a function `term(outputs, **options)` of `StepOutputs`. It returns a scalar, or None
-where it does not apply. The configuration `tokenizer_training.losses` adds terms by name.
+if it does not apply. The configuration `tokenizer_training.losses` adds terms by name.
 """
 
 from __future__ import annotations

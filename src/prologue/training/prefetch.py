@@ -1,4 +1,4 @@
-"""Background threads that load training batches ahead, where loading is slow."""
+"""Background threads that load training batches ahead if loading is slow."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Prefetcher:
         parts = max(count for count in range(1, self.threads + 1) if share % count == 0)
         for key in wanted:
             if key not in self._waiting:
-                # The slices of this process are those of single processes among `parts` times as many.
+                # Each slice equals the share of one process if there were `parts` times as many processes.
                 self._waiting[key] = [
                     pool.submit(train_batch, self.images, self.seed, *key, self.rank * parts + part, self.world * parts)
                     for part in range(parts)

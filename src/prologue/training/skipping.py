@@ -40,14 +40,14 @@ class Skipping:
 
     @property
     def limit_reached(self) -> bool:
-        """Whether training has to stop, because `limit` updates in a row were skipped."""
+        """Whether training must stop because `limit` updates in a row were skipped."""
         return bool(self.limit) and self.in_a_row >= self.limit
 
     def metrics(self) -> dict[str, float]:
         return {"skipped": float(self.total), "skipped_in_a_row": float(self.in_a_row)}
 
     def sentences(self, done: int) -> list[str]:
-        """A warning about skipped updates, and the next one when there are twice as many."""
+        """A warning about skipped updates. The next warning comes when their number has doubled."""
         if not self.total or self.total < 2 * self._warned_at:
             return []
         self._warned_at = self.total
