@@ -35,7 +35,7 @@ class Launched:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and prints for all."""
+        """Whether this process writes files and prints for all processes."""
         return self.rank == 0
 
 

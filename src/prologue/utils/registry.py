@@ -150,7 +150,7 @@ def code_hash(what: str, *parts: Any) -> str:
 
 @contextmanager
 def _working_folder_on_path() -> Iterator[None]:
-    """Let modules of the working folder be imported, as `python -m` does."""
+    """Make modules in the working folder importable, as `python -m` does."""
     folder = os.getcwd()
     added = folder not in sys.path and "" not in sys.path
     if added:
