@@ -57,7 +57,7 @@ _OPTIONS = (*_RECIPE, "count", "seed", "batch", "known")
 
 @dataclass(frozen=True)
 class Generated:
-    """Images and what they were made from; entry `i` of each field belongs to image `i`."""
+    """Images, and their tokens, seeds and classes. Entry `i` of each field belongs to image `i`."""
 
     images: list[Image.Image]
     tokens: TokenIds

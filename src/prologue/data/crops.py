@@ -1,7 +1,7 @@
 """Crops of METHOD §2 to any target size (rows, columns): ADM center crop, random crop, ten-crop.
 
-A square target gives METHOD's crops exactly. For a rectangle, "short side" becomes "cover": the picture is resized by
-the smallest factor at which it covers the target, and then cut.
+A square target gives METHOD's crops exactly. For a rectangular target, the picture is resized by the smallest factor at
+which it covers the target, and then cropped.
 """
 
 from __future__ import annotations

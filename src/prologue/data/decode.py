@@ -56,7 +56,7 @@ class Header(NamedTuple):
 
 
 def decode(data: bytes, name: str, background: tuple[int, int, int], max_pixels: int | None = None) -> Decoded:
-    """The first picture in `data`, turned as its metadata say, with transparency composited on `background`.
+    """The first picture in `data`, rotated by its metadata, with transparency composited on `background`.
 
     Metadata that cannot be read are ignored. Raises `DataError` naming `name` if a pixel cannot be decoded, or if there
     are more than `max_pixels`.
@@ -70,7 +70,7 @@ def decode(data: bytes, name: str, background: tuple[int, int, int], max_pixels:
 
 
 def read_header(data: bytes, name: str, max_pixels: int | None = None) -> Header:
-    """What the header of a file says, without decoding pixels. Raises `DataError` as `decode` does."""
+    """The facts in the header of a file, without decoding pixels. Raises `DataError` as `decode` does."""
     try:
         picture = OpenPicture(data, max_pixels)
         with picture.image as image:
@@ -240,7 +240,7 @@ def _open(file: io.BytesIO) -> ImageFile.ImageFile:
 
 
 def _split_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
-    """A PNG without ancillary chunks other than transparency, and what those chunks say about orientation and frames.
+    """A PNG without ancillary chunks other than transparency, and the orientation and frames that those chunks state.
 
     A file that ends inside a chunk of pixels stays as it is, so that Pillow refuses it.
     """
@@ -257,7 +257,7 @@ def _split_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
 
 
 def _png_metadata(kind: bytes, content: bytes) -> Iterator[tuple[str, Any]]:
-    """What a chunk says about orientation and frames, under the names that Pillow gives it."""
+    """The orientation and frames that a chunk states, under Pillow's names."""
     if kind == b"eXIf":
         yield "exif", b"Exif\x00\x00" + content
     elif kind == b"acTL":

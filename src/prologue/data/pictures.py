@@ -1,4 +1,4 @@
-"""Pictures for people and evaluators: PNG files, labelled grids, and the NPZ archive of samples."""
+"""Writes and reads PNG files, labelled grids, and the NPZ archive of samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources of images: what `--data` can name, what each source offers, and the one function that opens them.
+"""Sources of images: the values of `--data`, the interface of a source, and the function that opens one.
 
 `--data` names embedded images (`shapes:grain=0.3`), a source of the caller's own code (`module:Name:key=value,…`), or
 the path of a folder or zip. A source is a class whose constructor takes the options. To add one, derive a class from
@@ -56,7 +56,7 @@ class ImageSet(Protocol):
         ...
 
     def train_view(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "3 H W"]:
-        """A training view: a crop as `data.crop` says, mirrored at random if `data.flip`."""
+        """A training view: a crop by `data.crop`, mirrored at random if `data.flip` is set."""
         ...
 
     def token_views(self, index: int) -> UInt8[np.ndarray, "V 3 H W"]:
@@ -105,7 +105,7 @@ class FileRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """A source opened at one image size: its splits, its classes, and what the user should know."""
+    """A source opened at one image size: its splits, its classes, and notes for the user."""
 
     train: ImageSet
     validation: ImageSet
@@ -115,7 +115,7 @@ class Data:
     fingerprint: str
     """Text that changes with the files' names, sizes and labels, and with every option that changes a view."""
     notes: tuple[str, ...] = ()
-    """Sentences to print once."""
+    """Notes that are printed once."""
     left_out: tuple[str, ...] = ()
     """Files that are not used and the reason, in a few words each."""
     file_rule: int | None = None
@@ -166,7 +166,7 @@ def seen_options(config: DataConfig, image_size: tuple[int, int]) -> dict[str, A
 
 @runtime_checkable
 class Source(Protocol):
-    """What `--data` names. Its constructor takes the options."""
+    """A source that `--data` names. Its constructor takes the options."""
 
     def open(self, config: DataConfig, image_size: tuple[int, int]) -> Data:
         """Open it for images of `image_size` (rows, columns)."""

@@ -1,6 +1,6 @@
 """The views of an image: the center crop, random training crops, and the fixed crops of the token store.
 
-`CroppedSet` cuts them out of whole pictures. `RenderedSet` draws each of them at its own size.
+`CroppedSet` cuts views out of whole pictures. `RenderedSet` draws each view at its own size.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _ViewSet(ABC):
 
 
 class CroppedSet(_ViewSet, Generic[Key]):
-    """An `ImageSet` that crops whole pictures as METHOD §2 says.
+    """An `ImageSet` that crops whole pictures by the rules of METHOD §2.
 
     Args:
         keys: names or numbers of the images, the arguments of `read`.

@@ -1,4 +1,4 @@
-"""Import of the authors' checkpoints: their constant condition is folded into plain weights (METHOD §11)."""
+"""Imports the authors' checkpoints and folds their constant condition into plain weights (METHOD §11)."""
 
 from __future__ import annotations
 

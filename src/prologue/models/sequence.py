@@ -72,7 +72,7 @@ class Segment:
 
 
 class SequenceLayout:
-    """Targets `[prologue (P), EOS, visual (N)]`; with P = 0 only the visual ids, and no EOS.
+    """Targets `[prologue (P), EOS, visual (N)]`. With P = 0 there are only the visual ids, without EOS.
 
     Vocabulary: visual ids `0…K−1`, prologue ids `K…K+K_p−1`, EOS `K+K_p`. Source: METHOD §6.
     """

@@ -242,7 +242,7 @@ class Tokenizer(SavedModel):
 
     @torch.no_grad()
     def decode_known(self, visual: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
-        """`decode` without the check of ids, so that it compiles as one graph."""
+        """`decode` without a check of ids, so that it compiles as one graph."""
         return self.decode_codes(self.visual_quantizer.codes(visual))
 
     def decode_codes(self, codes: Float[Tensor, "B N d"]) -> Float[Tensor, "B 3 H W"]:

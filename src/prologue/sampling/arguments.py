@@ -1,4 +1,4 @@
-"""Checks of what callers of `Pipeline` pass: whole numbers, seeds, options and images."""
+"""Checks the arguments of `Pipeline`: whole numbers, seeds, options and images."""
 
 from __future__ import annotations
 

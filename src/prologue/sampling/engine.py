@@ -1,4 +1,4 @@
-"""How the decode loop runs a prior: static cache, prefill, and the step of one position, compiled or eager."""
+"""Runs a prior for the decode loop: static cache, prefill, and the step of one position, compiled or eager."""
 
 from __future__ import annotations
 

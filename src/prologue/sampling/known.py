@@ -1,4 +1,4 @@
-"""Tokens that are known before sampling, at any positions: inpainting, variation and mixing build on them."""
+"""Tokens that are known before sampling, at any positions. Inpainting, variation and mixing use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every stage shares: the run, its data, the process group and the random streams."""
+"""The objects that all stages share: the run, its data, the process group and the random streams."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """What a term of the autoencoder step may read, for one microbatch, under autocast."""
+    """The inputs of a term of the autoencoder step, for one microbatch, under autocast."""
 
     step: int
     images: Float[Tensor, "B 3 H W"]
@@ -190,7 +190,7 @@ def _configured(component: Component) -> Weighted:
 
 @dataclass(frozen=True)
 class DiscriminatorOutputs:
-    """What a term of the discriminator may read: logits of real and of reconstructed images, and more."""
+    """The inputs of a term of the discriminator."""
 
     step: int
     real: Tensor

@@ -20,9 +20,10 @@ MOST_THREADS = 16
 
 
 class Prefetcher:
-    """The batches of `images` that one process gets at each step. They do not depend on what is loaded ahead.
+    """The batches of `images` that one process gets at each step. They do not depend on the batches that are loaded
+    ahead.
 
-    Several threads load slices of one batch. The `get` of a batch raises the errors of its threads (a damaged file).
+    Several threads load slices of one batch. `get` raises the errors of these threads, such as a damaged file.
     """
 
     def __init__(self, images: ImageSet, seed: int, rank: int = 0, world: int = 1, threads: int | None = None) -> None:

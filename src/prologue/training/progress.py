@@ -1,4 +1,4 @@
-"""Progress of a training: a live line in a terminal, a plain line now and then elsewhere."""
+"""Progress of training: a live line in a terminal, otherwise plain lines at intervals."""
 
 from __future__ import annotations
 

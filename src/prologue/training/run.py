@@ -167,7 +167,7 @@ class RunFolder:
         return cls(path, record, config)
 
     def reload(self) -> None:
-        """Read what another process has written to `run.json`."""
+        """Read `run.json` again after another process has written it."""
         self.record = self.load(self.path).record
 
     def save(self) -> None:

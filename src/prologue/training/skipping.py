@@ -55,7 +55,7 @@ class Skipping:
         return [f"{self.stage}: {updates(self.total)} skipped up to step {done}{row}, {WHY}"]
 
     def error(self, done: int, good: int) -> TrainingError:
-        """The error that stops the training, with what to try. The run continues from the checkpoint of step `good`."""
+        """The error that stops the training, with remedies. The run continues from the checkpoint of step `good`."""
         flag = f"--{self._worst.replace('_', '-')}"
         config = self.learners[self._worst].config
         clipped = f"{flag}.clip {config.clip / 10 or 1:g}"

@@ -184,7 +184,7 @@ class TokenizerStage:
             self.adversary.load_state(tensors)
 
     def warm_start(self, step: int) -> None:
-        raise CheckpointError("the finished tokenizer is not enough to continue: its prior and discriminator are gone")
+        raise CheckpointError("the finished tokenizer is not enough to continue: its prior and discriminator are lost")
 
     def ema_model(self) -> Tokenizer:
         """The EMA tokenizer."""

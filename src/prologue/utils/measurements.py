@@ -1,4 +1,4 @@
-"""Files of measurements: `{"provenance": {…}, "records": [{…}]}`, and what the provenance states."""
+"""Files of measurements, `{"provenance": {…}, "records": [{…}]}`, and the contents of the provenance."""
 
 from __future__ import annotations
 

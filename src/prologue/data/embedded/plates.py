@@ -1,7 +1,7 @@
 """`plates`: figures that differ from the ground by hue alone, as in plates that test colour vision.
 
 A plate is a grid of cells of one colour each. Figure and ground have one hue each, every cell has a random lightness,
-and a fraction of the cells (`noise`) has a random hue. So a single cell says almost nothing about the figure.
+and a fraction of the cells (`noise`) has a random hue. A single cell gives almost no information about the figure.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Plate:
     figure_hue: str
     ground_hue: str
     noise: float
-    """Fraction of the cells with a random hue, as the option says."""
+    """Fraction of the cells with a random hue, as set by the option."""
 
 
 def class_names(figures: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 A scene is one large shape under a light. The side of the light decides which side of the background is bright, where
 the shadow falls, which side of the shape shines, and on which side the shape stands (the opposite one). The place
 decides the rotation, and the rotation that of the texture. The colour decides the hue of the background and, mostly,
-whether it is night. So a scene is hard to predict without global context.
+whether it is night. A scene is therefore hard to predict without global context.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The source of a folder or zip: every image is checked once, and held out by its split or its name."""
+"""The source for a folder or zip. It checks every image once, and holds images out by their split or name."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class _Scan:
 def _single_images(
     labels: Int64[np.ndarray, " n"], class_names: tuple[str, ...], listing: Listing, config: DataConfig
 ) -> list[str]:
-    """A sentence on classes of one image if images were held out by name."""
+    """A sentence on classes with only one image, if images were held out by name."""
     counts = np.bincount(labels, minlength=len(class_names))
     single = [name for name, count in zip(class_names, counts, strict=False) if count == 1]
     if not single or config.validation_fraction == 0 or listing.held_out is not None:
