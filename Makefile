@@ -1,4 +1,5 @@
 # Each target first sets up what it needs: a virtual environment in .venv with the exact versions of constraints.txt.
+# `make demo` installs the package alone, the other targets also the tools of development.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -6,6 +7,7 @@ SHELL := /bin/bash
 VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PACKAGE := $(VENV)/.package
 EXTRAS := dev,lite0,digits,track
 
 .PHONY: help setup demo test test-fast test-all lint types clean
@@ -16,24 +18,30 @@ help:  ## List the targets
 
 setup: $(STAMP)  ## Create .venv and install the package with its extras (instant if nothing changed)
 
-# A failed installation leaves no stamp, so the next call tries again. Each torch pins its own sympy.
-$(STAMP): pyproject.toml constraints.txt
+# $(call install,EXTRAS) makes the environment. A failed installation leaves no stamp, so the next call tries again.
+# Each torch pins its own sympy.
+define install
 	@set -e; \
 	for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
 	  if $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo "error: no Python 3.11 or later with venv: install one, or set PYTHON=/path/to/python3" >&2; exit 2; fi; \
 	if [ ! -x $(BIN)/python ]; then $$found -m venv $(VENV); fi
-ifeq ($(TORCH),)
-	@cp constraints.txt $(VENV)/constraints.txt
-else
-	@grep -vE '^(torch|sympy)==' constraints.txt > $(VENV)/constraints.txt
-	@echo '$(if $(filter newest,$(TORCH)),,torch==$(TORCH))' >> $(VENV)/constraints.txt
-endif
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c $(VENV)/constraints.txt -e '.[$(EXTRAS)]'
+	@$(if $(TORCH),grep -vE '^(torch|sympy)==' constraints.txt,cat constraints.txt) > $(VENV)/constraints.txt
+	@echo '$(if $(filter-out newest,$(TORCH)),torch==$(TORCH))' >> $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c $(VENV)/constraints.txt -e '.$(1)'
 	@touch $@
+endef
 
-demo: setup  ## Train, sample and write a report on embedded data (QUICK=1: two minutes; ARGS='--minutes 60')
+$(STAMP): pyproject.toml constraints.txt
+	$(call install,[$(EXTRAS)])
+	@touch $(PACKAGE)
+
+# The package alone, for those who do not develop it.
+$(PACKAGE): pyproject.toml constraints.txt
+	$(call install,)
+
+demo: $(PACKAGE)  ## Train, sample and write a report on embedded data (QUICK=1: two minutes; ARGS='--minutes 60')
 	$(BIN)/prologue demo $(if $(QUICK),--quick) $(ARGS)
 
 # One process runs all tests of a file, because they share fixtures.
