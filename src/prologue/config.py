@@ -131,7 +131,7 @@ class TransformerConfig:
     mlp_ratio: str = "8/3"
     """Feed-forward hidden size over width, as a fraction."""
     rope_axes: tuple[int, int, int] | None = None
-    """Rotary dimensions of the three axes, which sum to the head size; none derives them from the head size."""
+    """Rotary dimensions of the three axes. Their sum is the head size; none derives them from the head size."""
 
     def __post_init__(self) -> None:
         _positive(self, "width", "depth", "heads")
@@ -332,7 +332,7 @@ class PriorOptions:
     mlp_ratio: str = "11/4"
     """Feed-forward hidden size over width, as a fraction."""
     rope_axes: tuple[int, int, int] | None = None
-    """Rotary dimensions of index, row and column, which sum to the head size; none derives them from the head size."""
+    """Rotary dimensions of index, row and column. Their sum is the head size; none derives them from the head size."""
     tied: bool = False
     """Whether the output layer shares the weights of the token embedding."""
     dropout: float = 0.0
@@ -572,7 +572,7 @@ class PriorTraining:
     ema_half_life: float = 2500
     """Half-life of the prior's EMA in updates. The EMA weights are saved."""
     label_drop: float = 0.1
-    """Probability that a class is replaced by the null class, which guidance needs."""
+    """Probability that a class is replaced by the null class. Guidance needs a value above 0."""
     visual_dropout: float = 0.0
     """Probability that all visual inputs of a sequence are replaced by EOS."""
     keep_best_every: int = 0

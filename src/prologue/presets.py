@@ -266,7 +266,7 @@ _SMALL_64 = partial(
 
 
 def _builtin() -> RunConfig:
-    """The run of `builtin:shapes` (tools/builtin_shapes.py), without augmentation, since there are many scenes."""
+    """The run of `builtin:shapes` (tools/builtin_shapes.py), without augmentation, because there are many scenes."""
     config = small(
         prior_width=160,
         prior_depth=6,

@@ -130,7 +130,7 @@ class Drawing:
                     f"not even --batch 1 fits into memory ({reason}): "
                     "free memory, or store the weights in fewer bytes (--dtype bf16 or int8)"
                 )
-            self.say(f"a batch of {batch} does not fit into memory, going on with {batch // 2} ({reason})")
+            self.say(f"a batch of {batch} does not fit into memory, continuing with {batch // 2} ({reason})")
             batch //= 2
 
     def _draw(self, left: Sequence[int], compiled: bool, threads: int, first: Chunk | None, begin: float) -> None:

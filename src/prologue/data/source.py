@@ -314,7 +314,7 @@ def import_source(where: str) -> None:
         try:
             SOURCES.import_named(registered[0])
         except ConfigError as error:
-            raise DataError(f"--data {where}: {error}; there is no folder or zip of this name either") from error
+            raise DataError(f"--data {where}: {error}; there is also no folder or zip of this name") from error
 
 
 def source_of(where: str) -> Source:

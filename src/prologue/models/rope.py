@@ -30,7 +30,7 @@ class Positions:
 
     @classmethod
     def indices(cls, count: int, axis: int = 2) -> Positions:
-        """The token's index on one axis, 0 on the others, theta 10000."""
+        """The token's index on one axis, 0 on the other axes, theta 10000."""
         coordinates = torch.zeros(count, 3, dtype=torch.float64)
         coordinates[:, axis] = torch.arange(count)
         return cls(coordinates, torch.full((count,), INDEX_THETA, dtype=torch.float64))

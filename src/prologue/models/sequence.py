@@ -157,7 +157,7 @@ class SequenceLayout:
         return torch.cat([prologue, inputs[:, self.prologue_tokens :]], dim=1)
 
     def split_inputs(self, values: Float[Tensor, "... T"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values of all inputs, split into those of BOS, the prologue, EOS and the visual tokens."""
+        """Values of all inputs, split into BOS, prologue, EOS and visual tokens."""
         sizes = [1, self.prologue_tokens, int(self.has_prologue), self.visual_tokens - 1]
         bos, prologue, eos, visual = torch.split(values, sizes, dim=-1)
         return bos, prologue, eos, visual

@@ -121,7 +121,7 @@ class _Composition:
     """Queries of the encoder whose outputs become visual codes. If it is 0, the outputs at the patches become the
     codes."""
     encoder_queries: Positions | None
-    """The visual queries, then those of the prologue."""
+    """The visual queries, then the prologue queries."""
     decoder_inputs: Positions
     decoder_queries: Positions | None
 

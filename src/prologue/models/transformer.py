@@ -29,8 +29,8 @@ class Cache(Protocol):
 
 @dataclass
 class LayerCache:
-    """Keys and values of one block, (B, H, T, d). A pass writes its keys and values in place, from position `start`
-    on."""
+    """Keys and values of one block, (B, H, T, d). A pass writes its keys and values in place, starting at position
+    `start`."""
 
     k: Tensor
     v: Tensor

@@ -150,5 +150,5 @@ def image_tensor(images: Images, size: tuple[int, int], background: tuple[int, i
                 "make a picture of an array with PIL.Image.fromarray"
             )
         if 0 in picture.size:
-            raise DataError(f"an image of {picture.width} × {picture.height} pixels has nothing to encode")
+            raise DataError(f"an image of {picture.width} × {picture.height} pixels is empty")
     return to_model_range(torch.stack([fit(picture, size, background) for picture in pictures]))

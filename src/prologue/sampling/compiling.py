@@ -79,8 +79,8 @@ class Compiler:
         self._said = True
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         warnings.warn(
-            f"sampling goes on without compiling, which is slower ({type(error).__name__}: {reason}): "
-            "install a C++ compiler (on a GPU, Triton), or leave it out with compile=False",
+            f"sampling continues without compiling, which is slower ({type(error).__name__}: {reason}): "
+            "install a C++ compiler (on a GPU, Triton), or turn compiling off with compile=False",
             stacklevel=4,
         )
 

@@ -93,7 +93,7 @@ class Engine:
             # the whole cache, so that it can be recorded.
             past = cache[:, :, :, :, : max(_FEWEST_SLOTS, position)]
             mark_dynamic(past, 4)
-        # A clone has the same strides at every step; the graph is compiled for those of the first.
+        # A clone has the same strides at every step; the graph is compiled for the strides of the first call.
         hidden, new = graph(ids.clone(), torch.tensor([position], device=ids.device), past)
         cache[:, :, :, :, position : position + 1] = new
         out: Tensor = hidden

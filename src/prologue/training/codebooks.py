@@ -69,7 +69,7 @@ class CodebookMonitor:
         self._warned = False
 
     def add(self, encoding: Encoding, tokens: TokenIds) -> None:
-        """Count a step's `tokens`, which are those of all processes."""
+        """Count a step's `tokens`, gathered from all processes."""
         self._last = encoding
         self.visual.add(tokens.visual)
         if self.prologue is not None:

@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch in microbatches, which need less memory one after another."""
+"""Gradient accumulation: a batch is computed as several microbatches in turn, to save memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two models of a folder: the finished ones, or those of the newest checkpoints of an unfinished run."""
+"""The two models of a folder: the finished models, or the models in the newest checkpoints of an unfinished run."""
 
 from __future__ import annotations
 

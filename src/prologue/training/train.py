@@ -318,7 +318,7 @@ def _settled(request: TrainRequest) -> RunConfig:
 
 
 _UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-"""Modes of Accelerate that shard a model. Checkpoints here need the whole model in one process."""
+"""Modes of Accelerate that shard a model. The checkpoints of this package need the whole model in one process."""
 
 
 def make_accelerator(precision: Precision, device: str) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prologue.errors import ConfigError
 
 _MPI = ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")
-"""Prefixes of the variables of MPI launchers, which Accelerate reads too."""
+"""Prefixes of the variables of MPI launchers. Accelerate also reads these variables."""
 _PREFIXES = (
     "ACCELERATE_",
     "FSDP_",

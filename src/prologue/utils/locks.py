@@ -89,6 +89,6 @@ def _locked(path: Path, busy: str, waiting: Callable[[], None] | None = None) ->
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows refuses this while the lock is held; there the release removes the file
+        with suppress(OSError):  # Windows refuses this while the lock is held, and removes the file at the release
             path.unlink()
         lock.release()

@@ -1,4 +1,4 @@
-"""Named components: those of the package, and those that the caller's own code registers.
+"""Named components of the package and of the caller's own code.
 
 A configuration names a component by its registered name. A component from outside the package has the name
 `module:name`. `Registry.get` never imports code from outside the package: a file that was downloaded names a component,

@@ -38,7 +38,7 @@ class Scene:
     kind: str
     colour: str
     hue: float
-    """Hue of the shape: that of its colour, with a little jitter."""
+    """Hue of the shape: the hue of its colour, with a little jitter."""
     background_hue: float
     """Opposite to the hue of the shape, with a little jitter."""
     night: bool

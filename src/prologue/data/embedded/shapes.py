@@ -81,7 +81,7 @@ class Shapes:
         require_between("cell", self.cell, 1, 64)
 
     def open(self, config: DataConfig, image_size: tuple[int, int], seed: int = 0) -> Data:
-        # Without grain the cells are invisible, so the fingerprint is that of `shapes` without options.
+        # Without grain the cells are invisible, so the fingerprint equals that of `shapes` without options.
         grain = {"grain": asdict(self)} if self.grain else {}
         return Data(
             train=ShapesSet("train", config.shapes_images, image_size, config, seed, self),

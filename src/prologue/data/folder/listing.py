@@ -89,7 +89,7 @@ class _Lister:
         if skipped.images:
             left_out.append(f"{skipped.images} hidden")
         if skipped.repeated:
-            left_out.append(f"{skipped.repeated} that a later entry of the same name replaces")
+            left_out.append(f"{skipped.repeated} replaced by a later entry of the same name")
         names = sorted(filter(self.rule.is_image, self.storage.sizes), key=natural_key)
         if self.rule.first:
             return names
