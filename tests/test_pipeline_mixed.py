@@ -126,7 +126,7 @@ def test_known_tokens_of_one_image_or_of_each(tiny_models) -> None:
     assert torch.equal(one.prologue, tokens.prologue[:1].expand(4, -1))
     assert same(one[:1], out.tokens[:1])
     assert same(pipe.resample(tokens, "ring", count=1).tokens, pipe.sample("ring", known=Known(tokens)))
-    with pytest.raises(SamplingError, match="2 images take known tokens for one image, or for each, not for 3"):
+    with pytest.raises(SamplingError, match="2 images need known tokens for one image, or for each, not for 3"):
         pipe.sample("ring", count=2, known=known)
     plain = Pipeline(*tiny_models(prior_prologue=False))
     known = Known(plain.encode(pipe.generate("ring").images), visual=torch.arange(6) < 3)
@@ -136,8 +136,8 @@ def test_known_tokens_of_one_image_or_of_each(tiny_models) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"temperature": [1.0]}, "2 images take one temperature, or one each, not 1"),
-        ({"guidance": [SPLIT] * 3}, "2 images take one guidance, or one each, not 3"),
+        ({"temperature": [1.0]}, "2 images need one temperature for all, or one for each, not 1"),
+        ({"guidance": [SPLIT] * 3}, "2 images need one guidance for all, or one for each, not 3"),
         ({"top_k": [1, 0]}, "top_k must be a whole number of at least 1, not 0"),
         ({"guidance": [SPLIT, 2.0]}, "guidance is a Guidance"),
         ({"temperature": [1.0, None]}, "temperature must be positive and finite, not None"),

@@ -27,21 +27,21 @@ REGISTRY = "registry"
 """Key of a field's metadata: the `Registry` of its components, as `module:name`."""
 
 FILE_RULE = 2
-"""The newest rule for the files of a folder or zip: which are images, and how they are labelled and split."""
+"""The newest rule that decides which files of a folder or zip are images, and how they are labelled and split."""
 MAX_PIXELS = 179_000_000
-"""Default limit of an image's pixels, since a small file may fill the memory when it is decoded."""
+"""Default limit of an image's pixels, because a small file may fill the memory when it is decoded."""
 
 
 @dataclass(frozen=True)
 class VariantTraits:
-    """What tells a tokenizer variant from the others (METHOD §4)."""
+    """The properties of a tokenizer variant (METHOD §4)."""
 
     has_prologue: bool = False
     """It has prologue tokens."""
     frozen: Variant | None = None
     """Its visual path is a finished, frozen tokenizer of this variant, and a second encoder computes the prologue."""
     visual_queries: bool = False
-    """Its visual codes come from queries instead of patches, so that they have no place in the image."""
+    """Its visual codes come from queries, not from patches, so they have no position in the image."""
 
     @property
     def post_hoc(self) -> bool:
@@ -108,7 +108,7 @@ def _plain_component(owner: object, *names: str) -> None:
         try:
             plain = tuple(json.loads(json.dumps(component)) for component in each)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where} has an option that JSON does not have: {error}") from error
+            raise ConfigError(f"{where} has an option that is not a JSON value: {error}") from error
         object.__setattr__(owner, name, plain if isinstance(value, tuple) else plain[0])
 
 
@@ -131,7 +131,7 @@ class TransformerConfig:
     mlp_ratio: str = "8/3"
     """Feed-forward hidden size over width, as a fraction."""
     rope_axes: tuple[int, int, int] | None = None
-    """Rotary dimensions of the three axes, which sum to the head size; none derives them from the head size."""
+    """Rotary dimensions of the three axes. Their sum is the head size; none derives them from the head size."""
 
     def __post_init__(self) -> None:
         _positive(self, "width", "depth", "heads")
@@ -255,10 +255,10 @@ class TokenizerConfig:
         return VARIANTS[self.variant]
 
     def on_top_of(self, given: TokenizerConfig) -> TokenizerConfig:
-        """This post-hoc prologue for the visual path of a finished tokenizer.
+        """Combine the visual path of a finished tokenizer with the prologue of this post-hoc configuration.
 
         Raises:
-            ConfigError: the finished tokenizer is of another variant than this one needs.
+            ConfigError: the finished tokenizer has another variant than this configuration needs.
         """
         _require(
             given.variant == self.traits.frozen,
@@ -269,7 +269,7 @@ class TokenizerConfig:
 
     @property
     def visual_tokens_on_grid(self) -> bool:
-        """Whether there is one visual token for each patch, so that one value per token is a map of the image."""
+        """Whether each patch has one visual token, so that one value per token gives a map of the image."""
         return not self.traits.visual_queries and self.visual_tokens == self.patches
 
     @property
@@ -332,7 +332,7 @@ class PriorOptions:
     mlp_ratio: str = "11/4"
     """Feed-forward hidden size over width, as a fraction."""
     rope_axes: tuple[int, int, int] | None = None
-    """Rotary dimensions of index, row and column, which sum to the head size; none derives them from the head size."""
+    """Rotary dimensions of index, row and column. Their sum is the head size; none derives them from the head size."""
     tied: bool = False
     """Whether the output layer shares the weights of the token embedding."""
     dropout: float = 0.0
@@ -374,7 +374,7 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How images are read, cropped and split; the option `--data` says where they are."""
+    """How images are read, cropped and split. The option `--data` names the images."""
 
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB colour under transparent pixels."""
@@ -391,9 +391,9 @@ class DataConfig:
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels of an image file. Decoding takes about 8 bytes per pixel."""
     file_rule: int | None = None
-    """Rule for the files of a folder or zip: which are images, and how they are labelled and split. 2 is the current
-    rule. 1 is the rule of the first versions: PNG, JPEG and WebP, labels.csv alone, no splits. none is the rule with
-    which the run started, 2 for a new run."""
+    """Rule that decides which files of a folder or zip are images, and how they are labelled and split. 2 is the
+    current rule. 1 is the rule of the first versions: PNG, JPEG and WebP, labels only from labels.csv, no splits. none
+    keeps the rule of an existing run; a new run gets 2."""
     shapes_images: int = 20000
     """Number of training images of the embedded shapes or plates."""
     shapes_validation: int = 2000
@@ -436,7 +436,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Weight decay of matrices; biases, norms and other 1-D parameters have none."""
     clip: float = 0.0
-    """Largest gradient norm; 0 does not clip."""
+    """Gradient norm above which gradients are clipped; 0 disables clipping."""
 
     def __post_init__(self) -> None:
         _positive(self, "lr")
@@ -475,7 +475,7 @@ class TokenizerTraining:
     perceptual_weight: float = 1.0
     """Weight of the perceptual loss."""
     perceptual_path: str | None = None
-    """Safetensors file with the weights of lpips or convnext; none is the file of `prologue weights`."""
+    """Safetensors file with the weights of lpips or convnext; none uses the file that `prologue weights` writes."""
     perceptual_start: int = 0
     """Step at which the perceptual loss starts."""
     perceptual_ramp: int = 0
@@ -507,7 +507,7 @@ class TokenizerTraining:
     ce_ramp: int = 0
     """Steps over which the weights of the cross-entropy terms rise from 0."""
     losses: tuple[Component, ...] = field(default=(), metadata=_component_of("prologue.training.losses:LOSSES"))
-    """Your own terms of the autoencoder's loss. The weight of each rises from 0 at step start over length steps:
+    """Your own loss terms for the autoencoder. Each weight rises from 0 over length steps, beginning at step start:
     {"name": "module:name", "weight": 1.0, "start": 0, "length": 0, OPTION: …}."""
     visual_dropout: float = 0.5
     """Probability that all visual inputs of a sequence are replaced by EOS, so the prior relies on the prologue."""
@@ -525,9 +525,9 @@ class TokenizerTraining:
     """Whether the stage-1 prior is the run's prior, without a second stage."""
     dead_code_reset_every: int = field(default=0, metadata={RENAMED: "revive_every"})
     """Steps between resets of dead codes: visual codes that were not used since the last reset are set to encoder
-    outputs. 0 resets none."""
+    outputs. 0 disables resets."""
     dead_code_reset_until: float = field(default=0.8, metadata={RENAMED: "revive_until"})
-    """Fraction of the stage after which no dead codes are reset."""
+    """Fraction of the stage after which dead codes are no longer reset."""
     prologue_kmeans: tuple[int, ...] = ()
     """Steps at which the prologue codebook is set to k-means centres of encoder outputs."""
 
@@ -572,12 +572,12 @@ class PriorTraining:
     ema_half_life: float = 2500
     """Half-life of the prior's EMA in updates. The EMA weights are saved."""
     label_drop: float = 0.1
-    """Probability that a class is replaced by the null class, which guidance needs."""
+    """Probability that a class is replaced by the null class. Guidance needs a value above 0."""
     visual_dropout: float = 0.0
     """Probability that all visual inputs of a sequence are replaced by EOS."""
     keep_best_every: int = 0
     """Steps between measurements of the EMA prior on held-out images. The prior with the lowest cross-entropy is saved.
-    0 saves the last one, as the paper does; so does a run without held-out images."""
+    0 saves the last prior, as in the paper. A run without held-out images also saves the last prior."""
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch", "accumulate", "ema_half_life")
@@ -613,8 +613,8 @@ class RunConfig:
     sample_every: int = 1000
     """Steps between sample grids in samples/; 0 writes none."""
     stop_after_skipped: int = 50
-    """Consecutive updates with gradients that are not finite after which training stops, checked at every line of
-    metrics.jsonl and every checkpoint; 0 never stops."""
+    """Number of consecutive updates with non-finite gradients after which training stops. It is checked at every line
+    of metrics.jsonl and at every checkpoint. 0 never stops."""
 
     def __post_init__(self) -> None:
         _positive(self, "checkpoint_every", "keep_checkpoints", "log_every")

@@ -1,4 +1,4 @@
-"""Errors that a user can cause. A message names the file, field or id at fault and what to do.
+"""Errors that a user can cause. A message names the file, field or id at fault and says what to do.
 
 The command line prints the message without a traceback and exits with code 2.
 """

@@ -57,7 +57,7 @@ _OPTIONS = (*_RECIPE, "count", "seed", "batch", "known")
 
 @dataclass(frozen=True)
 class Generated:
-    """Images and what they were made from; entry `i` of each field belongs to image `i`."""
+    """Images, and their tokens, seeds and classes. Entry `i` of each field belongs to image `i`."""
 
     images: list[Image.Image]
     tokens: TokenIds
@@ -82,11 +82,11 @@ class _Shared:
 class Pipeline:
     """A tokenizer and a prior that fit together, with their class names and default recipe.
 
-    An image depends on its own class, seed, options and known tokens, not on the other images of the call. `chunk`
-    gives the same bytes for it in every chunk of the same size. Several threads may call one pipeline: they take turns,
+    An image depends on its own class, seed, options and known tokens, not on the other images of the call. With `chunk`
+    its bytes are also the same in every chunk of the same size. Several threads may call one pipeline: they take turns,
     chunk by chunk, and each gets the same result as it would alone.
 
-    `compile`: compile the sampling step with `torch.compile`; `auto` compiles where the call has enough work.
+    `compile`: compile the sampling step with `torch.compile`; `auto` compiles if the call has enough work.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Pipeline:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names in the order of their ids; the ids themselves where no names are known."""
+        """Names in the order of their ids. Without names these are the ids themselves."""
         return self.manifest.class_names or self._numbers
 
     @property
@@ -189,14 +189,15 @@ class Pipeline:
             )
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.prior.save_pretrained(folder / "prior")
-        self.manifest.save(folder)  # last: a folder without it counts as incomplete
+        self.manifest.save(folder)  # written last, because a folder without it counts as incomplete
 
     def class_id(self, value: ClassLike) -> int:
-        """The id of a name, an id or None; an unknown class is a `SamplingError` that names the nearest."""
+        """The id of a class, which is a name, an id or None. An unknown class raises a `SamplingError` with the nearest
+        name."""
         return self._classes.id(value)
 
     def class_name(self, class_id: int) -> str:
-        """The name of an id; `null` for the null class. An unknown id is a `SamplingError`."""
+        """The name of an id; `null` for the null class. An unknown id raises a `SamplingError`."""
         return self._classes.name(class_id)
 
     def deal(self, classes: Classes | Literal[InTurn.IN_TURN] = IN_TURN, count: int | None = None) -> list[int]:
@@ -220,17 +221,17 @@ class Pipeline:
         known: Known | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Generated:
-        """Images of `classes`; by default of all classes in turn, or of the null class where there are no classes.
+        """Images of `classes`; by default of all classes in turn, or of the null class if the model has no classes.
 
         Args:
-            count: images in all, dealt to the classes in turn; by default one for each class given.
-            seed: `s` means `s, s+1, …` for the images in order; a sequence has one for each.
+            count: number of images, which get the classes in turn; by default one for each given class.
+            seed: a number `s` gives the images the seeds `s, s+1, …`; a sequence has one seed for each image.
             batch: images computed at once. It bounds the memory and does not change the result.
-            known: tokens that are kept instead of drawn, for each image or for all. Without `count`, their number is
-                that of the images.
+            known: tokens that are kept and not drawn, for each image or once for all images. Without `count`, there is
+                one image for each.
 
         Raises:
-            SamplingError: an unknown class or option, or one that cannot be satisfied.
+            SamplingError: a class or option is unknown or cannot be satisfied.
         """
         tokens, seeds, ids = self._sample(classes, count, seed, batch, known, options)
         return Generated(self.decode(tokens.visual, batch), tokens, seeds, ids)
@@ -285,7 +286,7 @@ class Pipeline:
         The results of the first source image come first. `classes` is one class for all, or one for each source image.
 
         Raises:
-            SamplingError: the tokenizer or the prior has no prologue, or as for `generate`.
+            SamplingError: the tokenizer or the prior has no prologue; or an error of `generate`.
         """
         check_options(options, _OPTIONS)
         self.check_resamples()
@@ -294,7 +295,7 @@ class Pipeline:
         self.prior.layout.check(tokens)
         ids = self._classes.ids(classes)
         if len(ids) not in (1, len(tokens)):
-            raise SamplingError(f"{len(tokens)} images take one class, or one each, not {len(ids)}")
+            raise SamplingError(f"{len(tokens)} images need one class for all, or one for each, not {len(ids)}")
         each = ids * len(tokens) if len(ids) == 1 else ids
         ids = [class_id for class_id in each for _ in range(count)]
         seeds = seeds_of(seed, len(ids))
@@ -307,15 +308,15 @@ class Pipeline:
         if not self.prior.layout.has_prologue:
             lacking = "prior was trained" if self.tokenizer.config.prologue_tokens else "tokenizer works"
             raise SamplingError(
-                f"resample keeps an image's prologue, and this model's {lacking} without one: "
+                f"resample keeps an image's prologue, but this model's {lacking} without a prologue: "
                 "use generate, or a model with prologue tokens"
             )
 
     def encode(self, images: Images, batch: int = 64) -> TokenIds:
-        """Tokens of pictures; those that do not have the model's size are resized to cover it and center-cropped.
+        """Tokens of pictures. Pictures of another size are resized to cover the model's size and center-cropped.
 
         Raises:
-            DataError: a value is no image, or a tensor has values that are not finite or lie outside ±2.
+            DataError: a value is not an image, or a tensor has values that are not finite or lie outside ±2.
         """
         batch = whole_number("batch", batch)
         x = image_tensor(images, self.tokenizer.config.image_size, self.manifest.background)
@@ -326,7 +327,7 @@ class Pipeline:
         return TokenIds.cat(parts)
 
     def decode(self, visual: Int[Tensor, "B N"], batch: int = 64) -> list[Image.Image]:
-        """Pictures of visual ids; a wrong number of ids, or one outside the codebook, is a `SamplingError`."""
+        """Pictures of visual ids; a wrong number of ids, or one outside the codebook, raises a `SamplingError`."""
         batch = whole_number("batch", batch)
         self.tokenizer.check_visual(visual)
         return to_pil(self._decode(visual.to(self.device), min(batch, len(visual)))) if len(visual) else []
@@ -345,11 +346,11 @@ class Pipeline:
         """Tokens and images of at most `rows` images, computed in batches that are filled up to `rows`.
 
         The bytes of an image then depend on `rows` and on its own class, seed, options and known tokens, not on the
-        other images of the chunk. Images without guidance, and those with another known or guided segment, are batches
-        of their own.
+        other images of the chunk. Images are in different batches if they differ in guidance or in their known or
+        guided segments.
 
-        `compiled` is the answer of `compiles` for all chunks together, `threads` that of `threads`; by default each
-        chunk decides for itself.
+        `compiled` and `threads` are the results of the methods `compiles` and `threads` for all chunks together. By
+        default they are computed for each chunk.
         """
         check_options(options, (*_RECIPE, "known"))
         ids, rows = self._classes.ids(class_ids), whole_number("rows", rows)
@@ -367,7 +368,8 @@ class Pipeline:
         return threads_for(2 * rows, self.prior.config.transformer.width)
 
     def compiles(self, images: int, batch: int) -> bool:
-        """Whether this many images are drawn with compiled steps: as `compile` says, with `auto` where it pays."""
+        """Whether this many images are drawn with compiled steps. With `compile="auto"` this depends on the amount of
+        work."""
         if self.compile != "auto":
             return bool(self.compile)
         size = sum(tensor.nbytes for tensor in self.prior.parameters()) + sum(t.nbytes for t in self.prior.buffers())
@@ -375,7 +377,7 @@ class Pipeline:
 
     @contextmanager
     def _turn(self, threads: int) -> Iterator[None]:
-        """Every call of a model takes a turn, because caches and recorded graphs serve one caller at a time."""
+        """Let one thread at a time call a model, because callers cannot share caches and recorded graphs."""
         with self._shared.turn, cpu_threads(threads) if self.device.type == "cpu" else nullcontext():
             yield
             if self.device.type == "cuda":  # the next thread may use another stream
@@ -402,7 +404,7 @@ class Pipeline:
         return torch.cat(parts)
 
     def _decoder(self, rows: int, compiler: Compiler | None) -> Callable[[Tensor], Tensor]:
-        """A function from visual ids to uint8 images, compiled where that pays."""
+        """A function from visual ids to uint8 images, compiled if that saves time."""
         if compiler is None or not compiler.takes(Pixels):
             return Pixels(self.tokenizer)
         compiler.begin()
@@ -422,11 +424,12 @@ class Pipeline:
         compiled: bool | None = None,
         threads: int | None = None,
     ) -> TokenIds:
-        """Tokens of every image, in chunks of `batch`. The last is filled up with `fill`, or after a full chunk."""
+        """Tokens of every image, in chunks of `batch`. The last chunk is filled up if `fill` is set or a full chunk
+        precedes it."""
         batch, count = whole_number("batch", batch), len(class_ids)
         recipes = self._recipes(class_ids, options)
         if known is not None and len(known) not in (1, count):
-            raise SamplingError(f"{count} images take known tokens for one image, or for each, not for {len(known)}")
+            raise SamplingError(f"{count} images need known tokens for one image, or for each, not for {len(known)}")
         if known is not None and len(known) < count:
             known = known[torch.zeros(count, dtype=torch.int64, device=known.visual.device)]
         compiled = self.compiles(count, batch) if compiled is None else compiled

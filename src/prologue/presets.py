@@ -31,7 +31,7 @@ from prologue.utils.registry import Registry
 
 @dataclass(frozen=True)
 class Preset:
-    """A configuration, built when it is asked for, and its purpose."""
+    """A function that builds a configuration, and the purpose of the configuration."""
 
     build: Callable[[], RunConfig]
     purpose: str
@@ -44,7 +44,7 @@ def preset(name: str) -> RunConfig:
     """The configuration of this name.
 
     Raises:
-        ConfigError: the name is unknown, or a preset of the caller's gives something else than a `RunConfig`.
+        ConfigError: the name is unknown, or the caller's own preset does not return a `RunConfig`.
     """
     config = PRESETS.get(name)()
     if not isinstance(config, RunConfig):
@@ -58,7 +58,7 @@ def names() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """The purpose of a preset in one line: of the caller's, the first line of its docstring."""
+    """The purpose of a preset in one line. For the caller's own preset this is the first line of its docstring."""
     found = PRESETS.get(name)
     return found.purpose if isinstance(found, Preset) else (inspect.getdoc(found) or "").partition("\n")[0]
 
@@ -74,7 +74,7 @@ _PRIORS = {
 
 
 def _paper(tokenizer: TokenizerConfig, prior: PriorOptions = _PRIORS["b"], **training: Any) -> RunConfig:
-    """A run of the paper; `training` are fields of the tokenizer's training that differ from the defaults."""
+    """A run of the paper. `training` has the fields of the tokenizer's training that differ from the defaults."""
     return RunConfig(
         precision="bf16",
         # ImageNet has validation images of its own. A hundredth of the training images is enough to follow a run.
@@ -117,9 +117,10 @@ def _one_stage() -> RunConfig:
 # Small models
 
 _KMEANS_PARTS = (0.05, 0.16, 0.3)
-"""Fractions of stage 1 after which the prologue codebook is set to encoder outputs. Once is not enough: early outputs
-hardly depend on the image, and the prologue collapses to one code before the prior has learned to use it. Without this
-start the prologue carries half as much information and guided samples have a larger distance (docs/study.md)."""
+"""Fractions of stage 1 after which the prologue codebook is set to encoder outputs. One start is not enough: early
+outputs hardly depend on the image, and the prologue collapses to one code before the prior has learned to use it.
+Without this start the prologue carries half as much information and guided samples have a larger distance
+(docs/study.md)."""
 
 _SMALL_CE = 0.1
 """Weight of the cross-entropy; the paper's is 3. Without perceptual and adversarial terms, 3 costs half a decibel and
@@ -152,11 +153,11 @@ def small(
 ) -> RunConfig:
     """A configuration for a CPU or a small GPU, in any variant.
 
-    It differs from the paper where the paper's settings would collapse or stall at this size. Unused visual codes are
+    It changes those settings of the paper that would collapse or stall at this size. Unused visual codes are
     reset, and the prologue codebook starts from encoder outputs. There is no perceptual and no adversarial term. EMA
     half-lives are a fiftieth of the updates, and the prior with the lowest cross-entropy on held-out images is kept.
-    Heads have 32 dims. Batches are small, because the number of updates decides: for 19,200 images of 32 px, a batch of
-    8 gave 23.8 dB, 16 gave 19.9 dB and 32 gave 19.3 dB.
+    Heads have 32 dims. Batches are small, because the number of updates matters most: for 19,200 images of 32 px, a
+    batch of 8 gave 23.8 dB, 16 gave 19.9 dB and 32 gave 19.3 dB.
     """
     has_prologue, frozen_visual = VARIANTS[variant].has_prologue, VARIANTS[variant].post_hoc
     stack = TransformerConfig(width, depth, width // 32)
@@ -170,7 +171,7 @@ def small(
         code_dim=code_dim,
         codebook_size=codebook_size,
         prologue_tokens=prologue_tokens if has_prologue else 0,
-        # The baselines, which have no prologue, keep this value, so that their configurations differ in little.
+        # The baselines have no prologue but keep this value, so that their configurations differ less.
         prologue_codebook_size=prologue_codebook_size,
     )
     training = TokenizerTraining(
@@ -265,7 +266,7 @@ _SMALL_64 = partial(
 
 
 def _builtin() -> RunConfig:
-    """The run of `builtin:shapes` (tools/builtin_shapes.py), without augmentation, since there are many scenes."""
+    """The run of `builtin:shapes` (tools/builtin_shapes.py), without augmentation, because there are many scenes."""
     config = small(
         prior_width=160,
         prior_depth=6,

@@ -266,8 +266,8 @@ def test_a_batch_that_does_not_fit_is_halved_before_anything_is_written(
     monkeypatch.setattr(pipe, "chunk", small)
     found = draw("out", replace(JOB, batch=8), say=said.append)
     assert [sentence.partition(" (")[0] for sentence in said] == [
-        "a batch of 8 does not fit into memory, going on with 4",
-        "a batch of 4 does not fit into memory, going on with 2",
+        "a batch of 8 does not fit into memory, continuing with 4",
+        "a batch of 4 does not fit into memory, continuing with 2",
     ]
     assert json.loads(found.pop("generation.json"))["batch"] == 2
     whole.pop("generation.json")

@@ -217,7 +217,7 @@ def test_without_tools_it_runs_as_it_is_and_says_so_once(
     monkeypatch.setattr(compiling, "_first", fail)
     engine = Engine(prior, Compiler(CPU))
     classes, seeds = torch.tensor([0, 1]), [1, 2]
-    with pytest.warns(UserWarning, match=r"goes on without compiling.*install a C\+\+ compiler") as said:
+    with pytest.warns(UserWarning, match=r"continues without compiling.*install a C\+\+ compiler") as said:
         found, again = (sample_sequences(prior, classes, Recipe(SPLIT), seeds, engine=engine) for _ in range(2))
     assert len(said) == 1
     expected, lead = reference(prior, classes, Recipe(SPLIT), seeds)
@@ -245,7 +245,7 @@ def test_a_machine_without_a_compiler(tiny_models) -> None:
     torch._dynamo.reset()
     graph, hidden = Logits(prior, prior.layout.segments[-1]), torch.ones(2, 1, 24)
     without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True})
-    with torch.inference_mode(), without, pytest.warns(UserWarning, match="goes on without compiling"):
+    with torch.inference_mode(), without, pytest.warns(UserWarning, match="continues without compiling"):
         logits, finite = Compiler(CPU).compile(graph, "logits")(hidden, None)
     assert torch.equal(logits, graph(hidden, None)[0])
     assert finite

@@ -20,7 +20,7 @@ def names() -> list[str]:
 
 
 def locate(run: str | Path) -> Path:
-    """The folder of a run: a path, whose `~` is expanded, or the name of a model in the package.
+    """The folder of a run, given by its path or by the name of a model in the package. `~` is expanded.
 
     Raises:
         CheckpointError: the package has no model of this name.
@@ -35,7 +35,7 @@ def locate(run: str | Path) -> Path:
 
 
 def is_builtin(run: Path) -> bool:
-    """Whether a folder is that of a model in the package, which is never written to."""
+    """Whether a folder holds a model of the package. Such a folder is never written to."""
     return run.parent == _FOLDER
 
 

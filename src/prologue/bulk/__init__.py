@@ -1,1 +1,2 @@
-"""Many images into a folder: in chunks of one shape, by any number of processes, continued after a kill."""
+"""Draws many images into a folder, in chunks of one shape, with any number of processes. A killed call can be
+continued."""

@@ -22,7 +22,7 @@ from prologue.utils.processes import Processes
 
 Write = Literal["png", "npz", "both"]
 Progress = Callable[[int, int, float], None]
-"""Called with images done, images in all, and images per second since this call began."""
+"""Called with the number of images done, the total, and the images per second since this call began."""
 _GRID_IMAGES = 600
 """Largest number of images in the grid."""
 _QUEUED = 2
@@ -58,17 +58,17 @@ class Drawing:
     """The place of each image, set by `run`."""
 
     def run(self, overwrite: bool = False) -> bool:
-        """Draw the missing images; false if none was missing.
+        """Draw the missing images. Returns false if none was missing.
 
         Raises:
-            RunError: the folder holds something else, or another process works in it.
+            RunError: the folder holds other files, or another process works in it.
             SamplingError: the memory runs out after the first chunk.
         """
         with self.processes.folder_lock(self.output.folder):
             return self._run(overwrite)
 
     def _run(self, overwrite: bool) -> bool:
-        begin = time.perf_counter()  # the time of the trial counts, because it draws the first chunk
+        begin = time.perf_counter()  # the clock includes the trial, because the trial draws the first chunk
         main = self.processes.main
         state = self.output.state(self.job.request, overwrite)
         self.processes.wait()  # all processes have read the folder before the first one changes it
@@ -130,7 +130,7 @@ class Drawing:
                     f"not even --batch 1 fits into memory ({reason}): "
                     "free memory, or store the weights in fewer bytes (--dtype bf16 or int8)"
                 )
-            self.say(f"a batch of {batch} does not fit into memory, going on with {batch // 2} ({reason})")
+            self.say(f"a batch of {batch} does not fit into memory, continuing with {batch // 2} ({reason})")
             batch //= 2
 
     def _draw(self, left: Sequence[int], compiled: bool, threads: int, first: Chunk | None, begin: float) -> None:
@@ -227,7 +227,7 @@ class Drawing:
         return out
 
     def class_name(self, index: int) -> str | None:
-        """The class name of an image; None where classes have no names."""
+        """The class name of an image; None if classes have no names."""
         return self.pipeline.class_name(self.job.class_ids[index]) if self.pipeline.class_names else None
 
     def file(self, index: int) -> str:

@@ -1,8 +1,8 @@
 """The output folder: the request, the finished chunks, and the archives that are assembled from them.
 
 A chunk is written atomically, after its pictures. When all chunks of a shard exist, its archive is written and they
-are removed. The final files depend neither on the time nor on the process. Files alone show what is finished: a missing
-file is drawn again, whatever the state file says.
+are removed. The final files depend neither on the time nor on the process. Only the files themselves show what is
+finished: a missing file is drawn again, even if the state file marks the folder as finished.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Output:
         self._chunks = folder / _CHUNKS
 
     def state(self, request: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-        """The state that an earlier call with this request wrote; None without one, and with `overwrite`.
+        """The state that an earlier call with this request wrote. None if there is none, or with `overwrite`.
 
         Raises:
             RunError: the folder holds other files, or images of another request. Nothing is changed.
@@ -127,7 +127,7 @@ class Output:
             np.savez(file, **chunk)  # type: ignore[arg-type]
 
     def read(self, number: int) -> Chunk:
-        """Read a kept chunk; a damaged one is a `RunError`."""
+        """Read a kept chunk; a damaged one raises a `RunError`."""
         try:
             with np.load(self._chunk(number), allow_pickle=False) as file:
                 return dict(file)
@@ -162,7 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
             return state
     except (ConfigError, KeyError) as error:
         raise RunError(f"{path} cannot be read ({error}): give another --out, or remove the folder") from error
-    raise RunError(f"{path} does not say what the images are of: give another --out, or remove the folder")
+    raise RunError(f"{path} does not state the settings of the images: give another --out, or remove the folder")
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""The place of each image: chunks of one size, shards of whole chunks, and each process's share of the chunks."""
+"""Assigns images to chunks of one size, chunks to shards, and chunks to processes."""
 
 from __future__ import annotations
 

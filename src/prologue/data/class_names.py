@@ -27,7 +27,8 @@ class ClassNames:
     names: tuple[str, ...]
 
     def find(self, name: str) -> int | None:
-        """The id of a name, or None. Both spellings of accents are found, and bytes that are not UTF-8."""
+        """The id of a name, or None. Accents may be composed or decomposed, and a name may have bytes that are not
+        UTF-8."""
         if name in self.names:
             return self.names.index(name)
         spelled = [same_letters(each) for each in self.names]
@@ -35,7 +36,8 @@ class ClassNames:
         return spelled.index(wanted) if spelled.count(wanted) == 1 else None
 
     def id(self, value: ClassLike) -> int:
-        """The id of a name, an id or None. Raises `SamplingError` with the nearest name and the list."""
+        """The id of a class, which is a name, an id or None. Raises `SamplingError` with the nearest name and the
+        list."""
         if value is None:
             return len(self.names)
         if isinstance(value, str):

@@ -1,7 +1,7 @@
 """Crops of METHOD §2 to any target size (rows, columns): ADM center crop, random crop, ten-crop.
 
-A square target gives METHOD's crops exactly. For a rectangle, "short side" becomes "cover": the picture is resized by
-the smallest factor at which it covers the target, and then cut.
+A square target gives METHOD's crops exactly. For a rectangular target, the picture is resized by the smallest factor at
+which it covers the target, and then cropped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 Pixels = UInt8[np.ndarray, "3 H W"]
 
 _LEAST_SHOWN = 0.8
-"""Least part of the short side that the random crop shows."""
+"""Smallest fraction of the short side that the random crop shows."""
 _TEN_CROP = 1.1
 _LARGEST_EXCESS = 16
 """Largest area of a resized picture, in areas of the target; above it only the window of the crop is computed."""
@@ -27,7 +27,7 @@ def pixels(image: Image.Image) -> Pixels:
 
 
 def largest_random(size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) that the random crop covers at most: the target with short side ceil(size / 0.8)."""
+    """Largest (rows, columns) to which the random crop resizes: the target with short side ceil(size / 0.8)."""
     return _scaled(size, math.ceil(min(size) / _LEAST_SHOWN))
 
 
@@ -59,7 +59,7 @@ def halve(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def covering(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of `image` after the resize by which it just covers `size`."""
+    """(rows, columns) of `image` after it is resized to just cover `size`."""
     scale = max(size[0] / image.height, size[1] / image.width)
     return max(size[0], round(image.height * scale)), max(size[1], round(image.width * scale))
 
@@ -71,7 +71,7 @@ def _resize_and_cut(
     if resized[0] * resized[1] <= _LARGEST_EXCESS * size[0] * size[1]:
         whole = image.resize((resized[1], resized[0]), resample=Image.Resampling.BICUBIC)
         return whole.crop((left, top, left + size[1], top + size[0]))
-    # A sliver, for example 1 × 10,000 pixels, covers the target only at a huge size.
+    # A very thin picture, for example of 1 × 10,000 pixels, covers the target only at a huge size.
     down, across = image.height / resized[0], image.width / resized[1]
     right, bottom = min((left + size[1]) * across, image.width), min((top + size[0]) * down, image.height)
     box = (left * across, top * down, right, bottom)

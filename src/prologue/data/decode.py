@@ -1,7 +1,7 @@
-"""From the bytes of an image file to an upright 8-bit RGB picture.
+"""Decodes the bytes of an image file to an upright 8-bit RGB picture.
 
-Files are opened so that neither damaged metadata nor Pillow's global limits decide which pixels come out. Those limits
-are module globals that other threads and the user's own code share, so none of them is changed here.
+Damaged metadata and Pillow's global limits do not change the pixels. Other threads and the user's own code share those
+limits, so this module does not change them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What each EXIF orientation needs; 1 is upright."""
+"""The operation that makes each EXIF orientation upright; 1 is upright."""
 
 
 class Decoded(NamedTuple):
@@ -56,7 +56,7 @@ class Header(NamedTuple):
 
 
 def decode(data: bytes, name: str, background: tuple[int, int, int], max_pixels: int | None = None) -> Decoded:
-    """The first picture in `data`, turned as its metadata say, with transparency composited on `background`.
+    """The first picture in `data`, rotated by its metadata, with transparency composited on `background`.
 
     Metadata that cannot be read are ignored. Raises `DataError` naming `name` if a pixel cannot be decoded, or if there
     are more than `max_pixels`.
@@ -65,12 +65,12 @@ def decode(data: bytes, name: str, background: tuple[int, int, int], max_pixels:
         picture = OpenPicture(data, max_pixels)
         with picture.image:
             return Decoded(picture.load(background), picture.has_frames)
-    except Exception as error:  # damaged files make the decoders raise nearly everything
+    except Exception as error:  # decoders raise many kinds of errors for damaged files
         raise _refused(name, error) from error
 
 
 def read_header(data: bytes, name: str, max_pixels: int | None = None) -> Header:
-    """What the header of a file says, without decoding pixels. Raises `DataError` as `decode` does."""
+    """The facts in the header of a file, without decoding pixels. Raises `DataError` as `decode` does."""
     try:
         picture = OpenPicture(data, max_pixels)
         with picture.image as image:
@@ -84,7 +84,7 @@ def read_header(data: bytes, name: str, max_pixels: int | None = None) -> Header
 def require_readable_by_rule_1(data: bytes, name: str) -> None:
     """Raise `DataError` for a file that the first versions refused because of its metadata or format.
 
-    A run of theirs that skipped such files must continue without them.
+    A run that those versions started may have skipped such files. It must continue without them.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS_OF_RULE_1) as image:
@@ -176,7 +176,7 @@ class OpenPicture:
 
     @property
     def orientation(self) -> int:
-        """The EXIF orientation that the pixels still need to be turned by: 1 (upright) to 8."""
+        """The EXIF orientation that must still be applied to the pixels: 1 (upright) to 8."""
         if self.image.format == "TIFF":  # Pillow turns these itself
             return 1
         # The XMP block still counts if the EXIF block is damaged.
@@ -201,7 +201,7 @@ class OpenPicture:
     def load(self, background: tuple[int, int, int]) -> Image.Image:
         """Decode the first frame to its last byte, as upright RGB."""
         if self.image.format == "TIFF":
-            # Pillow checks its own limit when it allocates. With the memory in place it does not allocate.
+            # Pillow checks its own limit when it allocates memory. It does not allocate if the memory exists already.
             tile = getattr(self.image, "_tile_size", self.image.size)
             if tile[0] * tile[1] > (Image.MAX_IMAGE_PIXELS or tile[0] * tile[1]):
                 self.image.im = Image.new(self.image.mode, tile).im
@@ -215,7 +215,7 @@ def _orientation(image: Image.Image) -> int | None:
     """The EXIF orientation, 1 to 8; None if the metadata are damaged."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF makes Pillow raise nearly everything
+    except Exception:  # Pillow raises many kinds of errors for damaged EXIF
         return None
     return int(found) if found in _TURNS else 1
 
@@ -225,22 +225,22 @@ def _open(file: io.BytesIO) -> ImageFile.ImageFile:
     prefix = file.read(16)
     for kind in FORMATS:
         factory, accept = Image.OPEN[kind]
-        if accept is not None and accept(prefix) is not True:  # a text says why Pillow cannot read it
+        if accept is not None and accept(prefix) is not True:  # a string is the reason why Pillow cannot read it
             continue
         file.seek(0)
         try:
             return factory(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # by these `Image.open` tells another format
+        except (SyntaxError, IndexError, TypeError, struct.error):  # for `Image.open`, these mean another format
             continue
         except Image.DecompressionBombError as error:
             raise ValueError(
-                f"Pillow opens no {kind} file of so many pixels ({error}): store it as PNG, JPEG or TIFF"
+                f"Pillow does not open a {kind} file with so many pixels ({error}): store it as PNG, JPEG or TIFF"
             ) from error
     raise UnidentifiedImageError("the content is no known image format, or its header is damaged")
 
 
 def _split_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
-    """A PNG without ancillary chunks other than transparency, and what those chunks say about orientation and frames.
+    """A PNG without ancillary chunks other than transparency, and the orientation and frames that those chunks state.
 
     A file that ends inside a chunk of pixels stays as it is, so that Pillow refuses it.
     """
@@ -257,7 +257,7 @@ def _split_png(data: bytes) -> tuple[bytes, dict[str, Any]]:
 
 
 def _png_metadata(kind: bytes, content: bytes) -> Iterator[tuple[str, Any]]:
-    """What a chunk says about orientation and frames, under the names that Pillow gives it."""
+    """The orientation and frames that a chunk states, under Pillow's names."""
     if kind == b"eXIf":
         yield "exif", b"Exif\x00\x00" + content
     elif kind == b"acTL":

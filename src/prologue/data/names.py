@@ -39,18 +39,18 @@ def readable(name: str) -> str:
 
 
 def same_letters(name: str) -> str:
-    """The name in one spelling of its accents; macOS stores them as letters of their own."""
+    """The name with composed accents (NFC). macOS stores decomposed accents."""
     return unicodedata.normalize("NFC", name)
 
 
 def some(items: Iterable[str], most: int = 5) -> str:
-    """The first few items in natural order, and how many there are more."""
+    """The first few items in natural order, and the number of the others."""
     ordered = sorted(items, key=natural_key)
     return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
 def parents(name: str) -> Iterator[str]:
-    """The folders of a file, from the innermost."""
+    """The folders that contain a file, innermost first."""
     while "/" in name:
         name = name.rpartition("/")[0]
         yield name

@@ -1,4 +1,4 @@
-"""The data order: a pure function of (seed, step), the same for any number of processes and after any resume."""
+"""The data order. It is a pure function of (seed, step), also with several processes and after a resume."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count
 
 
 def batch_positions(step: int, batch: int, rank: int = 0, world: int = 1) -> range:
-    """Positions in the endless stream of epochs that `rank` reads at `step`: its slice of the global batch.
+    """The slice of the global batch that `rank` reads at `step`, as positions in the endless stream of epochs.
 
     Raises `ConfigError` if the processes do not divide the batch.
     """

@@ -1,4 +1,4 @@
-"""Pictures for people and evaluators: PNG files, labelled grids, and the NPZ archive of samples."""
+"""Writes and reads PNG files, labelled grids, and the NPZ archive of samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from prologue.utils.files import atomic_write
 _WHITE = (255, 255, 255)
 _INK = (30, 30, 30)
 _SHOWN_SIDE = 128
-"""Least side of a tile in a grid, in pixels; smaller tiles are enlarged by a whole factor."""
+"""Smallest side of a tile in a grid, in pixels; smaller tiles are enlarged by a whole factor."""
 
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -50,7 +50,7 @@ def open_image(path: Path, background: tuple[int, int, int] = _WHITE) -> Image.I
 def _decoded(path: Path, background: tuple[int, int, int]) -> Image.Image:
     try:
         picture = OpenPicture(path.read_bytes(), MAX_PIXELS)
-    except UnidentifiedImageError:  # Pillow reads more formats than data sets may hold
+    except UnidentifiedImageError:  # Pillow reads more formats than `OpenPicture`
         with Image.open(path) as image:
             return upright_rgb(image, background)
     with picture.image:
@@ -136,7 +136,7 @@ def labelled_grid(
 
 
 def thumbnails(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Copies reduced to the least side of a tile, for grids of many pictures."""
+    """Copies that are reduced to the smallest side of a tile, for grids of many pictures."""
     copies = [image.copy() for image in images]
     for image in copies:
         image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
@@ -144,7 +144,7 @@ def thumbnails(images: Sequence[Image.Image]) -> list[Image.Image]:
 
 
 def titled(picture: Image.Image, title: str) -> Image.Image:
-    """A picture below a title, which is broken into lines."""
+    """A picture with a title above it. The title is broken into lines."""
     font = _font(20)
     lines, line = [], ""
     for word in title.split():
@@ -192,7 +192,7 @@ def class_grid(
 
 
 def _font(size: int) -> Font:
-    """DejaVu Sans from the files of matplotlib, which has many scripts, else Pillow's own font.
+    """DejaVu Sans from the files of matplotlib, because it covers many scripts, or else Pillow's own font.
 
     Matplotlib is not imported.
     """
@@ -207,7 +207,7 @@ def _font(size: int) -> Font:
 
 
 def _shorten(text: str, font: Font, width: float) -> str:
-    """The text, or its beginning with an ellipsis if it is wider."""
+    """The text, cut and ended with an ellipsis if it is wider than `width`."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

@@ -1,4 +1,4 @@
-"""Sources of images: what `--data` can name, what each source offers, and the one function that opens them.
+"""Sources of images: the values of `--data`, the interface of a source, and the function that opens one.
 
 `--data` names embedded images (`shapes:grain=0.3`), a source of the caller's own code (`module:Name:key=value,…`), or
 the path of a folder or zip. A source is a class whose constructor takes the options. To add one, derive a class from
@@ -33,7 +33,7 @@ from prologue.utils.registry import Registry
 EMBEDDED = ("shapes", "digits", "plates")
 """Names of the images in the package. A folder of such a name is written as ./NAME."""
 ENDLESS = ("shapes", "plates")
-"""Those of which a run chooses the number of images."""
+"""Embedded images whose number the run chooses."""
 
 
 class ImageSet(Protocol):
@@ -56,7 +56,7 @@ class ImageSet(Protocol):
         ...
 
     def train_view(self, index: int, rng: np.random.Generator) -> UInt8[np.ndarray, "3 H W"]:
-        """A training view: a crop as `data.crop` says, mirrored at random if `data.flip`."""
+        """A training view: a crop by `data.crop`, mirrored at random if `data.flip` is set."""
         ...
 
     def token_views(self, index: int) -> UInt8[np.ndarray, "V 3 H W"]:
@@ -105,7 +105,7 @@ class FileRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """A source opened at one image size: its splits, its classes, and what the user should know."""
+    """A source opened at one image size: its splits, its classes, and notes for the user."""
 
     train: ImageSet
     validation: ImageSet
@@ -113,17 +113,18 @@ class Data:
     class_names: tuple[str, ...]
     """Names in the order of class ids; empty if the images have no labels."""
     fingerprint: str
-    """Changes with the files' names, sizes and labels, and with every option that changes a view."""
+    """Text that changes with the files' names, sizes and labels, and with every option that changes a view."""
     notes: tuple[str, ...] = ()
-    """Sentences to print once."""
+    """Notes that are printed once."""
     left_out: tuple[str, ...] = ()
-    """What the source holds and is not used, with the reason, in a few words each."""
+    """Files that are not used and the reason, in a few words each."""
     file_rule: int | None = None
     """The rule by which the files of a folder or zip were read; None for other sources."""
     files: tuple[FileRecord, ...] = ()
     """The image files of a folder or zip, of both splits."""
     content: str | None = None
-    """Changes with every file that is written again, even with the same size; None for sources without files."""
+    """Text that changes with every file that is written again, even with the same size; None for sources without
+    files."""
 
     @property
     def num_classes(self) -> int:
@@ -165,7 +166,7 @@ def seen_options(config: DataConfig, image_size: tuple[int, int]) -> dict[str, A
 
 @runtime_checkable
 class Source(Protocol):
-    """What `--data` names. Its constructor takes the options."""
+    """A source that `--data` names. Its constructor takes the options."""
 
     def open(self, config: DataConfig, image_size: tuple[int, int]) -> Data:
         """Open it for images of `image_size` (rows, columns)."""
@@ -181,7 +182,7 @@ SOURCES: Registry[Callable[..., Source]] = Registry(
         "folder": "prologue.data.folder.images:Folder",
     },
 )
-"""Sources by name. `folder` opens a path, which is not written with the name."""
+"""Sources by name. `folder` opens paths; users write the path without this name."""
 
 
 class ImageSource(ABC):
@@ -203,15 +204,16 @@ class ImageSource(ABC):
         """Picture `index`, of any size: a Pillow image of any mode, or RGB as a uint8 array."""
 
     def label(self, index: int) -> int:
-        """The class id of picture `index`. It is not asked for if there are no class names."""
+        """The class id of picture `index`. It is not called if there are no class names."""
         return 0
 
     def split(self, index: int) -> Literal["train", "validation"] | None:
-        """The split of picture `index`. None for all: `data.validation_fraction` of each class is held out."""
+        """The split of picture `index`. If it is None for all pictures, `data.validation_fraction` of each class is
+        held out."""
         return None
 
     def open(self, config: DataConfig, image_size: tuple[int, int]) -> Data:
-        """Raises `DataError` naming what is missing or impossible."""
+        """Raises `DataError` if something is missing or impossible; the message names it."""
         count, class_names = len(self), tuple(map(str, self.class_names))
         if count == 0:
             raise DataError(f"{self._name} has no images")
@@ -284,7 +286,7 @@ def embedded_name(where: str) -> str | None:
     return name if name in EMBEDDED else None
 
 
-# A module's name has two letters or more here, so that C:photos stays a path of Windows.
+# The name of a module must have two letters or more here, because C:photos is a path on Windows.
 _OUTSIDE = re.compile(r"([A-Za-z_]\w+(?:\.\w+)*:[A-Za-z_][\w.]*)(:.*)?", re.DOTALL)
 
 
@@ -312,7 +314,7 @@ def import_source(where: str) -> None:
         try:
             SOURCES.import_named(registered[0])
         except ConfigError as error:
-            raise DataError(f"--data {where}: {error}; there is no folder or zip of this name either") from error
+            raise DataError(f"--data {where}: {error}; there is also no folder or zip of this name") from error
 
 
 def source_of(where: str) -> Source:
@@ -338,8 +340,8 @@ def source_of(where: str) -> Source:
 def open_data(where: str, config: DataConfig, image_size: tuple[int, int]) -> Data:
     """Open what `--data WHERE` names for images of `image_size` (rows, columns).
 
-    Raises `DataError` for what is missing, empty, damaged or contradictory, naming it, and `MissingExtraError` for
-    `digits` without its extra. A folder called shapes is written as ./shapes.
+    Raises `DataError` if images or labels are missing, empty, damaged or contradictory, and `MissingExtraError` for
+    `digits` without its extra. A folder with the name shapes is written as ./shapes.
     """
     return source_of(where).open(config, image_size)
 

@@ -1,4 +1,5 @@
-"""Which images are held out: a function of each image's name, so that added images move no other."""
+"""Chooses held-out images by a function of each image's name, so that added images do not change the split of
+others."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def place(name: str) -> float:
 def hold_out(names: Sequence[str], labels: Int64[np.ndarray, " n"], fraction: float) -> Bool[np.ndarray, " n"]:
     """True for held-out images: those whose `place` is below `fraction`.
 
-    Every class of two images or more keeps at least one in each split (for `fraction` > 0); a class of one trains.
+    Every class of two images or more keeps at least one in each split (for `fraction` > 0); a class of one image is
+    used for training.
     """
     places = np.array([place(name) for name in names])
     held = places < fraction

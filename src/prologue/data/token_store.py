@@ -85,7 +85,7 @@ class _Index:
             except OSError as error:
                 raise CheckpointError(f"{file} is missing; {_AGAIN}") from error
             if actual != expected:
-                raise CheckpointError(f"{file} holds {actual} bytes where its index says {expected}; {_AGAIN}")
+                raise CheckpointError(f"{file} holds {actual} bytes, but its index says {expected}; {_AGAIN}")
         return index
 
 
@@ -95,10 +95,10 @@ class TokenStoreWriter:
     Args:
         layout: the sizes of the records.
         meta: JSON values for the reader, such as the hash of the tokenizer and the fingerprint of the data.
-        shard_images: most images in a shard.
+        shard_images: largest number of images in a shard.
 
     Raises:
-        RunError: the folder was begun with another layout or meta.
+        RunError: the folder was started with another layout or meta.
         CheckpointError: an index or a shard of the folder is damaged.
     """
 

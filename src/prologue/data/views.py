@@ -1,6 +1,6 @@
 """The views of an image: the center crop, random training crops, and the fixed crops of the token store.
 
-`CroppedSet` cuts them out of whole pictures. `RenderedSet` draws each of them at its own size.
+`CroppedSet` cuts views out of whole pictures. `RenderedSet` draws each view at its own size.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PixelCache:
 
 
 class _ViewSet(ABC):
-    """The common part of both kinds of `ImageSet`: which views there are, and mirror images."""
+    """The common part of both kinds of `ImageSet`. It chooses crops and mirrors them."""
 
     def __init__(
         self, labels: Int64[np.ndarray, " n"], size: tuple[int, int], config: DataConfig, cache: PixelCache
@@ -94,10 +94,10 @@ class _ViewSet(ABC):
 
 
 class CroppedSet(_ViewSet, Generic[Key]):
-    """An `ImageSet` that crops whole pictures as METHOD §2 says.
+    """An `ImageSet` that crops whole pictures by the rules of METHOD §2.
 
     Args:
-        keys: the images, by the names or numbers that `read` knows.
+        keys: names or numbers of the images, the arguments of `read`.
         labels: class id of each image.
         size: rows and columns of the views.
         read: returns the picture of a key as `halved` returns it, (h, w, 3) uint8, from any thread.

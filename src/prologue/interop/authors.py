@@ -1,4 +1,4 @@
-"""Import of the authors' checkpoints: their constant condition is folded into plain weights (METHOD §11)."""
+"""Imports the authors' checkpoints and folds their constant condition into plain weights (METHOD §11)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CODE_TEMPERATURE = 0.1
 
 
 class _Reader:
-    """The tensors of one file. It records which are read, so that `finish` finds an unexpected one."""
+    """The tensors of one file. It records the tensors that are read, so that `finish` can find unexpected ones."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class _Reader:
         return key in self.tensors
 
     def take(self, key: str, like: tuple[int | None, ...] | None = None) -> Tensor:
-        """The tensor in fp32. `like` is its expected shape, in which None is any size."""
+        """The tensor in fp32. `like` is its expected shape, in which None matches any size."""
         shape = self.shape(key)
         self.unread.discard(key)
         if like is not None:
@@ -81,7 +81,8 @@ class _Reader:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What tensors do not say. Head sizes other than 64 need `config`, in the format of parity's config.json."""
+    """Settings that the tensors do not determine. Head sizes other than 64 need `config`, in the format of parity's
+    config.json."""
 
     image_size: tuple[int, int] | None = None
     config: dict[str, Any] | None = None
@@ -214,7 +215,7 @@ def _quantizer(reader: _Reader, theirs: str, ours: str) -> Tensors:
 def _transformer_config(
     reader: _Reader, network: str, default_ratio: str, declared: dict[str, Any] | None
 ) -> TransformerConfig:
-    """Sizes of a network from its tensors, which must agree with `declared`. `declared` adds the rest."""
+    """Sizes of a network from its tensors. They must agree with `declared`, which gives the remaining sizes."""
     width = reader.size(f"{network}.layers.0.attn1.to_q.weight", 1, 2)
     head_dim = reader.size(f"{network}.layers.0.attn1.q_norm.weight", 0, 1)
     hidden = reader.size(f"{network}.layers.0.ffn.fc2.weight", 1, 2)
@@ -280,7 +281,7 @@ def _tokenizer_config(encoder: _Reader, decoder: _Reader, options: ImportOptions
 
 
 def _recognise_variant(encoder: _Reader, decoder: _Reader) -> Variant:
-    """The variant whose tensors these are."""
+    """The variant that has these tensors."""
     post_hoc = any(key.startswith("semantic_enc.") for key in encoder.tensors)
     has_prologue = post_hoc or "semantic_quantizer.embedding.weight" in encoder
     found = has_prologue, post_hoc, not has_prologue and "dec.learnable_query" in decoder

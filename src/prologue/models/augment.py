@@ -63,7 +63,7 @@ def _translate(images: Float[Tensor, "b 3 h w"], draws: Float[Tensor, "b 2"]) ->
         view = [-1, 1, size, 1] if axis == 2 else [-1, 1, 1, size]
         inside = ((source >= 0) & (source < size)).view(view)
         index = source.clamp(0, size - 1).view(view).expand_as(images)
-        # Clamped sources are read more than once, but the mask makes their gradient exactly 0.
+        # Clamped source pixels are read more than once, but the mask makes their gradient exactly 0.
         images = images.gather(axis, index) * inside.to(images.dtype)
     return images
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from prologue.errors import ConfigError
 
 SMALLEST_IMAGE = 24
-"""Shortest image side in pixels: three strided layers leave 3, of which the last two convolutions take one each."""
+"""Shortest image side in pixels: three strided layers leave 3 pixels, and each of the last two convolutions removes
+one."""
 _STRIDES = (2, 2, 1)
 """Strides of the convolutions between the first, which has stride 2, and the last, which has stride 1."""
 

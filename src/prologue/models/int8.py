@@ -10,7 +10,7 @@ from prologue.models.layers import Linear
 from prologue.utils.private_api import int8_product
 
 _WHOLE = 32
-"""The CPU kernel reads rows in blocks of this size, and past the end of a row that is not a multiple of it."""
+"""Block size of the CPU kernel. The kernel reads past the end of a row whose length is not a multiple of it."""
 
 
 class Int8Linear(nn.Module):

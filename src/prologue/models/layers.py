@@ -69,7 +69,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         wide = x.float()
-        # Clamping the square is equal where ‖x‖ > 1e-12, saves a pass, and is smooth at 0.
+        # Clamping the square gives the same result for ‖x‖ > 1e-12, saves a pass, and is smooth at 0.
         inverse: Tensor = torch.linalg.vecdot(wide, wide).clamp_min(1e-24).rsqrt()
         return (wide * (inverse * self.scale)[..., None] * (1 + self.weight.float())).to(x.dtype)
 

@@ -108,7 +108,7 @@ class Lite0(nn.Module):
     def maps(self, images: Float[Tensor, "b 3 h w"], after: Sequence[int]) -> list[Float[Tensor, "b _ _ _"]]:
         """Feature maps after the blocks `after` (ascending numbers), without a resize.
 
-        The image sides must be multiples of 32: the network would pad others unlike in its training.
+        The image sides must be multiples of 32: the network would pad other sizes in another way than in its training.
         """
         if any(side % _STRIDE for side in images.shape[-2:]):
             raise ValueError(f"image sides must be multiples of {_STRIDE}, not {tuple(images.shape[-2:])}")

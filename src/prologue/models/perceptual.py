@@ -88,7 +88,8 @@ class PerceptualLoss(nn.Module):
 
 
 def _normalise(images: Images, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
-    """`(images - mean) / std` per channel, in fp32. The constants are no tensors: copying those to a GPU would wait."""
+    """`(images - mean) / std` per channel, in fp32. The constants are not tensors, because a copy to a GPU would wait
+    for it."""
     channels = zip(images.float().unbind(1), mean, std, strict=True)
     return torch.stack([(channel - m) / s for channel, m, s in channels], dim=1)
 

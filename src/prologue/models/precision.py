@@ -26,7 +26,7 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def pick_precision(precision: Precision, device: torch.device) -> Precision:
-    """The training precision of this name; `auto` is `bf16` where the device has bf16 units, else `fp32`.
+    """The training precision of this name; `auto` is `bf16` if the device has bf16 units, else `fp32`.
 
     On a CPU with bf16 units a training step of small-32 is 1.2 times as fast as in fp32, and up to twice as fast with
     larger batches.
@@ -37,10 +37,11 @@ def pick_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of this name; `auto` is bf16 where the device has bf16 units, else fp32.
+    """The dtype of this name; `auto` is bf16 if the device has bf16 units, else fp32.
 
     Raises:
-        ConfigError: the name is unknown, the dtype is not floating point, or it is float64 on MPS, which has none.
+        ConfigError: the name is unknown, the dtype is not floating point, or it is float64 on MPS, which does not
+            support it.
     """
     choices = ", ".join(("auto", *DTYPES, "int8"))
     if isinstance(dtype, str):

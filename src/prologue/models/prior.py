@@ -65,7 +65,7 @@ class Prior(SavedModel):
 
         `visual_dropout` marks samples whose visual inputs are replaced by EOS. With `prologue_one_hot` the prologue is
         embedded as `one_hot @ token_embedding`, the path of the encoder's gradient (METHOD §7). A wrong shape or dtype
-        is a `SamplingError`. Ids are not checked, since that waits for the device; `layout.pack` checks them.
+        raises a `SamplingError`. Ids are not checked, since that waits for the device; `layout.pack` checks them.
         """
         self._check_kinds(sequence, class_ids)
         x = self.embed(self.layout.inputs(sequence, visual_dropout))

@@ -133,7 +133,7 @@ def download(url: str, path: Path, sha256: str) -> Path:
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published PyTorch file; a damaged file, or one with other contents, is a `CheckpointError`."""
+    """The tensors of a published PyTorch file. A damaged file or other contents raise a `CheckpointError`."""
     import torch
 
     try:

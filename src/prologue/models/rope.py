@@ -30,7 +30,7 @@ class Positions:
 
     @classmethod
     def indices(cls, count: int, axis: int = 2) -> Positions:
-        """The token's index on one axis, 0 on the others, theta 10000."""
+        """The token's index on one axis, 0 on the other axes, theta 10000."""
         coordinates = torch.zeros(count, 3, dtype=torch.float64)
         coordinates[:, axis] = torch.arange(count)
         return cls(coordinates, torch.full((count,), INDEX_THETA, dtype=torch.float64))
@@ -61,6 +61,6 @@ def rotate(x: Float[Tensor, "B T ... d"], cos: Float[Tensor, "T d2"], sin: Float
         even, odd = pairs.unbind(-1)
         rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     else:
-        # The same product with complex numbers is one pass instead of six. A compiler fuses the real form.
+        # The product of complex numbers takes one pass instead of six. A compiler fuses the real form.
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
     return rotated.flatten(-2).to(x.dtype)

@@ -72,7 +72,7 @@ class Segment:
 
 
 class SequenceLayout:
-    """Targets `[prologue (P), EOS, visual (N)]`; with P = 0 only the visual ids, and no EOS.
+    """Targets `[prologue (P), EOS, visual (N)]`. With P = 0 there are only the visual ids, without EOS.
 
     Vocabulary: visual ids `0…K−1`, prologue ids `K…K+K_p−1`, EOS `K+K_p`. Source: METHOD §6.
     """
@@ -115,7 +115,7 @@ class SequenceLayout:
         raise IndexError(f"step {step} outside the {self.length} target positions")
 
     def kept(self, tokens: TokenIds) -> TokenIds:
-        """The ids of a tokenizer that this layout has: without a prologue the visual ids alone."""
+        """The ids of a tokenizer that belong to this layout. Without a prologue these are the visual ids alone."""
         return tokens if self.has_prologue else tokens.without_prologue()
 
     def pack(self, tokens: TokenIds) -> Int[Tensor, "B T"]:
@@ -129,7 +129,7 @@ class SequenceLayout:
         return torch.cat([self.pack_prologue(tokens.prologue), visual], dim=1) if self.has_prologue else visual
 
     def pack_prologue(self, prologue: Int[Tensor, "B P"]) -> Int[Tensor, "B P+1"]:
-        """Prologue ids and EOS in the prior's vocabulary: the given ids when only the visual segment is sampled."""
+        """Prologue ids and EOS in the prior's vocabulary. They are given if only the visual segment is sampled."""
         eos = torch.full((len(prologue), 1), self.eos_id, dtype=torch.int64, device=prologue.device)
         return torch.cat([prologue.long() + self.prologue_offset, eos], dim=1)
 
@@ -153,11 +153,11 @@ class SequenceLayout:
         return inputs.masked_fill(dropped, self.eos_id)
 
     def place_prologue(self, inputs: Float[Tensor, "B L D"], prologue: Float[Tensor, "B P D"]) -> Tensor:
-        """Vectors of the inputs after BOS, with those of the prologue replaced."""
+        """Vectors of the inputs after BOS, in which the vectors of the prologue are replaced."""
         return torch.cat([prologue, inputs[:, self.prologue_tokens :]], dim=1)
 
     def split_inputs(self, values: Float[Tensor, "... T"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values of all inputs, split into those of BOS, the prologue, EOS and the visual tokens."""
+        """Values of all inputs, split into BOS, prologue, EOS and visual tokens."""
         sizes = [1, self.prologue_tokens, int(self.has_prologue), self.visual_tokens - 1]
         bos, prologue, eos, visual = torch.split(values, sizes, dim=-1)
         return bos, prologue, eos, visual
@@ -178,7 +178,7 @@ class SequenceLayout:
             )
 
     def allowed(self, device: torch.device | str = "cpu") -> Bool[Tensor, "T V"]:
-        """True where an id is allowed at a target position."""
+        """A mask that is true if an id is allowed at a target position."""
         mask = torch.zeros(self.length, self.vocabulary, dtype=torch.bool, device=device)
         for segment in self.segments:
             mask[segment.start : segment.stop, segment.first_id : segment.last_id] = True

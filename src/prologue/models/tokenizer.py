@@ -23,21 +23,21 @@ from prologue.utils.rng import torch_stream
 
 
 def to_model_range(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """uint8 to model range: `u / 127.5 − 1` (METHOD §2). Another dtype is a `DataError`."""
+    """uint8 to model range: `u / 127.5 − 1` (METHOD §2). Another dtype raises a `DataError`."""
     if images.dtype != torch.uint8:
         raise DataError(f"to_model_range converts uint8 images of 0…255, not {images.dtype}")
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
-    """Model range to uint8: `clamp(127.5·x + 128, 0, 255)`, truncated (METHOD §2). Integers are a `DataError`."""
+    """Model range to uint8: `clamp(127.5·x + 128, 0, 255)`, truncated (METHOD §2). Integers raise a `DataError`."""
     if not images.is_floating_point():
         raise DataError(f"to_uint8 converts floating-point images in [-1, 1], not {images.dtype}")
     return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
 
 
 LARGEST = 2.0
-"""Decoded and resized images leave the model range [-1, 1] a little. Larger absolute values are of another range."""
+"""Decoded and resized images leave the model range [-1, 1] a little. Larger absolute values indicate another range."""
 
 
 def check_image_tensor(images: Any) -> None:
@@ -118,9 +118,10 @@ class _Composition:
     """The queries and positions of a variant's encoder and decoder."""
 
     visual_queries: int
-    """Queries of the encoder whose outputs become visual codes. With 0, the outputs at the patches do."""
+    """Queries of the encoder whose outputs become visual codes. If it is 0, the outputs at the patches become the
+    codes."""
     encoder_queries: Positions | None
-    """The visual queries, then those of the prologue."""
+    """The visual queries, then the prologue queries."""
     decoder_inputs: Positions
     decoder_queries: Positions | None
 
@@ -230,7 +231,8 @@ class Tokenizer(SavedModel):
         return TokenIds(self.prologue_quantizer.encode(prologue), ids)
 
     def decode(self, visual: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
-        """Visual ids → images in model range, fp32, not clamped. A wrong number of ids or id is a `SamplingError`."""
+        """Visual ids → images in model range, fp32, not clamped. A wrong number of ids or a wrong id raises a
+        `SamplingError`."""
         self.check_visual(visual)
         return self.decode_known(visual.long())
 
@@ -240,7 +242,7 @@ class Tokenizer(SavedModel):
 
     @torch.no_grad()
     def decode_known(self, visual: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
-        """`decode` without the check of ids, so that it compiles as one graph."""
+        """`decode` without a check of ids, so that it compiles as one graph."""
         return self.decode_codes(self.visual_quantizer.codes(visual))
 
     def decode_codes(self, codes: Float[Tensor, "B N d"]) -> Float[Tensor, "B 3 H W"]:

@@ -29,14 +29,15 @@ class Cache(Protocol):
 
 @dataclass
 class LayerCache:
-    """Keys and values of one block, (B, H, T, d); a pass that begins at position `start` writes its own in place."""
+    """Keys and values of one block, (B, H, T, d). A pass writes its keys and values in place, starting at position
+    `start`."""
 
     k: Tensor
     v: Tensor
     start: int
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store the new keys and values, then attend to every position up to each query's."""
+        """Store the new keys and values. Each query then attends to all positions up to its own."""
         stop = self.start + k.shape[2]
         self.k[:, :, self.start : stop] = k
         self.v[:, :, self.start : stop] = v

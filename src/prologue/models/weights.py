@@ -118,7 +118,7 @@ class SavedModel(nn.Module):
 
 
 def model_hashes(folder: Path, name: str = WEIGHTS) -> dict[str, str]:
-    """sha256 of the files of this name in a run's two model folders, where they exist."""
+    """sha256 of the existing files of this name in a run's two model folders."""
     files = {part: folder / part / name for part in ("tokenizer", "prior")}
     return {part: file_hash(file) for part, file in files.items() if file.is_file()}
 

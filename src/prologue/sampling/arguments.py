@@ -1,4 +1,4 @@
-"""Checks of what callers of `Pipeline` pass: whole numbers, seeds, options and images."""
+"""Checks the arguments of `Pipeline`: whole numbers, seeds, options and images."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 def whole_number(name: str, value: Any, most: int | None = None) -> int:
-    """A whole number from 1 to `most`; anything else is a `SamplingError` with its name."""
+    """Check for a whole number from 1 to `most`. Anything else raises a `SamplingError` with its name."""
     try:
         number = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -66,7 +66,7 @@ def seeds_of(seed: Any, count: int) -> list[int]:
     """A seed for each of `count` images; a single seed `s` means `s, s+1, …`.
 
     Raises:
-        SamplingError: a seed is no whole number of 64 bits with a sign, or their number is wrong.
+        SamplingError: a seed is not a signed 64-bit integer, or the number of seeds is wrong.
     """
     given = _plain(seed)
     try:
@@ -78,7 +78,7 @@ def seeds_of(seed: Any, count: int) -> list[int]:
     except TypeError as error:
         raise SamplingError(f"a seed is a whole number, or one for each image, not {seed!r}") from error
     if len(seeds) != count:
-        raise SamplingError(f"{count} images need one seed, or one each, not {len(seeds)}")
+        raise SamplingError(f"{count} images need one seed for all, or one for each, not {len(seeds)}")
     for each in seeds:
         check_seeds(each)
     return seeds
@@ -94,7 +94,7 @@ def recipes_of(stored: Recipe, options: Mapping[str, Any], count: int) -> list[R
     each = {name for name, value in given.items() if isinstance(value, Sequence) and not isinstance(value, str)}
     for name in each:
         if len(given[name]) != count:
-            raise SamplingError(f"{count} images take one {name}, or one each, not {len(given[name])}")
+            raise SamplingError(f"{count} images need one {name} for all, or one for each, not {len(given[name])}")
     if not each:
         return [stored.replace(**given)] * count
     return [
@@ -117,7 +117,7 @@ def check_options(given: Collection[str], known: Sequence[str]) -> None:
 
 
 def folder_path(path: Any) -> str | Path:
-    """A str or `Path`; anything that is no path is a `ConfigError`."""
+    """The path of a str or `Path`. Anything else raises a `ConfigError`."""
     if isinstance(path, str | Path):
         return path
     if isinstance(path, os.PathLike):
@@ -129,7 +129,7 @@ def image_tensor(images: Images, size: tuple[int, int], background: tuple[int, i
     """Images as the model's tensors of `size` (rows, columns); others are resized to cover it and center-cropped.
 
     Raises:
-        DataError: a value is no picture and no tensor, is not finite, or lies outside ±2.
+        DataError: a value is neither a picture nor a tensor, is not finite, or lies outside ±2.
     """
     if isinstance(images, Tensor):
         x = images[None] if images.ndim == 3 else images
@@ -150,5 +150,5 @@ def image_tensor(images: Images, size: tuple[int, int], background: tuple[int, i
                 "make a picture of an array with PIL.Image.fromarray"
             )
         if 0 in picture.size:
-            raise DataError(f"an image of {picture.width} × {picture.height} pixels has nothing to encode")
+            raise DataError(f"an image of {picture.width} × {picture.height} pixels is empty")
     return to_model_range(torch.stack([fit(picture, size, background) for picture in pictures]))

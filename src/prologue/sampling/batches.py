@@ -1,4 +1,4 @@
-"""Which images of a call are drawn together, and how many rows a batch has."""
+"""Groups the images of a call into batches, and sets the number of rows of a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prologue.sampling.recipe import Recipe
 def same_passes(
     layout: SequenceLayout, recipes: Sequence[Recipe], known: Known | None, device: torch.device
 ) -> list[Int[Tensor, " n"]]:
-    """The numbers of the images, grouped by the shapes of their passes: by guided and by wholly known segments."""
+    """The numbers of the images, grouped by guided and by completely known segments, which determine the passes."""
     guided = {guidance: guidance.guided_segments(layout) for guidance in {recipe.guidance for recipe in recipes}}
     whole: list[Any] = [None] * len(recipes)
     if known is not None:

@@ -1,4 +1,4 @@
-"""`torch.compile` for the decode loop: settings per device, and a fallback where the compiler is missing."""
+"""`torch.compile` for the decode loop: settings per device, and a fallback if the compiler is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Report = Callable[[str, float | None], None]
 class Compiler:
     """Compiles graphs for one device. Without a C++ compiler or Triton they run eagerly, with one warning.
 
-    The next call of a compiled graph may overwrite the results of the last, so results that are kept must be copied.
+    The next call of a compiled graph may overwrite the results of the previous call. Copy results that are kept.
     """
 
     def __init__(self, device: torch.device, report: Report | None = None) -> None:
@@ -79,8 +79,8 @@ class Compiler:
         self._said = True
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         warnings.warn(
-            f"sampling goes on without compiling, which is slower ({type(error).__name__}: {reason}): "
-            "install a C++ compiler (on a GPU, Triton), or leave it out with compile=False",
+            f"sampling continues without compiling, which is slower ({type(error).__name__}: {reason}): "
+            "install a C++ compiler (on a GPU, Triton), or turn compiling off with compile=False",
             stacklevel=4,
         )
 
@@ -95,7 +95,7 @@ _SAYS_MISSING = re.compile(
     "No working C\\+\\+ compiler found|Cannot find a working triton installation|Failed to find C compiler"
     "|too old to be supported by the triton GPU compiler|torch.compile is not supported on"
 )
-"""The same by the text of the message: from compiler processes, Triton and torch.compile."""
+"""Text in messages about missing tools, from compiler processes, Triton and torch.compile."""
 _HALF_INSTALLED = re.compile(
     "No such file|file not found|cannot find -l|library not found|cannot execute|not permitted"
 )
@@ -127,7 +127,7 @@ _CPU = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "C
 
 
 def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with a code object of its own.
+    """A copy of the function with a new code object.
 
     The compiler finds a graph by its code object and does not compare frozen weights: another prior of the same sizes
     would run with the weights of the first.
@@ -136,7 +136,7 @@ def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         return function(*args)
 
-    call.__code__ = call.__code__.replace()  # an equal copy
+    call.__code__ = call.__code__.replace()  # a new object with equal contents
     return call
 
 
@@ -156,7 +156,7 @@ _WORTH = 3.0
 
 
 def worth_compiling(config: PriorConfig, device: torch.device, weight_bytes: int, rows: int, batches: int) -> bool:
-    """Whether drawing `batches` of `rows` sequences takes long enough that compiling pays.
+    """Whether compiling saves time when `batches` of `rows` sequences are drawn.
 
     The answer depends on the work alone, not on a clock, so all processes of a run decide alike.
     """

@@ -1,4 +1,4 @@
-"""The decode loop: prefill what is known, then decode with a static key-value cache (METHOD §9)."""
+"""The decode loop: prefill known tokens, then decode with a static key-value cache (METHOD §9)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sample_sequences(
     engine: Engine | None = None,
     one_shape: bool = False,
 ) -> Int[Tensor, "B T"]:
-    """Sequences of target ids as the prior counts them, EOS included.
+    """Sequences of target ids in the prior's vocabulary, EOS included.
 
     The ids of an image depend on its class, its seed, its recipe and its known tokens, not on the rest of the batch.
 
@@ -35,9 +35,9 @@ def sample_sequences(
         recipe: one for all images, or one for each.
         given: the first G target ids of each image, or known tokens at any positions. They are not drawn.
         engine: runs the prior; without one it runs eagerly.
-        one_shape: make the shapes of all passes a function of the batch size, of the segments that are guided, and of
-            those that are known in every row. Else equal rows are prefilled once, and a position that is known in every
-            row gets no pass of its own.
+        one_shape: make the shapes of all passes depend only on the batch size, on the guided segments, and on the
+            segments that are known in every row. Otherwise equal rows are prefilled once, and a position that is known
+            in every row gets no separate pass.
 
     Raises:
         SamplingError: guidance on the null class, a class that does not exist, given ids that do not fit, or logits
@@ -100,9 +100,9 @@ class _Rows:
         self.done = {"class": 0, "null": 0}
 
     def advance(self, targets: Int[Tensor, "B T"], step: int) -> Tensor:
-        """The outputs that predict target `step`, (B, 1, D), or (2B, 1, D) with null rows where the step is guided."""
+        """The outputs that predict target `step`, (B, 1, D), or (2B, 1, D) with null rows if the step is guided."""
         if step not in self.guided:
-            # Null rows that a later step needs catch up there, in one pass.
+            # The null rows skip this step. The next guided step computes them in one pass.
             return self._run(targets, step, 0, self.count, "class")
         if self.done["null"] != self.done["class"]:
             self._run(targets, self.done["class"] - 1, self.count, 2 * self.count, "null")
@@ -147,7 +147,7 @@ def _check(prior: Prior, class_ids: Tensor, recipes: Sequence[Recipe], seeds: li
 def _start(
     layout: SequenceLayout, given: Int[Tensor, "B G"] | Known | None, class_ids: Int[Tensor, " B"]
 ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Target ids with what is given and every EOS in place, and where they are known."""
+    """Target ids in which the given ids and every EOS are set, and the mask of these positions."""
     count, length = len(class_ids), layout.length
     if isinstance(given, Known):
         if len(given) != count:

@@ -54,7 +54,7 @@ def filter_logits(
     top_k: int | Int[Tensor, "B 1"] | None,
     top_p: float | Float[Tensor, "B 1"] | None,
 ) -> Float[Tensor, "B V"]:
-    """Set the ids that top-k, then top-p, leaves out to −inf; a limit is one for all rows, or one for each.
+    """Set the ids that top-k, then top-p, leaves out to −inf; a limit is one number for all rows, or one for each row.
 
     Top-p keeps the smallest set of the most likely ids whose mass exceeds `top_p`; the id that crosses it is kept.
     """
@@ -97,7 +97,7 @@ class DrawRule:
 
     temperature: Float[Tensor, "B 1"]
     top_k: int | Int[Tensor, "B 1"] | None
-    """One for all rows where they agree, which needs no sort."""
+    """One number if all rows have the same limit, because this needs no sort."""
     top_p: Float[Tensor, "B 1"] | None
     filtered: list[bool]
     rows_filtered: Bool[Tensor, " B"]

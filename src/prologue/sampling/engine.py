@@ -1,4 +1,4 @@
-"""How the decode loop runs a prior: static cache, prefill, and the step of one position, compiled or eager."""
+"""Runs a prior for the decode loop: static cache, prefill, and the step of one position, compiled or eager."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Engine:
             # the whole cache, so that it can be recorded.
             past = cache[:, :, :, :, : max(_FEWEST_SLOTS, position)]
             mark_dynamic(past, 4)
-        # A clone has the same strides at every step; the graph is compiled for those of the first.
+        # A clone has the same strides at every step; the graph is compiled for the strides of the first call.
         hidden, new = graph(ids.clone(), torch.tensor([position], device=ids.device), past)
         cache[:, :, :, :, position : position + 1] = new
         out: Tensor = hidden
@@ -108,12 +108,12 @@ class Engine:
         if graph is None:
             return Logits(self.prior, segment)(hidden, weights)  # type: ignore[no-any-return]
         logits, finite = graph(hidden.clone(), None if weights is None else weights.clone())
-        return logits, finite.clone()  # kept to the end, while the next position overwrites what a graph returned
+        return logits, finite.clone()  # copied: the next position overwrites the graph's results
 
     def draw(
         self, logits: Float[Tensor, "B V"], keys: Int[Tensor, " B"], position: int, rule: DrawRule, segment: Segment
     ) -> Int[Tensor, " B"]:
-        """One id for each image, as the prior counts them; valid until the next position."""
+        """One id of the prior's vocabulary for each image; valid until the next position."""
         graph = None if all(rule.filtered) else self._graph(Draw, len(logits), segment, lambda: Draw(segment))
         if graph is not None:
             where = torch.tensor(position, device=keys.device)
@@ -122,7 +122,7 @@ class Engine:
                 return plain
         noise = gumbel_noise(keys, position, segment.first_id, segment.last_id)
         ids = segment.first_id + draw(logits, noise, rule.temperature, rule.top_k, rule.top_p)
-        # A row's way of drawing does not depend on the other rows.
+        # Each row is drawn in a way that does not depend on the other rows.
         return ids if graph is None else torch.where(rule.rows_filtered, ids, plain)
 
     def _begin_position(self) -> None:
@@ -132,7 +132,7 @@ class Engine:
     def _graph(
         self, kind: type[Graph], rows: int, segment: Segment, make: Callable[[], Graph], guided: bool = False
     ) -> Callable[..., Any] | None:
-        """The compiled graph for this number of rows; None outside the visual segment and where none is compiled."""
+        """The compiled graph for this number of rows; None outside the visual segment or if nothing is compiled."""
         if self.compiler is None or not self.compiler.takes(kind) or segment is not self.prior.layout.segments[-1]:
             return None
         key = (kind, rows, guided)

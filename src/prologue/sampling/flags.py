@@ -1,4 +1,4 @@
-"""Sampling recipes on the command line: the flags of a recipe, and a recipe in the words of its flags."""
+"""Sampling recipes on the command line: parses the flags of a recipe, and writes a recipe as flags."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ _SCHEDULE = re.compile(r"(?P<kind>[^:]+(:[A-Za-z_][\w.]*)?):(?P<scale>[^:]+)(:(?
 
 
 def recipe_words(recipe: Mapping[str, Any]) -> str:
-    """The options of a recipe (`Recipe.to_dict`) that are set, in the words of the flags."""
+    """The options of a recipe (`Recipe.to_dict`) that are set, in the form of the flags."""
     guidance = recipe["guidance"]
     if guidance["whole"] is not None:
         words = [f"guidance overall:{_schedule_words(guidance['whole'])}"]

@@ -21,7 +21,7 @@ class Graph(nn.Module):
     """A function of tensors that compiles without breaks: it branches on no tensor's value and writes to no tensor."""
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
-    """Devices on which compiling it pays."""
+    """Devices on which this graph is compiled."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -97,7 +97,7 @@ class Draw(Graph):
     """Gumbel-max over all ids of a segment, as ids of the prior's vocabulary."""
 
     devices = ("cuda",)
-    """A CPU gains nothing, and its compiler rejects the noise's 64-bit products, which overflow."""
+    """Compiling saves nothing on a CPU, and the CPU's compiler rejects the noise's 64-bit products, which overflow."""
 
     def __init__(self, segment: Segment) -> None:
         super().__init__()

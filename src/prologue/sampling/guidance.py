@@ -79,7 +79,7 @@ class Guidance:
 
     @classmethod
     def none(cls) -> Guidance:
-        """The class's logits alone: a scale of 1 everywhere, and no null rows to compute."""
+        """The class's logits alone: the scale is 1 everywhere, and no null rows are computed."""
         return cls()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Tokens that are known before sampling, at any positions: inpainting, variation and mixing build on them."""
+"""Tokens that are known before sampling, at any positions. Inpainting, variation and mixing use them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from prologue.models.sequence import SequenceLayout, TokenIds
 
 
 class Known:
-    """`tokens` are known where the masks are true. The other positions are drawn, and the ids there are ignored.
+    """Tokens that are known at the positions where the masks are true. Other positions are drawn; their ids are
+    ignored.
 
     A known token costs no draw. The prior reads it as it is, and the drawn tokens after it depend on it.
 
@@ -42,7 +43,7 @@ class Known:
         return Known(self.tokens.to(device), self.prologue.to(device), self.visual.to(device))
 
     def pack(self, layout: SequenceLayout) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-        """Ids as the prior counts them, and the positions where they are known, EOS among them.
+        """Ids in the prior's vocabulary, and the mask of known positions, which include EOS.
 
         Raises:
             SamplingError: the tokens do not fit the layout.

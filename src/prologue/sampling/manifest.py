@@ -43,7 +43,7 @@ class Manifest:
 
     @classmethod
     def withdraw(cls, folder: Path) -> None:
-        """Rename the file: the two models of `folder` do not belong together until it is written again."""
+        """Rename the file, because the two models of `folder` do not match until it is written again."""
         if (folder / NAME).is_file():
             (folder / NAME).replace(folder / ASIDE)
 
@@ -57,7 +57,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read the manifest of a folder; a missing one, or another format, is a `CheckpointError`."""
+        """Read the manifest of a folder; a missing one, or another format, raises a `CheckpointError`."""
         if not (folder / NAME).is_file():
             if not folder.exists():
                 raise CheckpointError(f"{folder} does not exist: give a run folder or an exported folder")
@@ -78,7 +78,7 @@ class Manifest:
             )
         try:
             return from_dict(cls, data, NAME)
-        except PrologueError as error:  # such as those of the recipe
+        except PrologueError as error:  # for example an error of the recipe
             raise CheckpointError(f"{folder / NAME}: {error}") from error
 
     def replace(self, **changes: Any) -> Manifest:

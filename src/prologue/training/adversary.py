@@ -73,7 +73,7 @@ class Adversary:
             return r1_penalty(self.model(real), real)
 
     def _seen(self, images: Tensor, step: int, which: str, part: int) -> Tensor:
-        """The images that the discriminator gets: augmented where `gan_augment` is set."""
+        """The images that the discriminator gets: augmented if `gan_augment` is set."""
         if not self.training.gan_augment:
             return images
         place = (step, self.context.rank, *([part] if part else []))

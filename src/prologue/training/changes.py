@@ -16,7 +16,7 @@ FREE_FIELDS = (
 )
 """Fields without an effect on results, which may differ between the commands that continue a run.
 
-`data` is the place of the images, which may move: the fingerprint tells whether they are the same.
+`data` is the path of the images, which may change. The fingerprint shows whether the images are the same.
 """
 STEPS = {"tokenizer": "tokenizer_training.steps", "prior": "prior_training.steps"}
 """The field with the number of steps of each trained stage."""

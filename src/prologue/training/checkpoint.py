@@ -27,7 +27,7 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, tensors: dict[str, Tensor], failing: bool = False) -> None:
-        """Store the state after `step` steps. A full disk is a `RunError`; then no older checkpoint is lost.
+        """Store the state after `step` steps. A full disk raises a `RunError`, and older checkpoints stay.
 
         `failing` marks a state whose last updates were skipped. The last good checkpoint before it stays.
         """
@@ -50,7 +50,7 @@ class Checkpoints:
                     "again; it continues from the last checkpoint"
                 ) from error
             raise
-        # A later checkpoint is damaged, or the run would have continued from it. It does not count.
+        # A later checkpoint must be damaged, because the run did not continue from it. It is ignored.
         earlier = [other for other in self.steps() if other <= step]
         self._keep({*earlier[-self.keep :], *self.good(step + 1)[-1:]})
 

@@ -69,7 +69,7 @@ class CodebookMonitor:
         self._warned = False
 
     def add(self, encoding: Encoding, tokens: TokenIds) -> None:
-        """Count a step's `tokens`, which are those of all processes."""
+        """Count a step's `tokens`, gathered from all processes."""
         self._last = encoding
         self.visual.add(tokens.visual)
         if self.prologue is not None:
@@ -128,7 +128,7 @@ class CodebookMonitor:
 def collapse_sentences(
     visual_usage: float, diversity: float | None, use: float | None, resets: bool, starts_from_data: bool
 ) -> list[str]:
-    """One warning for each collapse, with what to try.
+    """One warning for each collapse, with a remedy.
 
     `resets` tells whether dead codes are reset, `starts_from_data` whether the prologue codebook starts from data.
     """

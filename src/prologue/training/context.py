@@ -1,4 +1,4 @@
-"""What every stage shares: the run, its data, the process group and the random streams."""
+"""The objects that all stages share: the run, its data, the process group and the random streams."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Context:
 
     @cached_property
     def batches(self) -> Prefetcher:
-        """The training images of each step, loaded ahead where loading is slow."""
+        """The training images of each step, loaded ahead if loading is slow."""
         return Prefetcher(self.data.train, self.config.seed, self.rank, self.world)
 
     def learner(
@@ -107,7 +107,7 @@ class Context:
         return gathered
 
     def mean(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """The mean of each metric over the processes, all of which give the same names in the same order."""
+        """The mean of each metric over the processes. All processes must give the same names in the same order."""
         values = {key: float(value) for key, value in metrics.items()}
         if self.world == 1 or not values:
             return values

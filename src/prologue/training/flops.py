@@ -65,7 +65,7 @@ def _of_tokenizer(key: str) -> float:
 
 
 def _prior_loss(config: RunConfig, encoding: Encoding) -> Tensor:
-    """The prior's term in the loss of the encoder, after a pass of its own where the two steps do not share one."""
+    """The prior's term in the loss of the encoder, with a separate pass unless the two steps share one."""
     layout = SequenceLayout.of(config.tokenizer)
     prior = Prior(config.tokenizer_training.prior_model.sized(layout.config, 0))
     sequence, null = layout.join(encoding.tokens), torch.zeros(1, dtype=torch.int64)

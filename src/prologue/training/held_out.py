@@ -21,7 +21,7 @@ HELD_OUT_IMAGES = 512
 """Largest number of images that a prior is evaluated on during training."""
 BATCH = 64
 RISE = 0.01
-"""Relative rise of the held-out cross-entropy above its minimum from which the user is warned."""
+"""The user is warned if the held-out cross-entropy rises above its minimum by this fraction."""
 
 
 def encode_evenly(

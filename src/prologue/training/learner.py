@@ -19,7 +19,8 @@ from prologue.utils.private_api import step_unless
 
 
 def stored(tensors: dict[str, Tensor], key: str, like: Tensor) -> Tensor:
-    """The checkpoint's tensor `key`; without one of the shape of `like` it is a `CheckpointError`."""
+    """The checkpoint's tensor `key`. If it is missing or differs in shape from `like`, this raises a
+    `CheckpointError`."""
     found = tensors.get(key)
     if found is None or found.shape != like.shape:
         raise CheckpointError(f"the checkpoint has no tensor {key!r} of shape {tuple(like.shape)}")
@@ -45,7 +46,8 @@ class Learner:
         self.updates = 0
         self.device = next(module.parameters()).device
         self.skips = torch.zeros(2, dtype=torch.int64, device=self.device)
-        """Skipped updates: in all, and in a row up to now. They stay on the device, so that nothing waits."""
+        """Numbers of skipped updates: the total, and the current number in a row. They stay on the device, so that
+        nothing waits."""
         self.parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
         decayed = [p for p in self.parameters.values() if p.ndim > 1]
         spared = [p for p in self.parameters.values() if p.ndim <= 1]

@@ -24,7 +24,7 @@ Metrics = dict[str, Tensor | float]
 
 
 class Stage(Protocol):
-    """What the loop trains. A step depends only on its number and the state."""
+    """A stage that the loop trains. A step depends only on its number and the state."""
 
     name: str
     steps: int
@@ -52,7 +52,7 @@ class Stage(Protocol):
         """Continue after `step` steps from the finished weights alone."""
 
     def snapshot(self, step: int) -> Metrics:
-        """Save pictures, and return metrics that are too slow for every log record. Changes no state."""
+        """Save pictures, and return metrics that are too slow for every log record. This does not change the state."""
 
     def finish(self) -> None:
         """Write the result of the stage into the run."""
@@ -67,7 +67,8 @@ class Stopped(Exception):
 
 
 SAME_REQUEST_SECONDS = 1.0
-"""A second signal within this time is the same request: launchers and schedulers forward a signal of the terminal."""
+"""A second signal within this time is the same request, because launchers and schedulers forward the terminal's
+signal."""
 
 
 class StopRequest:
@@ -142,7 +143,7 @@ def run_stage(
     elif start := int(run.record["stages"].get(stage.name, {}).get("warm_start", 0)):
         stage.warm_start(start)
         progress.say(
-            f"{stage.name}: its last checkpoint is gone, so it continues from the finished weights at step {start} of "
+            f"{stage.name}: its last checkpoint is lost, so it continues from the finished weights at step {start} of "
             f"{stage.steps}, with new optimizer moments"
         )
     if start and run.changed(stage.name):

@@ -1,7 +1,7 @@
 """Every loss term of METHOD §7 as a named function, and the lists of weighted terms that training adds up.
 
 A term of the autoencoder step is a function `term(outputs, **options)` of `StepOutputs`. It returns a scalar, or None
-where it does not apply. The configuration `tokenizer_training.losses` adds terms by name.
+if it does not apply. The configuration `tokenizer_training.losses` adds terms by name.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """What a term of the autoencoder step may read, for one microbatch, under autocast."""
+    """The inputs of a term of the autoencoder step, for one microbatch, under autocast."""
 
     step: int
     images: Float[Tensor, "B 3 H W"]
@@ -190,7 +190,7 @@ def _configured(component: Component) -> Weighted:
 
 @dataclass(frozen=True)
 class DiscriminatorOutputs:
-    """What a term of the discriminator may read: logits of real and of reconstructed images, and more."""
+    """The inputs of a term of the discriminator."""
 
     step: int
     real: Tensor

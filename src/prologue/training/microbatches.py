@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch in microbatches, which need less memory one after another."""
+"""Gradient accumulation: a batch is computed as several microbatches in turn, to save memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prologue.training.losses import cross_entropy_terms
 
 
 def microbatches(count: int, number: int) -> list[slice]:
-    """Split `count` rows into `number` equal slices; a count that does not divide is a `ConfigError`."""
+    """Split `count` rows into `number` equal slices; raises a `ConfigError` if this is not possible."""
     if count % number:
         raise ConfigError(
             f"{count} images of a process do not divide into {number} equal parts: "

@@ -1,4 +1,4 @@
-"""The two models of a folder: the finished ones, or those of the newest checkpoints of an unfinished run."""
+"""The two models of a folder: the finished models, or the models in the newest checkpoints of an unfinished run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunModels:
 
     @classmethod
     def open(cls, folder: Path, which: Which = "finished") -> RunModels:
-        """`newest` takes the EMA of the newest checkpoint for each model whose stage is not finished.
+        """For each model whose stage is not finished, `newest` takes the EMA of the newest checkpoint.
 
         Raises:
             CheckpointError: `newest`, and the folder has no `run.json`, or neither a checkpoint nor a tokenizer.
@@ -87,7 +87,7 @@ class RunModels:
         return unfinished_manifest(self.run)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, on the CPU in fp32; missing or damaged files are a `CheckpointError`."""
+        """The tokenizer, on the CPU in fp32; missing or damaged files raise a `CheckpointError`."""
         if self.run is None or "tokenizer" not in self.states:
             return Tokenizer.from_pretrained(self.folder / "tokenizer")
         tokenizer = Tokenizer(self.run.config.tokenizer)
@@ -95,7 +95,8 @@ class RunModels:
         return tokenizer.eval()
 
     def prior(self) -> Prior:
-        """The prior, on the CPU in fp32; missing or damaged files are a `CheckpointError`, as is a run without one."""
+        """The prior, on the CPU in fp32; missing or damaged files, or a run without a prior, raise a
+        `CheckpointError`."""
         if self.run is None:
             return Prior.from_pretrained(self.folder / "prior")
         config, stages = self.run.config, self.run.record["stages"]

@@ -1,4 +1,4 @@
-"""Background threads that load training batches ahead, where loading is slow."""
+"""Background threads that load training batches ahead if loading is slow."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ MOST_THREADS = 16
 
 
 class Prefetcher:
-    """The batches of `images` that one process gets at each step. They do not depend on what is loaded ahead.
+    """The batches of `images` that one process gets at each step. They do not depend on the batches that are loaded
+    ahead.
 
-    Several threads load slices of one batch. The `get` of a batch raises the errors of its threads (a damaged file).
+    Several threads load slices of one batch. `get` raises the errors of these threads, such as a damaged file.
     """
 
     def __init__(self, images: ImageSet, seed: int, rank: int = 0, world: int = 1, threads: int | None = None) -> None:
@@ -61,7 +62,7 @@ class Prefetcher:
         parts = max(count for count in range(1, self.threads + 1) if share % count == 0)
         for key in wanted:
             if key not in self._waiting:
-                # The slices of this process are those of single processes among `parts` times as many.
+                # Each slice equals the share of one process if there were `parts` times as many processes.
                 self._waiting[key] = [
                     pool.submit(train_batch, self.images, self.seed, *key, self.rank * parts + part, self.world * parts)
                     for part in range(parts)

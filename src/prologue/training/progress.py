@@ -1,4 +1,4 @@
-"""Progress of a training: a live line in a terminal, a plain line now and then elsewhere."""
+"""Progress of training: a live line in a terminal, otherwise plain lines at intervals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def describe(record: dict[str, Any]) -> str:
 class Terminal(Progress):
     """A progress bar if standard error is a terminal, otherwise a line every `PLAIN_SECONDS`.
 
-    With a `prefix`, for one of several processes on a terminal, there are lines that begin with it.
+    With a `prefix`, it writes lines that begin with the prefix. This separates several processes on one terminal.
     """
 
     def __init__(self, prefix: str = "") -> None:

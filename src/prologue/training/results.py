@@ -13,7 +13,7 @@ from prologue.training.run import RunFolder
 
 
 def hash_of_tokenizer(run: RunFolder) -> str:
-    """The sha256 of the tokenizer's weights. It is cached while the file does not change."""
+    """The sha256 of the tokenizer's weights. It is cached until the file changes."""
     path = run.tokenizer_folder / WEIGHTS
     found = path.stat()
     return _hash(path, found.st_mtime_ns, found.st_size, found.st_ino)

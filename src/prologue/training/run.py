@@ -56,7 +56,7 @@ class RunFolder:
         Args:
             facts: further JSON values that must not change (data, tokenizer).
             extend: allow more steps, also of finished stages, and other learning rates.
-            changed_data: describes which image files differ from those of the run, if that is known.
+            changed_data: describes the image files that differ from those of the run, if this is known.
 
         Raises:
             RunError: settings have changed, or the folder is not a run of this format. Nothing is written then.
@@ -98,7 +98,7 @@ class RunFolder:
         self.save()
 
     def _reopen(self, stage: str, steps: int, more: Mapping[str, Any]) -> None:
-        """Continue a finished stage after its `steps` steps, and with it the stages that use its result."""
+        """Continue a finished stage after its `steps` steps, and also the stages that use its result."""
         stages, known = self.record["stages"], self.record["stages"][stage]
         if stage == "tokenizer":
             if "taken_from" in known and not self.config.tokenizer.traits.post_hoc:
@@ -167,7 +167,7 @@ class RunFolder:
         return cls(path, record, config)
 
     def reload(self) -> None:
-        """Read what another process has written to `run.json`."""
+        """Read `run.json` again after another process has written it."""
         self.record = self.load(self.path).record
 
     def save(self) -> None:
@@ -211,7 +211,7 @@ class RunFolder:
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """Feature networks that were used in losses of the tokenizer, here or in the run that it was taken from."""
+        """Feature networks in the losses of the tokenizer, in this run or in the run that trained it."""
         taken = self.record["stages"].get("tokenizer", {}).get("trained_on")
         if taken is not None:
             return tuple(taken)
@@ -241,7 +241,7 @@ class RunFolder:
         for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+            except json.JSONDecodeError:  # the incomplete last line of a run that was killed
                 continue
 
 

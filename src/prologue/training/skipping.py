@@ -40,14 +40,14 @@ class Skipping:
 
     @property
     def limit_reached(self) -> bool:
-        """Whether training has to stop, because `limit` updates in a row were skipped."""
+        """Whether training must stop because `limit` updates in a row were skipped."""
         return bool(self.limit) and self.in_a_row >= self.limit
 
     def metrics(self) -> dict[str, float]:
         return {"skipped": float(self.total), "skipped_in_a_row": float(self.in_a_row)}
 
     def sentences(self, done: int) -> list[str]:
-        """A warning about skipped updates, and the next one when there are twice as many."""
+        """A warning about skipped updates. The next warning comes when their number has doubled."""
         if not self.total or self.total < 2 * self._warned_at:
             return []
         self._warned_at = self.total
@@ -55,7 +55,7 @@ class Skipping:
         return [f"{self.stage}: {updates(self.total)} skipped up to step {done}{row}, {WHY}"]
 
     def error(self, done: int, good: int) -> TrainingError:
-        """The error that stops the training, with what to try. The run continues from the checkpoint of step `good`."""
+        """The error that stops the training, with remedies. The run continues from the checkpoint of step `good`."""
         flag = f"--{self._worst.replace('_', '-')}"
         config = self.learners[self._worst].config
         clipped = f"{flag}.clip {config.clip / 10 or 1:g}"

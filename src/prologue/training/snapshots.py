@@ -30,7 +30,7 @@ def save_reconstructions(context: Context, tokenizer: Tokenizer, images: ImageSe
 
 @torch.no_grad()
 def save_samples(context: Context, tokenizer: Tokenizer, prior: Prior, step: int) -> None:
-    """Save samples of the first classes, one class a column; a prior without classes samples the null class."""
+    """Save samples of the first classes, one column for each class. A prior without classes samples the null class."""
     classes = list(range(min(CLASSES, prior.num_classes))) or [prior.null_class] * CLASSES
     class_ids = torch.tensor(classes * ROWS, device=context.device)
     sequence = sample_sequences(prior, class_ids, Recipe(), list(range(len(class_ids))))

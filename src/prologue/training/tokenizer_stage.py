@@ -53,7 +53,7 @@ class TokenizerStage:
         self.tokenizer = context.learner(
             "tokenizer", self.model, self.training.autoencoder, self.steps, self.training.ema_half_life
         )
-        # A baseline needs the prior of this stage only where it is the one to save.
+        # A baseline needs the prior of this stage only if this prior is saved.
         with_prior = sizes.prologue_tokens > 0 or self.training.one_stage
         self.prior = StageOnePrior(context, self.training.prior_model) if with_prior else None
         self.adversary = Adversary(context) if self.training.gan > 0 and not self.post_hoc else None
@@ -154,7 +154,7 @@ class TokenizerStage:
         return encoding, reconstruction, loss, metrics | {"loss": loss.detach()}
 
     def _prologue_is_idle(self, step: int) -> bool:
-        """Whether, in a process group, no term reaches the prologue yet: neither cross-entropy nor a user's term."""
+        """Whether no term reaches the prologue yet in a process group: neither the cross-entropy nor a user's term."""
         reaching = self.ce_ramp.at(step) or self.training.losses
         return self.context.world > 1 and self.model.prologue_quantizer is not None and not reaching
 
@@ -184,7 +184,7 @@ class TokenizerStage:
             self.adversary.load_state(tensors)
 
     def warm_start(self, step: int) -> None:
-        raise CheckpointError("the finished tokenizer is not enough to continue: its prior and discriminator are gone")
+        raise CheckpointError("the finished tokenizer is not enough to continue: its prior and discriminator are lost")
 
     def ema_model(self) -> Tokenizer:
         """The EMA tokenizer."""
@@ -193,7 +193,7 @@ class TokenizerStage:
         return model
 
     def snapshot(self, step: int) -> Metrics:
-        """Save reconstructions of validation images, or of training images without these, and measure the use."""
+        """Save reconstructions of validation images, or of training images if there are none, and measure the use."""
         images = self.context.data.validation if len(self.context.data.validation) else self.context.data.train
         save_reconstructions(self.context, self.ema_model(), images, step)
         return {} if self.prior is None else self.prior.measure_use(self.ema_model(), images)

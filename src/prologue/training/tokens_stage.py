@@ -1,4 +1,4 @@
-"""Between the stages: the EMA tokenizer encodes every training view once into the token store (METHOD §8)."""
+"""The stage between 1 and 2: the EMA tokenizer encodes every training view once into the token store (METHOD §8)."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from prologue.utils.private_api import reset_accelerator_state
 
 StageName = Literal["tokenizer", "tokens", "prior", "all"]
 LONGEST_WAIT = timedelta(days=7)
-"""How long processes wait for the main one, which encodes the whole data set alone."""
+"""How long processes wait for the main process, which encodes the whole data set alone."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ class _Trainer:
         self.run, self.progress, self.stop = context.run, progress, stop
 
     def finished(self) -> bool:
-        """Whether nothing is left to do; then report it. Writes nothing."""
+        """Whether the run is already finished. If so, report it. Writes nothing."""
         left = [stage for stage in self._wanted if not self._is_done(stage)]
-        self.context.accelerator.wait_for_everyone()  # the others have to read before one writes
+        self.context.accelerator.wait_for_everyone()  # all processes must read before the main one writes
         unlisted = (self.run.prior_folder / WEIGHTS).is_file() and not (self.run.path / MANIFEST).is_file()
         if left or unlisted:
             return False
@@ -251,7 +251,7 @@ class _Trainer:
 
     @property
     def _post_hoc(self) -> bool:
-        """Whether a prologue is trained for the given tokenizer, and not the given tokenizer used as it is."""
+        """Whether a prologue is trained for the given tokenizer. Otherwise the given tokenizer is used unchanged."""
         asked = self.run.config.tokenizer.traits
         return self.given is not None and asked.post_hoc and not self.given.config.traits.post_hoc
 
@@ -263,7 +263,7 @@ class _Trainer:
             )
 
     def _trained_on(self) -> list[str]:
-        """Feature networks in the losses of this run's visual path, here or in the run that it was taken from."""
+        """Feature networks in the losses of the visual path, in this run or in the run that trained it."""
         if self.request.tokenizer_from is not None:
             return _trained_on_in(self.request.tokenizer_from)
         return list(self.run.trained_on)
@@ -304,7 +304,7 @@ class _Trainer:
 
 
 def _settled(request: TrainRequest) -> RunConfig:
-    """Resolve `precision` auto and an open file rule: as the run was started, or the defaults of this machine."""
+    """Resolve `precision` auto and an unset file rule. A started run keeps its values; a new run gets the defaults."""
     config = request.config
     precision, rule = config.precision, config.data.file_rule
     if (precision == "auto" or rule is None) and (request.out / "run.json").is_file():
@@ -318,7 +318,7 @@ def _settled(request: TrainRequest) -> RunConfig:
 
 
 _UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-"""Modes of Accelerate that shard a model. Checkpoints here need the whole model in one process."""
+"""Modes of Accelerate that shard a model. The checkpoints of this package need the whole model in one process."""
 
 
 def make_accelerator(precision: Precision, device: str) -> Any:

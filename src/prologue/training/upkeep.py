@@ -19,7 +19,7 @@ from prologue.utils.transfer import fetch
 START_VECTORS = 64
 """Largest number of encoder outputs for each code that the prologue codebook starts from."""
 START_BATCHES = 64
-"""Largest number of batches that these come from."""
+"""Largest number of batches from which these outputs come."""
 
 
 class CodebookUpkeep:
@@ -49,7 +49,7 @@ class CodebookUpkeep:
 
     @torch.no_grad()
     def count(self, step: int, visual: Int[Tensor, "B N"]) -> Callable[[], Tensor] | None:
-        """Count the visual ids of all processes. At a step with a reset, begin to copy the counts to the host.
+        """Count the visual ids of all processes. At a step with a reset, start to copy the counts to the host.
 
         `reset_dead_codes` waits for the copy, because the draws depend on the number of dead codes. It is the only wait
         outside of log steps.

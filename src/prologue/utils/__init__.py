@@ -1,1 +1,1 @@
-"""Devices, threads, processes, random streams, files, locks and registries; nothing here knows the models."""
+"""Devices, threads, processes, random streams, files, locks and registries; nothing here depends on the models."""

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 SPIN_ROUNDS = 1_000
 """Rounds that an idle OpenMP thread spins before it sleeps: a few microseconds.
 
-The default is about a millisecond after each operation, on a core that another process may need. Fewer rounds cost more
-on a quiet machine than they save on a busy one (`benchmarks/busy.py`).
+By default it spins for about a millisecond after each operation, on a core that another process may need. Fewer rounds
+cost more on a quiet machine than they save on a busy one (`benchmarks/busy.py`).
 """
 _SPIN_VARIABLE = "GOMP_SPINCOUNT"
 _USER_POLICY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")

@@ -22,9 +22,9 @@ from prologue.errors import ConfigError
 STDOUT = 1
 _MOST_LINKS = 40
 _SPOOLED = 64 << 20
-"""Bytes for a stream that are held in memory; more are held in a temporary file."""
+"""Largest number of bytes for a stream that are held in memory. Larger contents are held in a temporary file."""
 _STALE_SECONDS = 3600.0
-"""Age of a temporary file after which its writer is assumed to be gone."""
+"""Age of a temporary file after which its writer is assumed to have ended."""
 _RETRY_SECONDS = 2.0 if os.name == "nt" else 0.0
 """How long a replacement is retried: Windows refuses it while another process has the old file open."""
 _TEMPORARY = re.compile(r"(.+?)(?:\.[0-9a-f]{8})?\.tmp")
@@ -118,7 +118,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield the path of a new file, which replaces `path` if the block succeeds and is removed if it fails.
 
     The file name is unique to this writer. The folder is created if missing. `durable` waits until the file is on the
-    disk; many small files can do without.
+    disk. Many small files do not need this.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if durable:
@@ -126,12 +126,12 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     stem = path.name if len(os.fsencode(path.name)) <= 240 else path.name[:60]
     temporary = path.with_name(f"{stem}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # that of the umask, even if the block replaces the file
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # from the umask; kept if the block replaces the file
     os.close(descriptor)
     try:
         yield temporary
         if durable:
-            with temporary.open("rb+") as written:  # Windows syncs only what is open for writing
+            with temporary.open("rb+") as written:  # Windows syncs only files that are open for writing
                 os.fsync(written.fileno())
         temporary.chmod(mode)
         _replace(temporary, path)
@@ -166,11 +166,11 @@ def _remove_stale(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a file to write, such that readers see the old content or the complete new one, even after a crash.
+    """Open a file for writing. Readers see either the old content or the complete new content, even after a crash.
 
     The folder is created if missing. If the block fails, the old file stays. The target of a link is replaced, not the
-    link. Pipes, devices, descriptors, and files in a folder that cannot be written to get the content once the block
-    has succeeded. For `durable` see `replacing`.
+    link. Pipes, devices, descriptors, and files in a read-only folder receive the content after the block has
+    succeeded. For `durable` see `replacing`.
 
     Raises:
         OSError: the file cannot be written; the error names `path`.

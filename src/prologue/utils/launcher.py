@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prologue.errors import ConfigError
 
 _MPI = ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")
-"""Prefixes of the variables of MPI launchers, which Accelerate reads too."""
+"""Prefixes of the variables of MPI launchers. Accelerate also reads these variables."""
 _PREFIXES = (
     "ACCELERATE_",
     "FSDP_",
@@ -35,7 +35,7 @@ class Launched:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and prints for all."""
+        """Whether this process writes files and prints for all processes."""
         return self.rank == 0
 
 

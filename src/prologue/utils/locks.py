@@ -14,7 +14,7 @@ from prologue.errors import RunError
 LOCK = ".lock"
 """Name of a folder's lock file. It is removed with the lock; a file that a killed process left behind does not lock."""
 PATIENCE = 10.0
-"""Seconds to wait for a lock, because a process that was just killed may take some to end."""
+"""Seconds to wait for a lock, because a process that was just killed may need time to end."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())
 """The folders that this thread has locked; calls inside the block may lock them again."""
@@ -22,9 +22,9 @@ _held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Lock a folder, which is created if missing. It is removed again if the block leaves nothing in it.
+    """Lock a folder, which is created if missing. A created folder is removed after the block if it is empty.
 
-    File systems without locks are used without one.
+    On a file system without locks, the block runs without a lock.
 
     Raises:
         RunError: another process keeps the lock, or `folder` is a file.
@@ -52,7 +52,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 def file_lock(file: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Lock one file, by a hidden file beside it.
 
-    With `waiting`, which is called once before a wait, wait for as long as another process keeps the lock.
+    With `waiting`, wait without a limit while another process keeps the lock. `waiting` is called once before the wait.
 
     Raises:
         RunError: another process keeps the lock for more than a few seconds, and `waiting` is not given.
@@ -89,6 +89,6 @@ def _locked(path: Path, busy: str, waiting: Callable[[], None] | None = None) ->
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows refuses this while the lock is held; there the release removes the file
+        with suppress(OSError):  # Windows refuses this while the lock is held, and removes the file at the release
             path.unlink()
         lock.release()

@@ -1,4 +1,4 @@
-"""Files of measurements: `{"provenance": {…}, "records": [{…}]}`, and what the provenance states."""
+"""Files of measurements, `{"provenance": {…}, "records": [{…}]}`, and the contents of the provenance."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def export_measurement(
     try:
         write_measurement(path, provenance, records)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and is_stdout(path):  # handled like any output whose reader is gone
+        if isinstance(error, BrokenPipeError) and is_stdout(path):  # the caller handles this like any closed output
             raise
         raise RunError(f"--json {path} cannot be written ({error.strerror}); the figures are {kept}") from error
 

@@ -26,7 +26,7 @@ from prologue.utils.locks import folder_lock
 class Processes:
     """The rank of this process and the number of processes that a launcher (`accelerate launch`, `torchrun`) started.
 
-    The batches are the same for any number of processes, and so are the figures.
+    The batches and the results are the same for any number of processes.
     """
 
     rank: int = 0
@@ -49,7 +49,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and prints for all."""
+        """Whether this process writes files and prints for all processes."""
         return self.rank == 0
 
     def wait(self) -> None:
@@ -65,7 +65,7 @@ class Processes:
 
     @contextmanager
     def folder_lock(self, folder: Path) -> Iterator[None]:
-        """Lock a folder in the main process, for all.
+        """Lock a folder in the main process, for all processes.
 
         Raises:
             RunError: the main process cannot lock it; raised in every process.
@@ -82,7 +82,8 @@ class Processes:
             yield
 
     def share(self, steps: Sequence[int]) -> Sequence[int]:
-        """Return the steps of this process, which are consecutive: gathered rows are in the order of the steps."""
+        """Return the steps of this process. They are consecutive, so that gathered rows are in the order of the
+        steps."""
         start, stop = (len(steps) * rank // self.world for rank in (self.rank, self.rank + 1))
         return steps[start:stop]
 

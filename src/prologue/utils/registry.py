@@ -1,4 +1,4 @@
-"""Named components: those of the package, and those that the caller's own code registers.
+"""Named components of the package and of the caller's own code.
 
 A configuration names a component by its registered name. A component from outside the package has the name
 `module:name`. `Registry.get` never imports code from outside the package: a file that was downloaded names a component,
@@ -26,7 +26,7 @@ class Registry(Generic[T]):
     """Components of one kind by name.
 
     Args:
-        kind: what a component is, for messages: `"quantizer"`.
+        kind: name of the kind of component in messages, such as `"quantizer"`.
         built_in: name → component, or name → `"module:name"` inside the package, imported at its first use.
     """
 
@@ -94,7 +94,7 @@ class Registry(Generic[T]):
         return self.get(name)
 
     def build(self, name: str, options: Mapping[str, Any], **context: Any) -> Any:
-        """Call the component with the user's options and with what the package gives it.
+        """Call the component with the user's options and with the arguments that the package sets.
 
         Raises:
             ConfigError: the name or an option is unknown, or an option is missing.
@@ -108,7 +108,7 @@ class Registry(Generic[T]):
 def check_options(
     what: str, component: Callable[..., Any], options: Mapping[str, Any], context: Mapping[str, Any]
 ) -> None:
-    """Check that a component takes these options beside what the package gives it.
+    """Check that a component takes these options beside the arguments that the package sets.
 
     Raises:
         ConfigError: an option is unknown, missing, or set by the package.
@@ -150,7 +150,7 @@ def code_hash(what: str, *parts: Any) -> str:
 
 @contextmanager
 def _working_folder_on_path() -> Iterator[None]:
-    """Let modules of the working folder be imported, as `python -m` does."""
+    """Make modules in the working folder importable, as `python -m` does."""
     folder = os.getcwd()
     added = folder not in sys.path and "" not in sys.path
     if added:

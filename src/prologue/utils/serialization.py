@@ -44,7 +44,8 @@ def _default(each: dataclasses.Field[Any]) -> Any:
 
 
 def from_dict(kind: type[T], data: Mapping[str, Any], where: str = "", base: T | None = None) -> T:
-    """Build the dataclass `kind` from JSON values. Missing keys take their values from `base`, or else the defaults.
+    """Build the dataclass `kind` from JSON values. Missing keys take their values from `base`, or the defaults without
+    a `base`.
 
     Raises:
         ConfigError: a key is unknown or a value has the wrong type; the message names it, prefixed by `where`.

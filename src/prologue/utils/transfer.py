@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a host tensor to `device`, through pinned memory: from other memory CUDA would first empty its queue."""
+    """Copy a host tensor to `device` through pinned memory. A copy from other memory would wait for CUDA's queue."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -102,7 +102,7 @@ def test_a_class_of_one_image_trains(classes: Path) -> None:
     label = data.class_names.index("single")
     assert label in data.train.labels
     assert label not in data.validation.labels
-    assert data.notes == ("Classes of one image train and are absent from validation: single.",)
+    assert data.notes == ("Classes with only one image are used for training and not for validation: single.",)
     none_held = opened(classes, validation_fraction=0)
     assert len(none_held.validation) == 0
     assert none_held.notes == ()

@@ -142,7 +142,7 @@ def test_without_a_validation_split_one_is_cut_from_the_training_images(tmp_path
     assert len(labelled(data)) == 8
     assert {name.split("/")[0] for name in labelled(data)} == {"train"}
     assert set(data.validation.labels.tolist()) == {0, 1}
-    assert "the validation images are cut from them" in data.notes[0]
+    assert "the validation images are taken from them" in data.notes[0]
     (tmp_path / "valid").mkdir()
     assert "1 folder without an image (valid)" in opened(tmp_path).left_out
 

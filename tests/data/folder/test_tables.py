@@ -127,7 +127,7 @@ def test_a_table_may_name_some_of_the_images(tmp_path: Path) -> None:
         ("", r"lacks the column 'file'"),
         ("file,label\n", r"names no image"),
         ("file,label\nBird/1.png,\n", r"line 2 has no label"),
-        ("file,label\nBird/1.png,a\nBird/1.png,b\n", r"line 3 calls Bird/1.png 'b', an earlier line 'a'"),
+        ("file,label\nBird/1.png,a\nBird/1.png,b\n", r"line 3 labels Bird/1.png 'b', an earlier line 'a'"),
         ("file,label,label\n0.png,a,b\n", r"labels\.csv has the column 'label' twice: remove one"),
     ],
 )

@@ -82,7 +82,7 @@ def test_fsq_is_a_grid(levels: list[int]) -> None:
         ({"prologue_quantizer": RESIDUAL}, "prologue_tokens 3 is not divisible"),
         ({"quantizer": {"name": "builtins:dict"}}, "must be a subclass of .*Quantizer"),
         ({"quantizer": "fsq"}, "quantizer must be a table"),
-        ({"quantizer": {"name": "cosine", "x": {1, 2}}}, "quantizer has an option that JSON does not have"),
+        ({"quantizer": {"name": "cosine", "x": {1, 2}}}, "quantizer has an option that is not a JSON value"),
     ],
 )
 def test_quantizers_that_do_not_fit(tiny_models: Any, changes: dict[str, Any], message: str) -> None:

@@ -21,7 +21,7 @@ DIGITS = tuple(str(digit) for digit in range(10))
 class DigitsSet(RenderedSet):
     """Scans (n, 8, 8) uint8, bright ink on black, enlarged bicubically to a square in the middle of the picture.
 
-    They are never mirrored, whatever `data.flip` says: a mirrored digit is not a digit.
+    They are never mirrored, even with `data.flip`, because a mirrored digit is not a digit.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ def load_scans(feature: str) -> tuple[UInt8[np.ndarray, "n 8 8"], Int64[np.ndarr
 
 
 def held_out(labels: Int64[np.ndarray, " n"], fraction: float) -> Bool[np.ndarray, " n"]:
-    """True for the same `fraction` of every class: at least one image where it is positive, never all of them."""
+    """True for the same `fraction` of every class. A positive fraction selects at least one image, and never all of
+    them."""
     held = np.zeros(len(labels), dtype=bool)
     order = sorted(range(len(labels)), key=lambda index: hashlib.sha256(f"digits-{index}".encode()).digest())
     ranked = np.array(order, dtype=np.int64)

@@ -38,16 +38,18 @@ class Scene:
     kind: str
     colour: str
     hue: float
-    """Hue of the shape: that of its colour, with a little jitter."""
+    """Hue of the shape: the hue of its colour, with a little jitter."""
     background_hue: float
     """Opposite to the hue of the shape, with a little jitter."""
     night: bool
-    """A bright shape on a dark ground, else a deep one with an outline on a light ground. Warm colours prefer night."""
+    """True: a bright shape on a dark ground. False: a dark shape with an outline on a light ground. True is more likely
+    for warm colours."""
     background: str
     light: float
     """Direction of the light: -60 (left) … 0 (above) … 60 (right)."""
     x: float
-    """Position of the shape within its range: -1 at the left border … 1 at the right; away from the light."""
+    """Position of the shape within its range: -1 at the left border … 1 at the right. It is on the side away from the
+    light."""
     y: float
     size: float
     """Diameter, relative to the short side of the picture."""
@@ -124,13 +126,15 @@ _DISTANCES: dict[str, Callable[[Field, Field], Field]] = {
 
 
 def inside_kind(kind: str, side: int) -> NDArray[np.bool_]:
-    """True for those of side × side cells whose center lies in a shape of this kind that fills the square."""
+    """A mask of side × side cells: true if the center of the cell lies in a shape of this kind that fills the
+    square."""
     x, y = _grid(side, side)
     return np.asarray(_DISTANCES[kind](x, y) < 0)
 
 
 def _texture(x: Field, y: Field, scene: Scene) -> Field | None:
-    """0…1 in the shape's own coordinates, or None for plain. Soft edges keep it the same picture at every size."""
+    """The texture (0…1) in the shape's own coordinates, or None for plain. Soft edges give the same picture at every
+    size."""
     if scene.texture == "plain":
         return None
     rate, shift = math.pi * scene.periods, 2 * math.pi * scene.phase

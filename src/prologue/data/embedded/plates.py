@@ -1,7 +1,7 @@
 """`plates`: figures that differ from the ground by hue alone, as in plates that test colour vision.
 
 A plate is a grid of cells of one colour each. Figure and ground have one hue each, every cell has a random lightness,
-and a fraction of the cells (`noise`) has a random hue. So a single cell says almost nothing about the figure.
+and a fraction of the cells (`noise`) has a random hue. A single cell gives almost no information about the figure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prologue.errors import DataError
 from prologue.utils.rng import numpy_stream
 
 VERSION = 1
-"""Must change whenever a plate of the same seed looks different."""
+"""Version of the drawing. It must change whenever a plate of the same seed looks different."""
 HUES = {"red": 20.0, "green": 110.0, "teal": 200.0, "violet": 290.0}
 _LIGHTNESS = (0.45, 0.85)
 _CHROMA = 0.1
@@ -56,7 +56,7 @@ class Plate:
     figure_hue: str
     ground_hue: str
     noise: float
-    """Fraction of the cells with a random hue, as the option says."""
+    """Fraction of the cells with a random hue, as set by the option."""
 
 
 def class_names(figures: str) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class PlatesSet(RenderedSet):
         return self._drawn(index)[0]
 
     def _drawn(self, index: int) -> tuple[Plate, np.random.Generator]:
-        """The factors, and the stream from which the cells are drawn after them."""
+        """The factors, and the random stream from which the cells are then drawn."""
         rng = numpy_stream(self._seed, "plates", self.options.figures, self.split, index)
         draws: list[float] = rng.random(6).tolist()
         down, right, size, scan, hue, step = draws

@@ -3,7 +3,7 @@
 A scene is one large shape under a light. The side of the light decides which side of the background is bright, where
 the shadow falls, which side of the shape shines, and on which side the shape stands (the opposite one). The place
 decides the rotation, and the rotation that of the texture. The colour decides the hue of the background and, mostly,
-whether it is night. So a scene is hard to predict without global context.
+whether it is night. A scene is therefore hard to predict without global context.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEXTURES = ("plain", "stripes", "checks", "dots")
 BACKGROUNDS = ("gradient", "glow", "horizon")
 
 VERSION = 1
-"""Must change whenever a scene of the same seed looks different."""
+"""Version of the drawing. It must change whenever a scene of the same seed looks different."""
 _HUES = {"red": 25.0, "amber": 75.0, "green": 145.0, "teal": 200.0, "blue": 262.0, "magenta": 335.0}
 _WARM = ("red", "amber", "magenta")
 _LEAN = 25.0
@@ -81,7 +81,7 @@ class Shapes:
         require_between("cell", self.cell, 1, 64)
 
     def open(self, config: DataConfig, image_size: tuple[int, int], seed: int = 0) -> Data:
-        # Cells cannot be seen without grain: these are the images of `shapes` alone.
+        # Without grain the cells are invisible, so the fingerprint equals that of `shapes` without options.
         grain = {"grain": asdict(self)} if self.grain else {}
         return Data(
             train=ShapesSet("train", config.shapes_images, image_size, config, seed, self),

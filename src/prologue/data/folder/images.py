@@ -1,4 +1,4 @@
-"""The source of a folder or zip: every image is checked once, and held out by its split or its name."""
+"""The source for a folder or zip. It checks every image once, and holds images out by their split or name."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from prologue.data.views import CroppedSet, PixelCache, halved
 from prologue.errors import DataError
 
 FULL_CHECK = 50_000
-"""Most images that are all decoded when they are opened. Of more only the headers are read, unless damaged files are
-skipped."""
+"""Largest number of images that are fully decoded when a source is opened. For more images only the headers are read,
+unless damaged files are skipped."""
 _HEAD = 1 << 15
 
 
@@ -38,7 +38,7 @@ class Folder:
     where: str
 
     def open(self, config: DataConfig, image_size: tuple[int, int]) -> Data:
-        """Raises `DataError` naming what is missing, damaged or contradictory."""
+        """Raises `DataError` if files are missing, damaged or contradictory; the message names them."""
         rule = rule_of(config)
         storage = open_storage(self.where, rule)
         listing = list_images(storage, self.where, rule)
@@ -91,7 +91,7 @@ class Folder:
 def _read(
     storage: Storage, name: str, config: DataConfig, size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Header]:
-    """The halved picture, and what its file says of it."""
+    """The halved picture, and the header of its file."""
     image, has_frames = decode(storage.read(name), storage.shown(name), config.background, config.max_pixels)
     return halved(image, size), Header((image.height, image.width), has_frames)
 
@@ -137,7 +137,7 @@ class _Scan:
         return header
 
     def _header(self, name: str) -> Header:
-        """The header from the beginning of a file, or from all of it if the beginning does not suffice."""
+        """The header, from the beginning of a file, or from the whole file if the beginning is not enough."""
         shown, limit = self._storage.shown(name), self._config.max_pixels
         try:
             return read_header(self._storage.head(name, _HEAD), shown, limit)
@@ -168,9 +168,9 @@ class _Scan:
 def _single_images(
     labels: Int64[np.ndarray, " n"], class_names: tuple[str, ...], listing: Listing, config: DataConfig
 ) -> list[str]:
-    """A sentence on classes of one image if images were held out by name."""
+    """A sentence on classes with only one image, if images were held out by name."""
     counts = np.bincount(labels, minlength=len(class_names))
     single = [name for name, count in zip(class_names, counts, strict=False) if count == 1]
     if not single or config.validation_fraction == 0 or listing.held_out is not None:
         return []
-    return [f"Classes of one image train and are absent from validation: {', '.join(single)}."]
+    return [f"Classes with only one image are used for training and not for validation: {', '.join(single)}."]

@@ -23,7 +23,7 @@ def keep_inventory(run: Path, files: Sequence[FileRecord]) -> None:
 
 
 def changed_files(run: Path, files: Sequence[FileRecord]) -> str | None:
-    """A sentence on the files that differ from those of the run; None if none do, or if the run has no list."""
+    """A sentence on the files that differ from those of the run; None if no file differs or the run has no list."""
     kept = _read(run)
     if kept is None:
         return None

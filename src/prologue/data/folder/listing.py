@@ -32,20 +32,21 @@ _GRID = "grid.png"
 
 @dataclass
 class Listing:
-    """The images in natural order, their labels, and what the user should know of the others."""
+    """The images in natural order, their labels, and notes for the user about other files."""
 
     names: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
     """None if there are no classes."""
     held_out: frozenset[str] | None = None
-    """Names of the validation images; None if they are to be cut from all."""
+    """Names of the validation images; None if they are chosen from all images."""
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    """What is not used, and why, in a few words each."""
+    """Files that are not used and the reason, in a few words each."""
 
 
 def list_images(storage: Storage, where: str, rule: FileRule) -> Listing:
-    """Find the images and their labels: from a table if there is one, else one class per subfolder, else none.
+    """Find the images and their labels. Labels come from a table, or else from subfolders, which are then the classes.
+    Without both there are no labels.
 
     Top folders named after splits are splits, and labels are searched in each of them.
 
@@ -88,7 +89,7 @@ class _Lister:
         if skipped.images:
             left_out.append(f"{skipped.images} hidden")
         if skipped.repeated:
-            left_out.append(f"{skipped.repeated} that a later entry of the same name replaces")
+            left_out.append(f"{skipped.repeated} replaced by a later entry of the same name")
         names = sorted(filter(self.rule.is_image, self.storage.sizes), key=natural_key)
         if self.rule.first:
             return names
@@ -110,7 +111,7 @@ class _Lister:
         return names
 
     def _find_outputs(self) -> Iterator[tuple[str, str]]:
-        """(folder, marker) of what this package wrote."""
+        """(folder, marker) of each folder that this package wrote."""
         for name, size in self.storage.sizes.items():
             folder, _, base = name.rpartition("/")
             if base in _OUTPUTS and size <= _LARGEST_MARKER:
@@ -122,7 +123,7 @@ class _Lister:
                     yield folder, base
 
     def _note_other_formats(self) -> None:
-        """Name images in formats that are not read."""
+        """Add a note about images in formats that are not read."""
         unread = tuple(suffix for suffix in _OTHER_IMAGES if suffix not in self.rule.suffixes)
         others = sorted((name for name in self.storage.sizes if name.lower().endswith(unread)), key=natural_key)
         if others:
@@ -153,7 +154,7 @@ class _Lister:
         return splits
 
     def _take_splits(self, splits: dict[str, tuple[str, list[str]]]) -> None:
-        """Take training and validation images. Test images are left out, so that they select no model."""
+        """Take training and validation images. Test images are left out, so that no model is selected on them."""
         listing = self.listing
         everything = [name for _, images in splits.values() for name in images]
         if "test" in splits:
@@ -227,7 +228,7 @@ class _Lister:
         return label_of
 
     def _note_empty_folders(self, folder: str, classes: set[str]) -> None:
-        """Name the folders beside the class folders that hold no image, and so are no classes."""
+        """Note the folders beside the class folders that hold no image and so are not classes."""
         beside = {name.removeprefix(folder) for name in self.storage.folders if name.startswith(folder)}
         written = {name.removeprefix(folder).partition("/")[0] for name in self.outputs if name.startswith(folder)}
         empty = {name for name in beside if "/" not in name} - classes - written
@@ -244,5 +245,5 @@ class _Lister:
 def _split_sentence(splits: dict[str, tuple[str, list[str]]]) -> str:
     said = [f"{folder}/ holds the {split} images" for split, (folder, _) in splits.items()]
     if "validation" not in splits:
-        said.append("the validation images are cut from them")
-    return f"The top folders are splits, not classes: {', '.join(said)}. (--data.file-rule 1 takes them for classes.)"
+        said.append("the validation images are taken from them")
+    return f"The top folders are splits, not classes: {', '.join(said)}. (--data.file-rule 1 treats them as classes.)"

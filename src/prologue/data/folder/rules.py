@@ -1,4 +1,4 @@
-"""The numbered rules by which files become images with labels and splits. A run keeps the rule that it began with."""
+"""The numbered rules that decide which files are images, and their labels and splits. A run keeps its first rule."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FileRule:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rule of the first versions, which their runs keep in every detail."""
+        """Whether this is the rule of the first versions. Runs of those versions keep it."""
         return self.number == 1
 
     def is_image(self, name: str) -> bool:

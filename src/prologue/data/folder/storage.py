@@ -27,7 +27,7 @@ _UTF8_NAME = 0x800
 
 @dataclass
 class LeftOut:
-    """Files that a storage does not offer."""
+    """Files that a storage leaves out."""
 
     folders: set[str] = field(default_factory=set)
     """Names of system folders."""
@@ -43,7 +43,7 @@ class Storage(Protocol):
     sizes: dict[str, int]
     """Bytes of each file, by name."""
     stamps: dict[str, int]
-    """A number that changes when a file is written again: its time in a folder, its checksum in a zip."""
+    """A number that changes when a file is written again: its modification time in a folder, its checksum in a zip."""
     folders: set[str]
     """All folders, including empty ones."""
     left_out: LeftOut
@@ -113,7 +113,7 @@ class FolderStorage:
             else:
                 try:
                     status = entry.stat()
-                except OSError:  # a link to nothing or to itself: reading it gives the error
+                except OSError:  # a broken link, or a link to itself: reading it raises the error
                     self.sizes[name] = self.stamps[name] = 0
                     continue
                 if stat.S_ISREG(status.st_mode):  # reading a pipe would block
@@ -219,10 +219,10 @@ class ZipStorage:
             file.seek(name_length + extra_length, os.SEEK_CUR)
             if info.compress_type == zipfile.ZIP_STORED:
                 return file.read(length)
-            # The beginning of a file needs no more input than output; a little less output would do no harm.
+            # For `length` bytes of output, `length` bytes of input are enough. A slightly shorter output does no harm.
             whole = length == info.file_size
             raw = file.read(info.compress_size if whole else min(info.compress_size, length))
-        # `length` bounds the output, whatever the stream would expand to.
+        # `length` bounds the output, even if the stream would expand to more.
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, length) if length else b""
 
 

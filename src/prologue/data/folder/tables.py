@@ -67,7 +67,7 @@ def _rows(shown: str, text: str) -> Iterator[_Row]:
     """The rows of a table. Each is one line: labels have no line breaks, so an open quotation mark is a mistake."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     header = next((line for line in lines if line.strip()), "")
-    # In some countries spreadsheets do not write commas.
+    # In some countries, spreadsheets use another delimiter than the comma.
     delimiter = max(_DELIMITERS, key=header.count)
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -112,12 +112,12 @@ def _read(
         if not given or not label:
             raise DataError(f"{line} has no {'label' if given else 'file'}: give both, or remove the line")
         path = posixpath.normpath(folder + given.replace("\\", "/"))
-        # The exact spelling comes first; else accents may be spelled in another way than on the disk.
+        # An exact match comes first. Otherwise accents may be encoded in another way than on the disk.
         found = [path] if path in images else spellings.get(same_letters(path), [])
         if len(found) > 1:
             raise DataError(
                 f"{line} names {path}, and {len(found)} files differ from it in the spelling of accents: write the "
-                "name as one of them has it"
+                "name exactly as one of these files has it"
             )
         if not found:
             if PurePosixPath(given).is_absolute() or PureWindowsPath(given).anchor or path.startswith("../"):
@@ -125,7 +125,7 @@ def _read(
             state = f"is not a {rule.formats} image" if path in storage.sizes else "does not exist there"
             raise DataError(f"{line} names {given}, which {state}: correct or remove the line")
         if labelled.setdefault(found[0], label) != label:
-            raise DataError(f"{line} calls {given} {label!r}, an earlier line {labelled[found[0]]!r}: keep one of them")
+            raise DataError(f"{line} labels {given} {label!r}, an earlier line {labelled[found[0]]!r}: keep one line")
     if not labelled:
         raise DataError(f"{shown} names no image: add lines 'file,label'")
     return labelled

@@ -1,4 +1,4 @@
-"""Quantizers by name: the paper's, those of the package, and those that the caller registers.
+"""Quantizers by name: the paper's, the package's, and quantizers that the caller registers.
 
 `tokenizer.quantizer` and `tokenizer.prologue_quantizer` of the configuration name them.
 """

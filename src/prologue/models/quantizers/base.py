@@ -1,4 +1,4 @@
-"""What the tokenizer and its training ask of a quantizer."""
+"""The interface of a quantizer to the tokenizer and its training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Quantizer(nn.Module):
     """
 
     ids_per_position: int = 1
-    """R: ids of one position, which stand next to each other in the sequence of ids. The configuration of a quantizer
+    """R, the number of ids of one position. They are adjacent in the sequence of ids. The configuration of a quantizer
     with more than one states the same number in its option `ids_per_position`."""
 
     @property

@@ -57,7 +57,8 @@ class CosineQuantizer(Quantizer):
     def reset_unused(
         self, z: Float[Tensor, "B T d"], counts: Int[Tensor, " K"], generator: torch.Generator
     ) -> Sequence[Rows]:
-        """As many unused codes as `z` has vectors get distinct ones of them, drawn without replacement."""
+        """Reset unused codes to distinct vectors of `z`, drawn without replacement. With too few vectors, some codes
+        stay."""
         unused = torch.from_numpy(np.flatnonzero(counts.numpy() == 0))
         if not len(unused):
             return ()

@@ -57,7 +57,7 @@ class FSQ(Quantizer):
         return (ids[..., None] // self.basis % self.levels - middle) / middle
 
     def _bounded(self, h: Tensor) -> Float[Tensor, "B T d"]:
-        """Numbers that round to `levels` integers, from `-(levels // 2)` on."""
+        """Numbers that round to `levels` integers, which start at `-(levels // 2)`."""
         with torch.autocast(h.device.type, enabled=False):
             x = F.linear(h.float(), self.proj.weight.float(), self.proj.bias.float())
             reach = (self.levels - 1) * (1 + 1e-3) / 2
