@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from prologue.cli.main import main
+from prologue.errors import ConfigError
+from prologue.training.losses import Weighted, weighted_sum
 from prologue.training.run import RunFolder
+from prologue.training.schedule import Ramp
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +53,13 @@ def test_it_trains(tmp_path: Path, outside_module: Callable[[str], None]) -> Non
         weights.append([record["l1"] for record in RunFolder.load(out).metrics("tokenizer")])
     assert weights[0][:3] == weights[1][:3]
     assert weights[0][3:] != weights[1][3:]
+
+
+def test_a_term_that_is_no_scalar_is_named() -> None:
+    outputs = SimpleNamespace(step=0, device="cpu")
+    for value, shown in ((torch.ones(3), r"a tensor of shape \(3,\)"), (1.0, "float")):
+        with pytest.raises(ConfigError, match=f"the loss term 'own' returned {shown}: return a scalar"):
+            weighted_sum([Weighted("own", lambda outputs, value=value: value, Ramp(1.0))], outputs)  # type: ignore[arg-type]
 
 
 def test_a_file_imports_nothing(

@@ -54,6 +54,7 @@ def test_a_quantizer_of_ones_own(
     flags = ("--tokenizer.code-dim", "5", "--tokenizer.codebook-size", "32")
     outside_module("my_quantizer")
     assert train(out, *flags, "--tokenizer.quantizer", json.dumps(SIGNS)) == 0
+    assert "Next: prologue --import my_quantizer generate " in capsys.readouterr().err
     assert json.loads((out / "tokenizer" / "config.json").read_text())["quantizer"] == SIGNS
     outside_module("my_quantizer")  # a new process has not imported it
     with pytest.raises(ConfigError, match="--import my_quantizer"):

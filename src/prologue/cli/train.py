@@ -71,6 +71,13 @@ def _check_adopted(config: RunConfig, source: Path, asked: Mapping[str, Any]) ->
         )
 
 
+def _imports(config: RunConfig) -> list[str]:
+    """The options `--import MODULE` with which another process can open the run's models."""
+    quantizers = (config.tokenizer.quantizer, config.tokenizer.prologue_quantizer)
+    modules = [quantizer["name"].rpartition(":")[0] for quantizer in quantizers]
+    return [f"--import {module}" for module in dict.fromkeys(modules) if module]
+
+
 def run(argv: list[str]) -> int:
     """Train or continue a run."""
     kind = with_fields(TrainOptions, _named_preset(argv))
@@ -96,7 +103,8 @@ def run(argv: list[str]) -> int:
     with stops(progress):
         finished = train(request, progress)
     if (finished.prior_folder / WEIGHTS).is_file():
-        progress.say(f"{options.out} is finished. Next: prologue generate {in_shell(options.out)} --out samples")
+        command = " ".join(["prologue", *_imports(finished.config), "generate", in_shell(options.out), "--out samples"])
+        progress.say(f"{options.out} is finished. Next: {command}")
     else:
         progress.say(f"The stage {options.stage} of {options.out} is finished. Next: the same command with --stage all")
     return 0

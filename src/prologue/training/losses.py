@@ -220,7 +220,11 @@ def discriminator_terms(training: TokenizerTraining) -> tuple[Weighted, ...]:
 def weighted_sum(
     terms: Sequence[Weighted], outputs: StepOutputs | DiscriminatorOutputs
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """Add up the terms that have a weight at this step. Returns the loss and the detached values for the log."""
+    """Add up the terms that have a weight at this step. Returns the loss and the detached values for the log.
+
+    Raises:
+        ConfigError: a term returns no scalar tensor.
+    """
     loss: Any = 0.0
     metrics: dict[str, Tensor | float] = {}
     for each in terms:
@@ -230,6 +234,9 @@ def weighted_sum(
         value = each.term(outputs)
         if value is None:
             continue
+        if not isinstance(value, Tensor) or value.ndim:
+            kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"the loss term {each.name!r} returned {kind}: return a scalar tensor, or None")
         loss = loss + weight * value
         if each.log != "never":
             metrics[each.name] = value.detach()
