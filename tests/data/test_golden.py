@@ -15,7 +15,7 @@ from tests.data.pictures import fill
 from prologue.config import DataConfig
 from prologue.data.order import batch_indices, train_batch
 from prologue.data.source import Data, open_data
-from prologue.data.token_store import StoreLayout, TokenStoreWriter
+from prologue.data.token_store import StoreShape, TokenStoreWriter
 from prologue.models.sequence import TokenIds
 
 ONE_PLATFORM = pytest.mark.skipif(
@@ -96,7 +96,7 @@ def test_a_training_batch() -> None:
 def test_a_token_store(tmp_path: Path) -> None:
     writer = TokenStoreWriter(
         tmp_path,
-        StoreLayout(2, 3, views=2, prologue_codebook_size=16, visual_codebook_size=99),
+        StoreShape(2, 3, views=2, prologue_codebook_size=16, visual_codebook_size=99),
         {"tokenizer": "abc", "data": "def"},
         shard_images=4,
     )

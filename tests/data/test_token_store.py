@@ -14,13 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prologue.data.token_store import StoreLayout, TokenStore, TokenStoreWriter
+from prologue.data.token_store import StoreShape, TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, DataError, RunError
 from prologue.models.sequence import TokenIds
 from prologue.utils import files
 
 P, N, VIEWS, COUNT = 3, 5, 2, 23
-LAYOUT = StoreLayout(P, N, VIEWS, prologue_codebook_size=1024, visual_codebook_size=16384)
+LAYOUT = StoreShape(P, N, VIEWS, prologue_codebook_size=1024, visual_codebook_size=16384)
 
 
 def writer(folder: Path, **changes: Any) -> TokenStoreWriter:
@@ -90,7 +90,7 @@ def test_another_tokenizer_or_other_sizes_are_refused(tmp_path: Path) -> None:
 
 
 def test_ids_take_the_smallest_type(tmp_path: Path) -> None:
-    small, large = StoreLayout(P, N, VIEWS, 1024, 65536), StoreLayout(P, N, VIEWS, 1024, 65537)
+    small, large = StoreShape(P, N, VIEWS, 1024, 65536), StoreShape(P, N, VIEWS, 1024, 65537)
     assert (small.record["ids"].base, large.record["ids"].base) == (np.uint16, np.int32)
     target = writer(tmp_path, visual_codebook_size=100_000, views=1, meta=None)
     target.append(TokenIds(torch.zeros(1, P, dtype=torch.int64), torch.full((1, N), 99_999)), torch.tensor([3]))

@@ -32,7 +32,7 @@ _AGAIN = "`prologue train --stage tokens` makes it again"
 
 
 @dataclass(frozen=True)
-class StoreLayout:
+class StoreShape:
     """The sizes that fix a store's records."""
 
     prologue_tokens: int
@@ -60,7 +60,7 @@ class _Index:
     """The contents of index.json and progress.json."""
 
     format: int
-    layout: StoreLayout
+    layout: StoreShape
     meta: dict[str, Any]
     shards: tuple[_Shard, ...]
 
@@ -103,7 +103,7 @@ class TokenStoreWriter:
     """
 
     def __init__(
-        self, folder: Path, layout: StoreLayout, meta: Mapping[str, Any] | None = None, shard_images: int = 4096
+        self, folder: Path, layout: StoreShape, meta: Mapping[str, Any] | None = None, shard_images: int = 4096
     ) -> None:
         self.folder = folder
         self.layout = layout

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prologue.data.token_store import StoreLayout, TokenStore, TokenStoreWriter
+from prologue.data.token_store import StoreShape, TokenStore, TokenStoreWriter
 from prologue.errors import CheckpointError, RunError
 from prologue.models.sequence import SequenceLayout
 from prologue.models.tokenizer import Tokenizer, to_model_range
@@ -31,7 +31,7 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
     writer = _writer(
         run.tokens_folder,
         progress,
-        StoreLayout(**dataclasses.asdict(SequenceLayout.of(config).config), views=images.views),
+        StoreShape(**dataclasses.asdict(SequenceLayout.of(config).config), views=images.views),
         {"tokenizer": file_hash(run.tokenizer_folder / WEIGHTS), "data": context.data.fingerprint},
     )
     start, batch = writer.done, max(1, VIEWS_PER_BATCH // images.views)
@@ -59,7 +59,7 @@ def write_tokens(context: Context, progress: Progress, stop: StopRequest) -> Tok
     return writer.finish()
 
 
-def _writer(folder: Path, progress: Progress, layout: StoreLayout, meta: dict[str, Any]) -> TokenStoreWriter:
+def _writer(folder: Path, progress: Progress, layout: StoreShape, meta: dict[str, Any]) -> TokenStoreWriter:
     """Open the store. If it is damaged or belongs to another tokenizer, start a new one."""
     try:
         return TokenStoreWriter(folder, layout, meta)
