@@ -106,6 +106,12 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(settings: list[str], w
     assert steps == [(record["stage"], record["step"]) for record in RunFolder.load(whole).metrics()]
 
 
+def test_a_finished_run_ends_with_a_picture(whole: Path) -> None:
+    with Image.open(whole / "overview.png") as picture:
+        assert picture.width > 4 * 128  # images of four classes, enlarged
+        assert picture.height > 4 * 128  # two rows of reconstructions and two of samples
+
+
 def test_terminated_it_says_how_to_go_on(settings: list[str], whole: Path, tmp_path: Path) -> None:
     argv = [*settings, "--out", str(tmp_path / "run")]
     done = struck("tokenizer", 7, signal.SIGTERM, argv)

@@ -20,6 +20,7 @@ from prologue.errors import ConfigError
 from prologue.models.weights import WEIGHTS, read_config
 from prologue.training.progress import Progress, Silent, Terminal
 from prologue.training.run import differences
+from prologue.training.snapshots import OVERVIEW
 from prologue.training.train import StageName, TrainRequest, adopted_config, train
 from prologue.utils.allocator import keep_freed_memory
 from prologue.utils.device import pick_device
@@ -104,6 +105,8 @@ def run(argv: list[str]) -> int:
         finished = train(request, progress)
     if (finished.prior_folder / WEIGHTS).is_file():
         command = " ".join(["prologue", *_imports(finished.config), "generate", in_shell(options.out), "--out samples"])
+        if (finished.path / OVERVIEW).is_file():
+            progress.say(f"reconstructions and samples: {finished.path / OVERVIEW}")
         progress.say(f"{options.out} is finished. Next: {command}")
     else:
         progress.say(f"The stage {options.stage} of {options.out} is finished. Next: the same command with --stage all")

@@ -183,11 +183,16 @@ def class_grid(
         depth = min(most_rows, max(len(groups[label]) for label in band))
         table = [[groups[label][row] if row < len(groups[label]) else None for label in band] for row in range(depth)]
         bands.append(labelled_grid(table, band))
-    out = Image.new("RGB", (max(band.width for band in bands), sum(band.height for band in bands)), _WHITE)
+    return stacked(bands)
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other, aligned at the left."""
+    out = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)), _WHITE)
     top = 0
-    for image in bands:
-        out.paste(image, (0, top))
-        top += image.height
+    for picture in pictures:
+        out.paste(picture, (0, top))
+        top += picture.height
     return out
 
 

@@ -32,6 +32,7 @@ from prologue.training.results import fault_of, hash_of_tokenizer
 from prologue.training.run import RunFolder
 from prologue.training.schedule import schedule_notes
 from prologue.training.skipping import WHY, updates
+from prologue.training.snapshots import OVERVIEW, save_overview
 from prologue.training.tokenizer_stage import TokenizerStage
 from prologue.training.tokens_stage import write_tokens
 from prologue.utils.device import pick_device
@@ -142,6 +143,7 @@ class _Trainer:
 
     def train(self) -> None:
         stages = {"tokenizer": self._tokenizer, "tokens": self._tokens, "prior": self._prior}
+        changed = not (self.run.path / OVERVIEW).is_file()
         for name in self._wanted:
             done = self._is_done(name)
             self.context.accelerator.wait_for_everyone()
@@ -152,11 +154,14 @@ class _Trainer:
                 if self.context.main:
                     keep_inventory(self.run.path, self.context.data.files)
                 stages[name]()
+                changed |= name != "tokens"
             # Only the main process writes run.json. The others read it after the stage.
             self.context.accelerator.wait_for_everyone()
             self.run.reload()
         if self.context.main and self.run.finished(self._last) and fault_of(self.run, self._last) is None:
             self._write_manifest()
+            if changed:
+                save_overview(self.context)
         self._say_skipped()
 
     @property
