@@ -5,8 +5,7 @@
 #   bash benchmarks/study.sh WORK [shapes] [digits] [ablation] [icons]      all parts by default
 #
 # WORK is a new folder, or one of an earlier call. icons needs a network connection (npm). To update the page:
-#   python benchmarks/study_page.py shapes=WORK/shapes digits=WORK/digits \
-#     ablation=WORK/ablation/ablation.md icons=WORK/icons
+#   python benchmarks/study_page.py shapes=WORK/shapes digits=WORK/digits icons=WORK/icons
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:?name a folder for the results}

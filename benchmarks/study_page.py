@@ -1,11 +1,12 @@
 """Write results into docs/study.md, between the markers of their names.
 
-    python benchmarks/study_page.py ablation=DIR/ablation.md shapes=STUDY
+    python benchmarks/study_page.py map=DIR/prologue-map.md shapes=STUDY
 
 PATH may be a Markdown file, whose headings move one level down; the folder of a study (`prologue reproduce`), whose
-tables are inserted with pictures of the first seed; or the folder of a first try (benchmarks/first_try.py), whose table
-is inserted with its pictures. Pictures are copied to docs/images. The settings and results of a study, from which it
-can be continued, are copied to benchmarks/results/study-NAME, and the figures of a first try to benchmarks/results.
+verdict and main tables are inserted with pictures of the first seed; or the folder of a first try
+(benchmarks/first_try.py), whose table is inserted with its pictures. Pictures are copied to docs/images. The settings,
+tables and results of a study, from which it can be continued, are copied to benchmarks/results/study-NAME, and the
+figures of a first try to benchmarks/results.
 The markers `<!-- NAME -->` and `<!-- end of NAME -->` have their own lines.
 """
 
@@ -24,6 +25,8 @@ PICTURES = {
     ("prologue", "unguided"): "The first unguided samples of prologue, not picked",
     ("prologue", "resampled"): "Images drawn again from one prologue each",
 }
+SECTIONS = ("Claims", "Reconstruction", "Generation", "What the prologue carries")
+"""Tables of a study that the page shows. All are in `benchmarks/results/study-NAME/tables.md`."""
 FIRST_TRY_PICTURES = (
     ("samples/grid.png", "samples", "The first unguided samples, not picked, by class"),
     ("run/evaluations/memorisation-*-closest.png", "closest",
@@ -44,7 +47,8 @@ def filled(page: str, name: str, content: str) -> str:
 def study(folder: Path, name: str, root: Path) -> Iterator[str]:
     """The tables and pictures of a study. Its results and pictures are copied below `root`."""
     keep(folder, root / "benchmarks" / "results" / f"study-{name}")
-    yield (folder / "tables.md").read_text(encoding="utf-8").strip()
+    yield summary((folder / "tables.md").read_text(encoding="utf-8"))
+    yield f"\n\n[All tables of this study](../benchmarks/results/study-{name}/tables.md)."
     seed = min(json.loads(file.read_text(encoding="utf-8"))["seed"] for file in (folder / "results").glob("*.json"))
     pictures = {}
     for variant, kind in PICTURES:
@@ -57,6 +61,14 @@ def study(folder: Path, name: str, root: Path) -> Iterator[str]:
     if pictures:
         yield "\n\n## Pictures"
     yield from shown(pictures)
+
+
+def summary(tables: str) -> str:
+    """The verdict and the sections that the page shows."""
+    intro, *sections = re.split(r"^(?=## )", tables.strip(), flags=re.MULTILINE)
+    verdict = intro.partition("\n\n")[0]
+    wanted = [each.strip() for each in sections if each.partition("\n")[0].removeprefix("## ") in SECTIONS]
+    return "\n\n".join([verdict, *wanted])
 
 
 def shown(pictures: Mapping[str, str]) -> Iterator[str]:
@@ -79,12 +91,12 @@ def first_try(folder: Path, name: str, root: Path) -> Iterator[str]:
 
 
 def keep(folder: Path, kept: Path) -> None:
-    """Copy the settings of a study and the results of its finished runs."""
+    """Copy the settings and the tables of a study, and the results of its finished runs."""
     known, now = (path / "study.json" for path in (kept, folder))
     if known.is_file() and known.read_bytes() != now.read_bytes():
         raise SystemExit(f"{kept} keeps a study of other settings: delete it first")
     (kept / "results").mkdir(parents=True, exist_ok=True)
-    for file in (folder / "study.json", *(folder / "results").glob("*.json")):
+    for file in (folder / "study.json", folder / "tables.md", *(folder / "results").glob("*.json")):
         shutil.copyfile(file, kept / file.relative_to(folder))
 
 

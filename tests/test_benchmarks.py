@@ -150,14 +150,18 @@ def test_the_page_contains_a_study_with_its_pictures(tmp_path: Path, fill_page: 
     study, root = tmp_path / "study", tmp_path / "root"
     (study / "pictures").mkdir(parents=True)
     (study / "results").mkdir()
-    (study / "tables.md").write_text("- said\n\n## Claims\n\n| a |\n", encoding="utf-8")
+    tables = "**Verdict**\n\n- said\n\n## Claims\n\n| a |\n\n## Budgets\n\n| b |\n\n## Generation\n\n| c |\n"
+    (study / "tables.md").write_text(tables, encoding="utf-8")
     (study / "study.json").write_text("{}", encoding="utf-8")
     for seed in (7, 9):
         (study / "results" / f"2d-s{seed}.json").write_text(f'{{"seed": {seed}}}', encoding="utf-8")
     (study / "pictures" / "2d-s7-unguided.png").write_bytes(b"png")
     page = fill_page(study)
     picture = "![The first unguided samples of 2d, not picked, seed 7](images/study-x-2d-unguided.png)"
-    assert f"- said\n\n### Claims\n\n| a |\n\n### Pictures\n\n{picture}" in page
+    link = "[All tables of this study](../benchmarks/results/study-x/tables.md)."
+    shown = f"**Verdict**\n\n### Claims\n\n| a |\n\n### Generation\n\n| c |\n\n{link}\n\n### Pictures\n\n{picture}"
+    assert shown in page
+    assert (root / "benchmarks" / "results" / "study-x" / "tables.md").read_text(encoding="utf-8") == tables
     assert (root / "docs" / "images" / "study-x-2d-unguided.png").read_bytes() == b"png"
     kept = root / "benchmarks" / "results" / "study-x"
     assert {file.relative_to(kept).as_posix() for file in kept.rglob("*.json")} == {
