@@ -25,6 +25,7 @@ from prologue.cli.report import ReportOptions
 from prologue.cli.train import TrainOptions
 from prologue.data.pictures import file_name
 from prologue.evaluation.kinds import KINDS, named_kind
+from prologue.presets import preset
 from prologue.utils import files
 from prologue.utils.options import LOCATION, OUTPUT_FILE
 
@@ -180,7 +181,8 @@ def test_commands_to_copy_quote_their_paths(
     made = tmp_path / "my run"
     (made / "prior").mkdir(parents=True)
     (made / "prior" / "model.safetensors").touch()
-    monkeypatch.setattr("prologue.cli.train.train", lambda *_: types.SimpleNamespace(prior_folder=made / "prior"))
+    finished = types.SimpleNamespace(path=made, prior_folder=made / "prior", config=preset("shapes-smoke"))
+    monkeypatch.setattr("prologue.cli.train.train", lambda *_: finished)
     assert main(["train", "--preset", "shapes-smoke", "--data", "shapes", "--out", str(made), "--device", "cpu"]) == 0
     assert f"Next: prologue generate '{made}' --out samples" in capsys.readouterr().err
     record = {"file": "my ref.npz", "n": 4, "images": 4, "split": "train"}
