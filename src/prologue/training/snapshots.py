@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -45,7 +46,9 @@ def save_overview(context: Context) -> None:
 
 @torch.no_grad()
 def _reconstructions(context: Context, tokenizer: Tokenizer, images: ImageSet) -> Image.Image:
-    pictures = center_batch(images, range(min(RECONSTRUCTIONS, len(images)))).images
+    # Files are in the order of their classes, so the shown images are spread over all of them.
+    shown = np.linspace(0, len(images) - 1, min(RECONSTRUCTIONS, len(images))).astype(int).tolist()
+    pictures = center_batch(images, shown).images
     tokens = tokenizer.encode(to_model_range(pictures.to(context.device)))
     rows = [to_pil(pictures), to_pil(to_uint8(tokenizer.decode(tokens.visual)).cpu())]
     return labelled_grid(rows, row_labels=["image", "reconstruction"])
