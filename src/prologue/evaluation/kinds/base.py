@@ -303,8 +303,8 @@ def with_notes(record: Record, notes: tuple[str, ...]) -> Record:
 
 
 def row(label: str, record: Record, name: str, style: str) -> Row:
-    """The figure `name` of the record with its interval `name_low … name_high`."""
-    low, high = record[f"{name}_low"], record[f"{name}_high"]
+    """The figure `name` of the record, with its interval if the record has `name_low` and `name_high`."""
+    low, high = record.get(f"{name}_low"), record.get(f"{name}_high")
     interval = "" if low is None else f"{low:{style}} … {high:{style}}"
     return label, f"{record[name]:{style}}", interval
 
