@@ -40,7 +40,7 @@ from prologue.sampling.guidance import Guidance
 from prologue.sampling.recipe import Recipe
 from prologue.studies.reproduce.scales import FEW_IMAGES_DROPOUT, SCALES, run_config
 from prologue.training.loop import Stopped
-from prologue.training.progress import Silent
+from prologue.training.progress import Progress
 from prologue.training.train import TrainRequest, train
 from prologue.utils.measurements import provenance
 from prologue.utils.processes import end_with_parent
@@ -160,7 +160,7 @@ def trained_tokenizer(out: Path, name: str, seed: int, data: Data) -> Path:
     if not path.is_dir():
         with tempfile.TemporaryDirectory(dir=out) as folder:
             request = TrainRequest(changed(name, seed), source(name), Path(folder) / "run", "tokenizer", device="cpu")
-            run = train(request, Silent(), data=data)
+            run = train(request, Progress(), data=data)
             path.parent.mkdir(exist_ok=True)
             if not path.is_dir():
                 run.path.rename(path)
@@ -176,7 +176,7 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
         data = open_data(source(name), config.data, config.tokenizer.image_size)
         tokenizer_run = trained_tokenizer(out, name, seed, data)
         request = TrainRequest(config, source(name), Path(folder) / "run", tokenizer_from=tokenizer_run, device="cpu")
-        run = train(request, Silent(), data=data)
+        run = train(request, Progress(), data=data)
         trained = time.perf_counter()
         pipeline = Pipeline.from_pretrained(run.path, "cpu", "fp32")
     tokenizer, prior = pipeline.tokenizer, pipeline.prior

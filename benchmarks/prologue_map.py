@@ -51,7 +51,7 @@ from prologue.sampling.recipe import Recipe
 from prologue.studies.reproduce.measures import KINDS, SAMPLINGS, Bench, Models, choose
 from prologue.studies.reproduce.scales import SCALES, Scale, run_config
 from prologue.training.loop import Stopped
-from prologue.training.progress import Silent
+from prologue.training.progress import Progress
 from prologue.training.run import RunFolder
 from prologue.training.train import StageName, TrainRequest, train
 from prologue.utils.locks import folder_lock
@@ -243,7 +243,7 @@ class Made:
         if (out / "prior").is_dir() and (out / "pipeline.json").is_file():
             return  # finished; its tokens may be deleted
         request = TrainRequest(config, self.cell.data, out, stage, tokenizer_from=given, device="cpu")
-        train(request, Silent(), data=self.bench.data)
+        train(request, Progress(), data=self.bench.data)
         shutil.rmtree(out / "checkpoints" / stage, ignore_errors=True)
 
     def _measured(self, models: Mapping[str, Models]) -> dict[str, Any]:

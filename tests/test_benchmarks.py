@@ -23,7 +23,7 @@ from prologue.models.tokenizer import Tokenizer
 from prologue.models.weights import WEIGHTS, file_hash, model_hashes
 from prologue.presets import preset
 from prologue.studies.reproduce.scales import SCALES
-from prologue.training.progress import Silent
+from prologue.training.progress import Progress
 from prologue.training.train import TrainRequest, train
 
 ROOT = Path(__file__).parents[1]
@@ -88,11 +88,11 @@ def test_changes_of_the_prior_share_a_tokenizer(
     monkeypatch.setattr(ablation, "SCALE", dataclasses.replace(SCALES["minutes"], **tiny))
     config = ablation.changed("prior-dropout-0", 3)
     data = open_data("shapes", config.data, config.tokenizer.image_size)
-    alone = train(TrainRequest(config, "shapes", tmp_path / "alone", device="cpu"), Silent(), data=data)
+    alone = train(TrainRequest(config, "shapes", tmp_path / "alone", device="cpu"), Progress(), data=data)
     shared = ablation.trained_tokenizer(tmp_path, "base", 3, data)
     assert ablation.trained_tokenizer(tmp_path, "prior-dropout-0", 3, data) == shared
     request = TrainRequest(config, "shapes", tmp_path / "run", tokenizer_from=shared, device="cpu")
-    run = train(request, Silent(), data=data)
+    run = train(request, Progress(), data=data)
     assert file_hash(run.prior_folder / WEIGHTS) == file_hash(alone.prior_folder / WEIGHTS)
 
 

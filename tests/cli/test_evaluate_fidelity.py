@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.cli.refusals import refused_evaluation as refused
 
 from prologue import Pipeline
 from prologue.cli.main import main
@@ -54,15 +54,6 @@ def measure(argv: list[str], tmp_path: Path) -> tuple[dict[str, Any], dict[str, 
     assert main(["evaluate", *argv, "--device", "cpu", "--json", str(file)]) == 0
     written = json.loads(file.read_text())
     return written["records"][0], written["provenance"]
-
-
-def refused(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert main(["evaluate", *argv]) == 2
-    message = capsys.readouterr().err
-    assert re.search(named, message), message
-    assert message.splitlines()[-1].startswith("error: ")
-    assert message.count("error: ") == 1
 
 
 def test_a_reference_is_written_found_again_and_measured_against(

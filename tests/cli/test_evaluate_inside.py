@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.cli.refusals import refused_evaluation as refused
 
 from prologue import Guidance, Pipeline
 from prologue.cli.main import main
@@ -99,15 +100,6 @@ def with_features(monkeypatch: pytest.MonkeyPatch) -> None:
             return images.float().mean((2, 3))
 
     monkeypatch.setattr(feature_networks, "open_features", lambda *_: (Stub(), None))
-
-
-def refused(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert main(["evaluate", *argv]) == 2
-    message = capsys.readouterr().err
-    assert re.search(named, message), message
-    assert message.splitlines()[-1].startswith("error: ")
-    assert message.count("error: ") == 1
 
 
 def test_layout(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

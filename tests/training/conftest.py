@@ -25,7 +25,7 @@ from prologue.config import (
 )
 from prologue.data.source import open_data
 from prologue.training.context import Context
-from prologue.training.progress import Silent
+from prologue.training.progress import Progress
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, make_accelerator, train
 
@@ -64,7 +64,7 @@ def tiny_config(variant: str = "prologue", **training: Any) -> RunConfig:
     )  # fmt: skip
 
 
-class StopAt(Silent):
+class StopAt(Progress):
     """Sends this process a signal once `step` steps of `stage` are done, as a scheduler or Ctrl-C does."""
 
     def __init__(self, stage: str, step: int, number: int = signal.SIGTERM) -> None:
@@ -91,10 +91,10 @@ class Heard(StopAt):
         super().__init__("", 0)
 
 
-def run_training(out: Path, config: RunConfig, progress: Silent | None = None, **request: Any) -> RunFolder:
+def run_training(out: Path, config: RunConfig, progress: Progress | None = None, **request: Any) -> RunFolder:
     """`prologue train` on the CPU."""
     request = {"data": "shapes", "device": "cpu"} | request
-    return train(TrainRequest(config, out=out, **request), progress or Silent())
+    return train(TrainRequest(config, out=out, **request), progress or Progress())
 
 
 def hashes(run: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from prologue.models.precision import pick_precision
 from prologue.presets import small
 from prologue.training import train as training
-from prologue.training.progress import Silent
+from prologue.training.progress import Progress
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, train
 
@@ -32,7 +32,7 @@ def test_a_run_keeps_what_it_began_with(tmp_path: Path, monkeypatch: pytest.Monk
     )  # fmt: skip
     request = TrainRequest(dataclasses.replace(config, precision="auto", sample_every=0), "shapes", tmp_path / "run")
     monkeypatch.setattr(training, "pick_precision", lambda precision, device: "bf16")
-    train(dataclasses.replace(request, stage="tokenizer"), Silent())
+    train(dataclasses.replace(request, stage="tokenizer"), Progress())
     monkeypatch.setattr(training, "pick_precision", lambda precision, device: "fp32")
-    train(request, Silent())  # begun elsewhere, continued here: no other settings
+    train(request, Progress())  # begun elsewhere, continued here: no other settings
     assert RunFolder.load(tmp_path / "run").config.precision == "bf16"

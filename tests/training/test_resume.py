@@ -22,7 +22,7 @@ from prologue.errors import CheckpointError, RunError
 from prologue.models.weights import file_hash, read_tensors, write_tensors
 from prologue.training.checkpoint import Checkpoints
 from prologue.training.loop import Stopped, StopRequest
-from prologue.training.progress import Silent
+from prologue.training.progress import Progress
 from prologue.training.run import RunFolder
 from prologue.training.train import TrainRequest, train
 from prologue.utils import locks
@@ -254,7 +254,7 @@ def test_tokens_stop_for_more_than_signals(
     RunFolder.load(out).set_stage("tokens", finished=False)
     request = TrainRequest(kit.tiny_config(), "shapes", out, stage="tokens", device="cpu")
     with pytest.raises(Stopped) as stopped:
-        train(request, Silent(), _TimeIsUp())
+        train(request, Progress(), _TimeIsUp())
     assert stopped.value.signal == 1000
     assert not RunFolder.load(out).finished("tokens")
     kit.run_training(out, kit.tiny_config(), stage="tokens")

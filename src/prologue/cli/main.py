@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from prologue._version import __version__
 from prologue.errors import ConfigError, PrologueError, did_you_mean
 from prologue.utils.cpu_threads import limit_spinning
-from prologue.utils.registry import Registry
+from prologue.utils.registry import Registry, add_working_folder
 
 _SUMMARIES = {
     "demo": "train, sample, evaluate and report on embedded data, within a time budget",
@@ -157,8 +157,7 @@ def _import_modules(argv: list[str]) -> list[str]:
             raise ConfigError("usage: prologue --import MODULE COMMAND [OPTIONS]")
         named.append(name)
     for name in named:
-        if "" not in sys.path and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # as `python -m` does
+        add_working_folder()
         try:
             import_module(name)
         except ImportError as error:

@@ -18,7 +18,7 @@ from prologue.config import RunConfig, TokenizerConfig
 from prologue.data.source import import_source
 from prologue.errors import ConfigError
 from prologue.models.weights import WEIGHTS, read_config
-from prologue.training.progress import Progress, Silent, Terminal
+from prologue.training.progress import Progress, Terminal
 from prologue.training.run import differences
 from prologue.training.snapshots import OVERVIEW
 from prologue.training.train import StageName, TrainRequest, adopted_config, train
@@ -100,7 +100,7 @@ def run(argv: list[str]) -> int:
     if pick_device(options.device).type == "cpu":
         keep_freed_memory()
     # Of several processes (torchrun, accelerate) only the main one prints.
-    progress: Progress = Terminal() if launched().main else Silent()
+    progress: Progress = Terminal() if launched().main else Progress()
     with stops(progress):
         finished = train(request, progress)
     if (finished.prior_folder / WEIGHTS).is_file():

@@ -16,7 +16,8 @@ VERSIONS = {
     "codebook": 1,
     "sweep": 1,
 }
-"""One version for each built-in kind of `prologue evaluate`, and one for the feature networks of the package.
+"""One version for each built-in kind of `prologue evaluate`, and one for the feature networks of the package. The order
+of the kinds is that of the help and of the report.
 
 Raise the version of every kind whose figures change their meaning: the metric, its input, or how images are drawn for
 it. Figures with another version are measured again. Stored figures of a small input (`tests/fixtures/figures.json`)

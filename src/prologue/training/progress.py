@@ -31,10 +31,6 @@ class Progress:
         """The stage has ended."""
 
 
-Silent = Progress
-"""For tests, and for all processes except the main one."""
-
-
 def describe(record: dict[str, Any]) -> str:
     """The most important metrics of a log record, in one line."""
     parts = [f"{name} {record[name]:.3g}" for name in SHOWN if record.get(name)]

@@ -27,7 +27,7 @@ from prologue.training.context import Context
 from prologue.training.loop import Stage, Stopped, StopRequest, run_stage
 from prologue.training.losses import autoencoder_terms
 from prologue.training.prior_stage import PriorStage
-from prologue.training.progress import Progress, Silent
+from prologue.training.progress import Progress
 from prologue.training.results import fault_of, hash_of_tokenizer
 from prologue.training.run import RunFolder
 from prologue.training.schedule import schedule_notes
@@ -97,7 +97,7 @@ def _train(request: TrainRequest, progress: Progress, stop: StopRequest | None, 
     }
     if request.tokenizer_from is not None:
         facts["tokenizer"] = file_hash(request.tokenizer_from / "tokenizer" / WEIGHTS)
-    progress = progress if accelerator.is_main_process else Silent()
+    progress = progress if accelerator.is_main_process else Progress()
     with _main_first(accelerator):
         run = RunFolder.open(
             request.out,

@@ -148,18 +148,24 @@ def code_hash(what: str, *parts: Any) -> str:
     return hashlib.sha256(b"\0".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
+def add_working_folder() -> str | None:
+    """Make modules in the working folder importable, as `python -m` does. Returns the new entry of `sys.path`."""
+    folder = os.getcwd()
+    if folder in sys.path or "" in sys.path:
+        return None
+    sys.path.append(folder)
+    return folder
+
+
 @contextmanager
 def _working_folder_on_path() -> Iterator[None]:
-    """Make modules in the working folder importable, as `python -m` does."""
-    folder = os.getcwd()
-    added = folder not in sys.path and "" not in sys.path
-    if added:
-        sys.path.append(folder)
+    """Make modules in the working folder importable inside the block."""
+    added = add_working_folder()
     try:
         yield
     finally:
-        if added:
-            sys.path.remove(folder)
+        if added is not None:
+            sys.path.remove(added)
 
 
 def _imported(name: str) -> Any:

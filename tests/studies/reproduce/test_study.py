@@ -42,7 +42,7 @@ from prologue.studies.reproduce.setting import open_bench
 from prologue.studies.reproduce.study import StudyOutcome, reproduce
 from prologue.studies.reproduce.worker import Worker, stage_seconds
 from prologue.training.loop import Stopped
-from prologue.training.progress import Silent
+from prologue.training.progress import Progress
 from prologue.training.run import RunFolder
 from prologue.utils import locks
 from prologue.utils.serialization import load_json, save_json
@@ -139,7 +139,7 @@ def _measures(out: Path) -> dict[str, Any]:
 
 
 def test_every_piece_is_made_once_in_order(tmp_path: Path, stub: _Stub) -> None:
-    outcome = reproduce(_request(tmp_path / "a"), Silent())
+    outcome = reproduce(_request(tmp_path / "a"), Progress())
     assert (outcome.finished, outcome.done, outcome.wanted) == (True, 10, 10)
     assert len(stub.calls) == len(set(stub.calls))
     assert stub.calls[:6] == [
@@ -155,23 +155,23 @@ def test_every_piece_is_made_once_in_order(tmp_path: Path, stub: _Stub) -> None:
         "prologue-s0", "prologue-s1", "prologue-post-s0", "prologue-post-s1",
     }  # fmt: skip
     stub.calls.clear()
-    assert reproduce(_request(tmp_path / "a"), Silent()).finished
+    assert reproduce(_request(tmp_path / "a"), Progress()).finished
     assert stub.calls == []
 
 
 @pytest.mark.parametrize("die_at", [0, 1, 3, 5, 6, 14, 20, 27, 40, 52])
 def test_a_kill_anywhere_loses_nothing_that_was_finished(tmp_path: Path, stub: _Stub, die_at: int) -> None:
-    reproduce(_request(tmp_path / "whole"), Silent())
+    reproduce(_request(tmp_path / "whole"), Progress())
     everything = list(stub.calls)
     stub.calls.clear()
     stub.begun, stub.die_at = 0, die_at
     with pytest.raises(_Killed):
-        reproduce(_request(tmp_path / "killed"), Silent())
+        reproduce(_request(tmp_path / "killed"), Progress())
     assert stub.calls == everything[:die_at]
     results = load_results(tmp_path / "killed")
     assert (tmp_path / "killed" / "tables.md").is_file() == bool(results)
     stub.die_at = None
-    assert reproduce(_request(tmp_path / "killed"), Silent()).finished
+    assert reproduce(_request(tmp_path / "killed"), Progress()).finished
     assert stub.calls == everything
     assert _measures(tmp_path / "killed") == _measures(tmp_path / "whole")
 
@@ -179,7 +179,7 @@ def test_a_kill_anywhere_loses_nothing_that_was_finished(tmp_path: Path, stub: _
 def test_each_result_is_written_at_once(tmp_path: Path, stub: _Stub) -> None:
     stub.die_at = 6  # 2d of seed 0 is finished, 1d is about to begin
     with pytest.raises(_Killed):
-        reproduce(_request(tmp_path), Silent())
+        reproduce(_request(tmp_path), Progress())
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["2d-s0.json"]
     assert "Budgets" in (tmp_path / "tables.md").read_text()
 
@@ -189,7 +189,7 @@ def test_the_time_is_kept_and_the_study_goes_on(tmp_path: Path, stub: _Stub) -> 
     calls = 0
     outcome = StudyOutcome(False, 0, 0, ())
     while not outcome.finished:
-        outcome = reproduce(_request(tmp_path, minutes=0.3 / 60, seeds=(0,)), Silent())
+        outcome = reproduce(_request(tmp_path, minutes=0.3 / 60, seeds=(0,)), Progress())
         calls += 1
         assert calls < 40
     assert calls > 1
@@ -202,7 +202,7 @@ def test_a_measurement_ends_on_a_signal_and_in_time(tmp_path: Path) -> None:
         request = _request(tmp_path, minutes=minutes, began=time.monotonic() - 120)
         deadline = Deadline.of(request)
         deadline.number = number
-        worker = Worker(request, cast(Any, None), deadline, Silent())
+        worker = Worker(request, cast(Any, None), deadline, Progress())
         worker._measuring_since = time.monotonic() - ran
         return list(worker._watch(range(3), "samples"))
 
@@ -272,11 +272,11 @@ def test_a_study_has_one_process_at_a_time(tmp_path: Path, stub: _Stub, monkeypa
     for seed in (0, 1):
         before = list(tmp_path.iterdir())
         with locks.folder_lock(tmp_path), ThreadPoolExecutor(1) as pool:
-            second = pool.submit(reproduce, _request(tmp_path, seeds=(seed,), variants=("2d",)), Silent())
+            second = pool.submit(reproduce, _request(tmp_path, seeds=(seed,), variants=("2d",)), Progress())
             with pytest.raises(RunError, match="another process is at work in"):
                 second.result()
         assert list(tmp_path.iterdir()) == before
-        assert reproduce(_request(tmp_path, seeds=(seed,), variants=("2d",)), Silent()).finished
+        assert reproduce(_request(tmp_path, seeds=(seed,), variants=("2d",)), Progress()).finished
 
 
 def test_a_deadline_stops_as_a_signal_does() -> None:
@@ -302,7 +302,7 @@ def test_a_signal_counts_after_the_time_is_up(tmp_path: Path) -> None:
 
 def test_what_takes_half_a_call_is_begun_in_what_is_left_of_one(tmp_path: Path) -> None:
     """Else a call that takes a while to start would put it off for ever."""
-    worker = Worker(_request(tmp_path, minutes=4.0), cast(Any, None), Deadline(None), Silent())
+    worker = Worker(_request(tmp_path, minutes=4.0), cast(Any, None), Deadline(None), Progress())
     assert worker._within([30.0, 110.0]) == 110.0
     assert worker._within([30.0, 130.0]) == 0.0
 
@@ -310,11 +310,11 @@ def test_what_takes_half_a_call_is_begun_in_what_is_left_of_one(tmp_path: Path) 
 def test_a_real_training_stops_in_time_and_goes_on(tmp_path: Path) -> None:
     scale = dataclasses.replace(TINY, tokenizer_steps=100_000)
     request = _request(tmp_path, scale=scale, seeds=(0,), variants=("2d",), minutes=1.5 / 60)
-    first = reproduce(request, Silent())
+    first = reproduce(request, Progress())
     assert (first.finished, first.done) == (False, 0)
     checkpoints = tmp_path / "runs" / "2d-s0" / "checkpoints" / "tokenizer"
     (begun,) = [int(path.name.removeprefix("step-")) for path in checkpoints.iterdir()]
-    reproduce(dataclasses.replace(request, began=time.monotonic()), Silent())
+    reproduce(dataclasses.replace(request, began=time.monotonic()), Progress())
     (later,) = [int(path.name.removeprefix("step-")) for path in checkpoints.iterdir()]
     assert 0 < begun < later < 100_000
 
@@ -322,8 +322,8 @@ def test_a_real_training_stops_in_time_and_goes_on(tmp_path: Path) -> None:
 def test_pieces_side_by_side_are_those_made_one_after_the_other(tmp_path: Path) -> None:
     variants = ("2d", "1d", "prologue-post")
     request = _request(tmp_path / "one", variants=variants, seeds=(0,))
-    reproduce(request, Silent())
-    outcome = reproduce(dataclasses.replace(request, out=tmp_path / "three", jobs=3), Silent())
+    reproduce(request, Progress())
+    outcome = reproduce(dataclasses.replace(request, out=tmp_path / "three", jobs=3), Progress())
     assert (outcome.finished, outcome.done) == (True, 3)
     for name in ("2d-s0", "1d-s0", "prologue-post-s0"):
         weights = [tmp_path / out / "runs" / name / "prior" / "model.safetensors" for out in ("one", "three")]
@@ -335,7 +335,7 @@ def test_pieces_side_by_side_are_those_made_one_after_the_other(tmp_path: Path) 
 def test_pieces_side_by_side_stop_in_time_and_go_on(tmp_path: Path) -> None:
     scale = dataclasses.replace(TINY, tokenizer_steps=100_000)
     request = _request(tmp_path, scale=scale, seeds=(0, 1), variants=("2d",), minutes=0.3, jobs=2)
-    first = reproduce(request, Silent())
+    first = reproduce(request, Progress())
     assert (first.finished, first.done) == (False, 0)
     for name in ("2d-s0", "2d-s1"):
         (begun,) = (tmp_path / "runs" / name / "checkpoints" / "tokenizer").iterdir()
@@ -362,19 +362,19 @@ def test_a_signal_stops_all_pieces_that_stand_side_by_side(tmp_path: Path) -> No
 
 def test_a_piece_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     request = _request(tmp_path, variants=("2d",), seeds=(0,))
-    reproduce(request, Silent())
+    reproduce(request, Progress())
     broken = tmp_path / "runs" / "2d-s1"
     broken.mkdir()
     (broken / "run.json").write_text("{")
     request = dataclasses.replace(request, seeds=(0, 1), jobs=2)
     with pytest.raises(RunError, match=r"2d-s1 failed"):
-        reproduce(request, Silent())
+        reproduce(request, Progress())
     assert "2d-s1: " in capfd.readouterr().err
 
 
 def test_seeds_and_variants_may_be_added(tmp_path: Path, stub: _Stub) -> None:
-    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
-    outcome = reproduce(_request(tmp_path, seeds=(0, 4), variants=("2d", "prologue")), Silent())
+    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Progress())
+    outcome = reproduce(_request(tmp_path, seeds=(0, 4), variants=("2d", "prologue")), Progress())
     assert (outcome.done, outcome.wanted) == (4, 4)
     assert stub.calls.count("2d-s0 tokenizer") == 1
     assert [piece.name for piece in load_results(tmp_path)] == ["2d-s0", "prologue-s0", "2d-s4", "prologue-s4"]
@@ -383,15 +383,15 @@ def test_seeds_and_variants_may_be_added(tmp_path: Path, stub: _Stub) -> None:
 def test_few_training_images_limit_the_samples(tmp_path: Path) -> None:
     for samples, drawn in ((16, 16), (1000, 96)):
         request = _request(tmp_path / str(samples), scale=dataclasses.replace(TINY, samples=samples))
-        assert open_bench(request, Silent()).samples == drawn
+        assert open_bench(request, Progress()).samples == drawn
 
 
 def test_other_settings_are_refused(tmp_path: Path, stub: _Stub) -> None:
-    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
+    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Progress())
     stub.calls.clear()
     other = dataclasses.replace(TINY, width=64)
     with pytest.raises(RunError, match=r"scale\.width: 32 in the study, 64 now"):
-        reproduce(_request(tmp_path, scale=other), Silent())
+        reproduce(_request(tmp_path, scale=other), Progress())
     assert stub.calls == []
 
 
@@ -400,7 +400,7 @@ def test_a_study_keeps_its_number_format_and_refuses_another_recipe(
 ) -> None:
     for fastest in ("fp32", "bf16"):  # of this machine, and of the next
         monkeypatch.setattr("prologue.studies.reproduce.setting.pick_precision", lambda asked, device, it=fastest: it)
-        assert open_bench(_request(tmp_path), Silent()).precision == "fp32"
+        assert open_bench(_request(tmp_path), Progress()).precision == "fp32"
 
     def other(scale: Scale, name: Any, seed: int) -> Any:
         config = run_config(scale, name, seed)
@@ -408,18 +408,18 @@ def test_a_study_keeps_its_number_format_and_refuses_another_recipe(
 
     monkeypatch.setattr("prologue.studies.reproduce.setting.run_config", other)
     with pytest.raises(RunError, match=r"recipes\.2d\.prior\.dropout: 0\.0 in the study, 0\.3 now"):
-        open_bench(_request(tmp_path), Silent())
+        open_bench(_request(tmp_path), Progress())
 
 
 def test_a_study_of_other_versions_of_the_figures_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_bench(_request(tmp_path), Silent())
+    open_bench(_request(tmp_path), Progress())
     settings = json.loads((tmp_path / "study.json").read_text())
     del settings["versions"], settings["features_source"]  # as it was written before they were kept
     (tmp_path / "study.json").write_text(json.dumps(settings))
-    open_bench(_request(tmp_path), Silent())
+    open_bench(_request(tmp_path), Progress())
     monkeypatch.setitem(VERSIONS, "sweep", 2)
     with pytest.raises(RunError, match=r"versions\.sweep: 1 in the study, 2 now"):
-        open_bench(_request(tmp_path), Silent())
+        open_bench(_request(tmp_path), Progress())
 
 
 def _pictures(folder: Path, **counts: int) -> Path:
@@ -445,7 +445,7 @@ def test_a_class_of_one_image_costs_the_probe_alone(tmp_path: Path, plain_featur
     request = _request(
         tmp_path / "study", data=str(folder), features=plain_features, seeds=(0,), variants=("prologue",)
     )
-    assert reproduce(request, Silent()).finished
+    assert reproduce(request, Progress()).finished
     (result,) = load_results(request.out).values()
     assert result["measures"]["probe"].keys() == {"kind", "reason", "seconds"}
     assert "one" in result["measures"]["probe"]["reason"]
@@ -457,7 +457,7 @@ def test_images_without_classes_are_studied_too(tmp_path: Path, plain_features: 
     request = _request(
         tmp_path / "study", data=str(folder / "all"), features=plain_features, seeds=(0,), variants=("prologue", "2d")
     )
-    assert reproduce(request, Silent()).finished
+    assert reproduce(request, Progress()).finished
     assert all(result["measures"]["guided"] is None for result in load_results(request.out).values())
 
 
@@ -465,20 +465,20 @@ def test_too_few_images_are_refused_before_anything_is_trained(tmp_path: Path, p
     folder = _pictures(tmp_path / "images", a=4, b=4)
     request = _request(tmp_path / "study", data=str(folder), features=plain_features)
     with pytest.raises(EvaluationError, match=r"leaves 2 images held out, and recipes are chosen on at least 3"):
-        reproduce(request, Silent())
+        reproduce(request, Progress())
     assert not (tmp_path / "study" / "runs").exists()
 
 
 def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not a study"):
-        reproduce(_request(tmp_path), Silent())
+        reproduce(_request(tmp_path), Progress())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 0, "seed": 0, "variant": "2d"}'])
 def test_a_damaged_result_is_named(tmp_path: Path, stub: _Stub, content: str) -> None:
-    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Silent())
+    reproduce(_request(tmp_path, seeds=(0,), variants=("2d",)), Progress())
     (tmp_path / "results" / "2d-s0.json").write_text(content)
     with pytest.raises(RunError, match=r"2d-s0\.json is not a result of this version: delete it"):
         load_results(tmp_path)
@@ -547,7 +547,7 @@ def test_the_time_left_follows_the_finished_pieces(make: Make) -> None:
     assert study.duration(7260) == "2 h 1 min"
 
 
-class _KilledAt(Silent):
+class _KilledAt(Progress):
     """Ends everything in the middle of a step, as a lost machine does."""
 
     def __init__(self, stage: str, step: int) -> None:
@@ -568,12 +568,12 @@ def test_a_real_study_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     variants = ("2d", "prologue-post")
     request = _request(whole, variants=variants, seeds=(0,))
-    outcome = reproduce(request, Silent())
+    outcome = reproduce(request, Progress())
     assert (outcome.finished, outcome.done) == (True, 2)
     for stage, step in (("prior", 3), ("samples", 1), ("tokenizer", 4)):
         with pytest.raises(_Killed):
             reproduce(dataclasses.replace(request, out=killed), _KilledAt(stage, step))
-    assert reproduce(dataclasses.replace(request, out=killed), Silent()).finished
+    assert reproduce(dataclasses.replace(request, out=killed), Progress()).finished
     for part in ("tokenizer", "prior"):
         files = [out / "runs" / "prologue-post-s0" / part / "model.safetensors" for out in (whole, killed)]
         assert file_hash(files[0]) == file_hash(files[1])
@@ -599,12 +599,12 @@ def test_models_of_a_study_that_was_copied_without_its_runs_are_made_again(tmp_p
     """More variants may be added to a study of which only the settings and results were kept."""
     here, there = tmp_path / "here", tmp_path / "there"
     request = _request(here, variants=("2d",), seeds=(0,))
-    assert reproduce(request, Silent()).finished
+    assert reproduce(request, Progress()).finished
     there.mkdir()
     shutil.copy(here / "study.json", there)
     shutil.copytree(here / "results", there / "results")
     more = dataclasses.replace(request, out=there, variants=("2d", "prologue-post"))
-    assert reproduce(more, Silent()).finished
+    assert reproduce(more, Progress()).finished
     models = [out / "runs" / "2d-s0" / "tokenizer" / "model.safetensors" for out in (here, there)]
     assert file_hash(models[0]) == file_hash(models[1])
     assert _measures(here)["2d-s0"] == _measures(there)["2d-s0"]
@@ -616,14 +616,14 @@ def test_models_of_a_study_that_was_copied_without_its_runs_are_made_again(tmp_p
     with pytest.raises(_Killed):
         reproduce(more, _KilledAt("samples", 1))
     assert set(load_json(result)["weights"].values()) == {"other"}
-    assert reproduce(more, Silent()).finished
+    assert reproduce(more, Progress()).finished
     assert load_json(result)["weights"] == weights
 
 
 def test_a_study_of_an_earlier_version_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its settings have a field `packed`, and its measurements are in one file `measures.json`."""
     request = _request(tmp_path, variants=("2d",), seeds=(0,))
-    assert reproduce(request, Silent()).finished
+    assert reproduce(request, Progress()).finished
     whole, run = _measures(tmp_path)["2d-s0"], tmp_path / "runs" / "2d-s0"
     settings = load_json(tmp_path / "study.json")
     save_json(tmp_path / "study.json", settings | {"scale": settings["scale"] | {"packed": False}})
@@ -636,7 +636,7 @@ def test_a_study_of_an_earlier_version_is_continued(tmp_path: Path, monkeypatch:
     (tmp_path / "results" / "2d-s0.json").unlink()
     for name in ("evaluate_reconstruction", "evaluate_likelihood"):
         monkeypatch.setattr(measures, name, lambda *args, **options: pytest.fail("was measured again"))
-    assert reproduce(request, Silent()).finished
+    assert reproduce(request, Progress()).finished
     again = _measures(tmp_path)["2d-s0"]
     assert again["likelihood"] == whole["likelihood"] | {"seconds": 2.0}
     strip = {key: value for key, value in again["unguided"].items() if key != "seconds"}

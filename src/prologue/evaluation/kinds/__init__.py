@@ -6,26 +6,12 @@ from typing import Any
 
 from prologue.errors import ConfigError
 from prologue.evaluation.kinds.base import Kind
+from prologue.evaluation.versions import VERSIONS
 from prologue.utils.registry import Registry
 
 KINDS: Registry[type[Kind[Any]]] = Registry(
     "kind of evaluation",
-    {
-        name: f"prologue.evaluation.kinds.{name}:{name.capitalize()}"
-        for name in (
-            "reconstruction",
-            "generation",
-            "reference",
-            "likelihood",
-            "probe",
-            "layout",
-            "intervention",
-            "attention",
-            "memorisation",
-            "codebook",
-            "sweep",
-        )
-    },
+    {name: f"prologue.evaluation.kinds.{name}:{name.capitalize()}" for name in VERSIONS if name != "features"},
 )
 """Built-in kinds in the order of the help and of the report, then those that were registered or named."""
 

@@ -25,7 +25,7 @@ from prologue.studies.demo.recipe import RECIPE, demo_config
 from prologue.training.context import Context
 from prologue.training.loop import StopRequest
 from prologue.training.prior_stage import PriorStage
-from prologue.training.progress import Silent
+from prologue.training.progress import Progress
 from prologue.training.run import RunFolder
 from prologue.training.tokenizer_stage import TokenizerStage
 from prologue.training.tokens_stage import write_tokens
@@ -63,7 +63,7 @@ def _measure(context: Context, config: RunConfig, data: Data, seconds: float, im
     tokenizer.finish()
     model = tokenizer.ema_model()
     model.encode(to_model_range(center_batch(data.train, range(16)).images.to(context.device)))
-    token_view = _seconds(lambda: write_tokens(context, Silent(), StopRequest())) / _IMAGES
+    token_view = _seconds(lambda: write_tokens(context, Progress(), StopRequest())) / _IMAGES
     prior = PriorStage(context, TokenStore(context.run.tokens_folder))
     prior_step = _median(lambda step: float(prior.step(step)["loss"]), seconds)
     features = Features.open("shapes", "shapes")

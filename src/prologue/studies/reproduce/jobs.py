@@ -15,7 +15,7 @@ from prologue.studies.reproduce.request import OVERTIME, Deadline, OutOfTime, St
 from prologue.studies.reproduce.setting import open_bench
 from prologue.studies.reproduce.worker import Worker
 from prologue.training.loop import Stopped
-from prologue.training.progress import Silent, Terminal
+from prologue.training.progress import Progress, Terminal
 from prologue.utils.allocator import keep_freed_memory
 from prologue.utils.device import pick_device
 from prologue.utils.processes import end_with_parent
@@ -95,7 +95,7 @@ def _make(request: StudyRequest, piece: Piece) -> None:
     if pick_device(request.device).type == "cpu":
         keep_freed_memory()
     try:
-        bench = open_bench(request, Silent())
+        bench = open_bench(request, Progress())
         Worker(request, bench, Deadline.of(request), Terminal(f"{piece.name}: ")).do(piece)
     except OutOfTime:
         sys.exit(_OUT_OF_TIME)
