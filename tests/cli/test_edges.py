@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -113,7 +114,9 @@ def test_with_json_on_standard_output_nothing_else_is_there(tmp_path: Path) -> N
         assert first == "before"
         assert json.loads(rest)["records"]
         assert "small-32" in done.stderr
-    command = f"{sys.executable} -m prologue presets small-32 --json >(cat > {tmp_path / 'copy'}) && wait $!"
+    command = (
+        f"{shlex.quote(sys.executable)} -m prologue presets small-32 --json >(cat > {tmp_path / 'copy'}) && wait $!"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert json.loads((tmp_path / "copy").read_text())["records"][0]["name"] == "small-32"
     assert "tokenizer" in json.loads(done.stdout)
